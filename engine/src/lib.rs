@@ -1,1 +1,25 @@
-//! Placeholder.
+//! Everything that moves data: blocking, on threads, without terminal, environment or arguments.
+//!
+//! `ARCHITECTURE.md` beside this crate has the layers, the budgets of threads and memory, and the crash
+//! reasoning. Lower modules never name higher ones; operations do not call each other.
+
+pub mod archive;
+pub mod backup;
+pub mod chunk;
+pub mod clock;
+pub mod crypto;
+mod error;
+pub mod index;
+pub mod info;
+pub mod lock;
+pub mod observe;
+pub mod pack;
+pub mod pg;
+pub mod repository;
+pub mod restore;
+pub mod stanza;
+pub mod store;
+pub mod verify;
+pub mod view;
+
+pub use error::{Error, FileError, Kind, Result};

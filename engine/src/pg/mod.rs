@@ -1,0 +1,7 @@
+//! PostgreSQL as it runs and lies on disk.
+
+pub mod datadir;
+pub mod read;
+pub mod server;
+
+pub use server::ServerError;

@@ -1,0 +1,160 @@
+//! Where objects live. Only four things are asked of a store; each object is created once and never changed.
+//!
+//! Keys are relative, `/`-separated, without empty, `.` or `..` components; [`pgkeep_formats::repo::layout`] is the
+//! only place that spells them. Guarantees asked: read after write, list after write, atomic create-if-absent,
+//! and durability before `put_if_absent` returns.
+
+use crate::Kind;
+
+/// Which bytes of an object to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Range {
+    /// All of them.
+    Whole,
+    /// Exactly `len` bytes from `offset`; an object that ends before is an error.
+    Span {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: usize,
+    },
+    /// The last `len` bytes, or the whole object if it is shorter.
+    Tail {
+        /// Number of bytes.
+        len: usize,
+    },
+}
+
+/// What came of a create-if-absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// The object is durable under its key, and this call made it.
+    Created,
+    /// An object of that key was there already; nothing was changed.
+    Exists,
+}
+
+/// How deep to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// All objects whose key begins with the prefix.
+    All,
+    /// The prefix's direct children: objects, and one entry for each next component (its key ends in `/`).
+    Children,
+}
+
+/// One listed object or, with [`Depth::Children`], one common prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The whole key; ends in `/` if it stands for objects below it.
+    pub key: String,
+    /// Bytes; 0 for a prefix.
+    pub size: u64,
+    /// Last change as the store tells it, seconds since the Unix epoch; 0 for a prefix.
+    pub modified: i64,
+}
+
+/// A place for objects.
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Creates an object unless its key exists. When this returns `Created` the object is durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the object may or may not exist afterwards.
+    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StoreError>;
+
+    /// Reads an object or a part of it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if there is no such object, [`StoreError::TooShort`] for a span past its end.
+    fn get(&self, key: &str, range: Range) -> Result<Vec<u8>, StoreError>;
+
+    /// Lists in key order. `prefix` is empty or ends in `/`; a prefix under which nothing is lists nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn list(&self, prefix: &str, depth: Depth, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError>;
+
+    /// Removes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn delete(&self, key: &str) -> Result<(), StoreError>;
+
+    /// A name for messages: the path or URL.
+    fn describe(&self) -> String;
+}
+
+/// Why a store failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The object is not there.
+    #[error("object '{key}' is not in {store}")]
+    NotFound {
+        /// The object.
+        key: String,
+        /// The store.
+        store: String,
+    },
+    /// The object ends before the bytes asked for.
+    #[error("object '{key}' in {store} ends before byte {end}")]
+    TooShort {
+        /// The object.
+        key: String,
+        /// The store.
+        store: String,
+        /// End of the span asked for.
+        end: u64,
+    },
+    /// A key that could leave the store or collide with its own files.
+    #[error("'{key}' is not a valid object key")]
+    BadKey {
+        /// The key.
+        key: String,
+    },
+    /// The system or the network said no.
+    #[error("cannot {verb} object '{key}' in {store}")]
+    Io {
+        /// What was being done.
+        verb: &'static str,
+        /// The object or prefix.
+        key: String,
+        /// The store.
+        store: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    /// True if trying again cannot help.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        use std::io::ErrorKind as K;
+        match self {
+            Self::NotFound { .. } | Self::TooShort { .. } | Self::BadKey { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(
+                    source.kind(),
+                    K::PermissionDenied | K::ReadOnlyFilesystem | K::StorageFull | K::QuotaExceeded | K::NotADirectory
+                )
+            }
+        }
+    }
+
+    /// The cause, for branching and for the exit status.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::NotFound { .. } => Kind::FileMissing,
+            Self::TooShort { .. } => Kind::FileRead,
+            Self::BadKey { .. } => Kind::Assert,
+            Self::Io { verb: "read", .. } => Kind::FileRead,
+            Self::Io { verb: "write" | "create", .. } => Kind::FileWrite,
+            Self::Io { verb: "sync", .. } => Kind::FileSync,
+            Self::Io { verb: "list", .. } => Kind::PathOpen,
+            Self::Io { verb: "remove", .. } => Kind::FileRemove,
+            Self::Io { .. } => Kind::Service,
+        }
+    }
+}

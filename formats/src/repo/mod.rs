@@ -1,0 +1,1 @@
+//! The repository format: `FORMAT.md`, one module per kind of object.
