@@ -1,1 +1,11 @@
 //! The repository format: `FORMAT.md`, one module per kind of object.
+
+pub mod chunk;
+pub mod fields;
+pub mod index;
+pub mod layout;
+pub mod manifest;
+pub mod pack;
+pub mod records;
+pub mod refs;
+pub mod wal;

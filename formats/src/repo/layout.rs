@@ -1,0 +1,209 @@
+//! Names of objects: the only place that spells them. FORMAT.md, "Objects".
+
+use crate::FormatError;
+use crate::id::{IndexId, PackId, SessionId, SlotId};
+
+/// The plaintext object that makes a store a repository.
+pub const FORMAT: &str = "format";
+/// Prefix of key slots.
+pub const KEY_SLOTS: &str = "keys/slot/";
+/// Prefix of epoch records.
+pub const KEY_EPOCHS: &str = "keys/epoch/";
+/// Prefix of packs.
+pub const PACKS: &str = "packs/";
+/// Prefix of index segments.
+pub const INDEX: &str = "idx/";
+/// Prefix of reference records.
+pub const REFS: &str = "refs/";
+/// Prefix of writer sessions.
+pub const SESSIONS: &str = "ses/";
+/// Prefix of stanzas' cluster histories.
+pub const STANZAS: &str = "stanzas/";
+/// Prefix of generation records.
+pub const GENERATIONS: &str = "gen/";
+/// Longest stanza name in bytes.
+pub const STANZA_BYTES_MAX: usize = 128;
+
+/// A key slot.
+#[must_use]
+pub fn key_slot(id: SlotId) -> String {
+    format!("{KEY_SLOTS}{id}")
+}
+
+/// An epoch's public keys.
+#[must_use]
+pub fn key_epoch(epoch: u32) -> String {
+    format!("{KEY_EPOCHS}{epoch:010}")
+}
+
+/// A session's data key, wrapped for an epoch.
+#[must_use]
+pub fn session_key(session: SessionId, epoch: u32) -> String {
+    format!("sk/{session}/{epoch:010}")
+}
+
+/// A pack, spread over 256 prefixes by the first byte of its name.
+#[must_use]
+pub fn pack(id: PackId) -> String {
+    format!("{PACKS}{:02x}/{id}", id.0[0])
+}
+
+/// The pack named by an object key.
+#[must_use]
+pub fn parse_pack(key: &str) -> Option<PackId> {
+    let (prefix, name) = key.strip_prefix(PACKS)?.split_once('/')?;
+    let id = PackId::parse(name).ok()?;
+    (format!("{:02x}", id.0[0]) == prefix).then_some(id)
+}
+
+/// An index segment of a session.
+#[must_use]
+pub fn index_segment(session: SessionId, sequence: u32, id: IndexId) -> String {
+    format!("{INDEX}{session}/{sequence:08}-{id}")
+}
+
+/// The parts of an index segment's object key.
+#[must_use]
+pub fn parse_index_segment(key: &str) -> Option<(SessionId, u32, IndexId)> {
+    let (session, name) = key.strip_prefix(INDEX)?.split_once('/')?;
+    let (sequence, id) = name.split_once('-')?;
+    Some((SessionId::parse(session).ok()?, sequence.parse().ok()?, IndexId::parse(id).ok()?))
+}
+
+/// What a session's backup uses.
+#[must_use]
+pub fn refs(session: SessionId) -> String {
+    format!("{REFS}{session}")
+}
+
+/// A writer session's opening record.
+#[must_use]
+pub fn session_open(session: SessionId) -> String {
+    format!("{SESSIONS}{session}/open")
+}
+
+/// A writer session's heartbeat.
+#[must_use]
+pub fn session_heartbeat(session: SessionId, beat: u32) -> String {
+    format!("{SESSIONS}{session}/hb/{beat:08}")
+}
+
+/// Prefix of a stanza's cluster history.
+#[must_use]
+pub fn stanza_histories(stanza: &str) -> String {
+    format!("{STANZAS}{stanza}/history/")
+}
+
+/// One entry of a stanza's cluster history, from 1.
+#[must_use]
+pub fn stanza_history(stanza: &str, id: u32) -> String {
+    format!("{STANZAS}{stanza}/history/{id:010}")
+}
+
+/// Prefix of a stanza's commit and fence records.
+#[must_use]
+pub fn backups(stanza: &str) -> String {
+    format!("backups/{stanza}/")
+}
+
+/// A session's commit or fence record: whichever was created first.
+#[must_use]
+pub fn backup(stanza: &str, session: SessionId) -> String {
+    format!("backups/{stanza}/{session}")
+}
+
+/// Prefix of a stanza's markers of expired backups.
+#[must_use]
+pub fn expired_of(stanza: &str) -> String {
+    format!("expired/{stanza}/")
+}
+
+/// The marker of an expired backup.
+#[must_use]
+pub fn expired(stanza: &str, session: SessionId) -> String {
+    format!("expired/{stanza}/{session}")
+}
+
+/// Prefix of the annotations made to a stanza's backups after their commit.
+#[must_use]
+pub fn annotations_of(stanza: &str) -> String {
+    format!("annotations/{stanza}/")
+}
+
+/// A generation of the garbage collector.
+#[must_use]
+pub fn generation(n: u64) -> String {
+    format!("{GENERATIONS}{n:020}")
+}
+
+/// The number in a generation's object key.
+#[must_use]
+pub fn parse_generation(key: &str) -> Option<u64> {
+    let digits = key.strip_prefix(GENERATIONS)?;
+    if digits.len() == 20 { digits.parse().ok() } else { None }
+}
+
+/// Prefix of a stanza's WAL.
+#[must_use]
+pub fn wal_of(stanza: &str) -> String {
+    format!("wal/{stanza}/")
+}
+
+/// Prefix of the WAL of one entry of a stanza's history; `archive_id` is `<version>-<history id>`.
+#[must_use]
+pub fn wal_archive(stanza: &str, archive_id: &str) -> String {
+    format!("wal/{stanza}/{archive_id}/")
+}
+
+/// An archived file: segments, partial segments and backup history files lie under their first 16 digits,
+/// timeline history files directly under the archive id.
+#[must_use]
+pub fn wal(stanza: &str, archive_id: &str, name: &str) -> String {
+    match name.get(..16) {
+        Some(directory) if name.len() >= 24 => format!("wal/{stanza}/{archive_id}/{directory}/{name}"),
+        _ => format!("wal/{stanza}/{archive_id}/{name}"),
+    }
+}
+
+/// Checks a stanza's name: it becomes a part of object keys and of file names.
+///
+/// # Errors
+/// [`FormatError::BadText`] if it is empty, too long, or holds a character that could leave its place.
+pub fn check_stanza(name: &str) -> Result<(), FormatError> {
+    let bad = name.is_empty()
+        || name.len() > STANZA_BYTES_MAX
+        || name.starts_with('.')
+        || name.chars().any(|c| c == '/' || c == '\\' || c == ':' || c.is_control() || c.is_whitespace());
+    if bad {
+        return Err(FormatError::BadText { what: "stanza name", detail: name.chars().take(80).collect() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        let p = PackId([0xab; 32]);
+        assert_eq!(parse_pack(&pack(p)), Some(p));
+        assert_eq!(parse_pack(&pack(p).replace("packs/ab", "packs/ac")), None);
+        let (s, i) = (SessionId([1; 16]), IndexId([2; 32]));
+        assert_eq!(parse_index_segment(&index_segment(s, 7, i)), Some((s, 7, i)));
+        assert_eq!(parse_generation(&generation(12)), Some(12));
+        assert_eq!(
+            wal("demo", "15-1", "000000010000000000000003"),
+            "wal/demo/15-1/0000000100000000/000000010000000000000003"
+        );
+        assert_eq!(wal("demo", "15-1", "00000002.history"), "wal/demo/15-1/00000002.history");
+    }
+
+    #[test]
+    fn stanza_names_cannot_leave_their_place() {
+        for bad in ["", ".", "..", "a/b", "a b", "a\n", ".x", "a:b", &"x".repeat(129)] {
+            assert!(check_stanza(bad).is_err(), "{bad:?}");
+        }
+        check_stanza("main-15_a.b").unwrap();
+    }
+}
