@@ -1,1 +1,4 @@
 //! The repository format: `FORMAT.md`, one module per kind of object.
+
+pub mod chunk;
+pub mod index;
