@@ -185,6 +185,9 @@ pub enum Error {
     /// PostgreSQL failed us.
     #[error(transparent)]
     Server(#[from] crate::pg::ServerError),
+    /// The local chunk index failed.
+    #[error(transparent)]
+    Index(#[from] crate::index::IndexError),
     /// A local file failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -241,6 +244,7 @@ impl Error {
             Self::Store(e) => e.kind(),
             Self::Crypto(e) => e.kind(),
             Self::Server(e) => e.kind(),
+            Self::Index(e) => e.kind(),
             Self::File(e) => e.kind(),
             Self::Damaged { source: FormatError::BadVersion { .. }, .. } => Kind::FeatureNotSupported,
             Self::Damaged { .. } => Kind::Format,

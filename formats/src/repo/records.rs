@@ -167,7 +167,11 @@ impl Generation {
         let mut w = FieldsWriter::new(VERSION);
         w.int(1, self.number).int(3, self.boundary);
         w.field(5, |w| write_list(w, self.catalogue.iter(), |w, s| s.write(w)));
-        w.field(7, |w| write_list(w, self.condemned.iter(), |w, c| drop(w.bytes(&c.pack.0).varint(c.since))));
+        w.field(7, |w| {
+            write_list(w, self.condemned.iter(), |w, c| {
+                w.bytes(&c.pack.0).varint(c.since);
+            })
+        });
         w.finish()
     }
 

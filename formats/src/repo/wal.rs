@@ -99,7 +99,13 @@ pub fn decode_frames(bytes: &[u8]) -> Result<Vec<Frame<'_>>, FormatError> {
         let encoding = match r.u8("frame encoding")? {
             0 => FrameEncoding::Raw,
             1 => FrameEncoding::Zstd,
-            found => return Err(FormatError::BadVersion { what: "WAL frame encoding", found: found.into(), supported: "0, 1" }),
+            found => {
+                return Err(FormatError::BadVersion {
+                    what: "WAL frame encoding",
+                    found: found.into(),
+                    supported: "0, 1",
+                });
+            }
         };
         let plain_len = r.varint_max(FRAME_BYTES_MAX as u64, "frame length")? as u32;
         frames.push(Frame { encoding, plain_len, bytes: r.blob("frame")? });

@@ -70,8 +70,16 @@ impl ManifestRoot {
     pub fn encode(&self) -> Vec<u8> {
         let mut w = FieldsWriter::new(VERSION);
         w.int(PAGE_SIZE, self.page_size.into());
-        w.field(NAMES, |w| write_list(w, self.names.iter(), |w, n| drop(w.text(n))));
-        w.field(TABLE, |w| write_list(w, self.table.iter(), |w, p| drop(w.bytes(&p.id.0).varint(p.ids.into()))));
+        w.field(NAMES, |w| {
+            write_list(w, self.names.iter(), |w, n| {
+                w.text(n);
+            })
+        });
+        w.field(TABLE, |w| {
+            write_list(w, self.table.iter(), |w, p| {
+                w.bytes(&p.id.0).varint(p.ids.into());
+            })
+        });
         w.field(TREE, |w| {
             write_list(w, self.tree.iter(), |w, p| {
                 w.bytes(&p.id.0).text(&p.first_path).varint(p.first_leaf.into()).varint(p.records.into());

@@ -148,27 +148,51 @@ impl Commit {
     /// The record's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let texts = |w: &mut Writer, list: &[String]| write_list(w, list.iter(), |w, t| drop(w.text(t)));
+        let texts = |w: &mut Writer, list: &[String]| {
+            write_list(w, list.iter(), |w, t| {
+                w.text(t);
+            })
+        };
         let mut w = FieldsWriter::new(VERSION);
         w.field(1, |w| self.session.write(w)).int(3, self.generation).text(5, &self.label);
         w.int(7, u64::from(u32::from(self.backup_type.letter())));
-        w.maybe(8, self.prior.as_ref(), |w, p| drop(w.bytes(p.as_bytes())));
+        w.maybe(8, self.prior.as_ref(), |w, p| {
+            w.bytes(p.as_bytes());
+        });
         w.field(10, |w| texts(w, &self.reference));
         w.int(11, self.history_id.into()).int(13, self.version.into()).int(15, self.system_identifier);
         w.int(17, self.timeline.into()).int(19, self.start.max(0) as u64).int(21, self.stop.max(0) as u64);
-        w.maybe(23, self.lsn, |w, (start, stop)| drop(w.u64(start).u64(stop)));
-        w.maybe(25, self.wal.as_ref(), |w, (start, stop)| drop(w.text(start).text(stop)));
+        w.maybe(23, self.lsn, |w, (start, stop)| {
+            w.u64(start).u64(stop);
+        });
+        w.maybe(25, self.wal.as_ref(), |w, (start, stop)| {
+            w.text(start).text(stop);
+        });
         w.int(27, self.wal_segment_size).int(29, self.size).int(30, self.delta);
         w.int(32, self.repository_size).int(34, self.repository_delta);
         w.field(35, |w| write_list(w, self.manifest.iter(), |w, id| id.write(w)));
-        w.field(36, |w| write_list(w, self.annotations.iter(), |w, (k, v)| drop(w.text(k).text(v))));
+        w.field(36, |w| {
+            write_list(w, self.annotations.iter(), |w, (k, v)| {
+                w.text(k).text(v);
+            })
+        });
         w.int(38, self.page_checksums.into());
         w.field(40, |w| texts(w, &self.error_list));
-        w.field(42, |w| write_list(w, self.databases.iter(), |w, d| drop(w.varint(d.oid.into()).text(&d.name))));
-        w.field(43, |w| {
-            write_list(w, self.tablespaces.iter(), |w, t| drop(w.varint(t.oid.into()).text(&t.name).text(&t.destination)));
+        w.field(42, |w| {
+            write_list(w, self.databases.iter(), |w, d| {
+                w.varint(d.oid.into()).text(&d.name);
+            })
         });
-        w.field(45, |w| write_list(w, self.links.iter(), |w, l| drop(w.text(&l.name).text(&l.destination))));
+        w.field(43, |w| {
+            write_list(w, self.tablespaces.iter(), |w, t| {
+                w.varint(t.oid.into()).text(&t.name).text(&t.destination);
+            });
+        });
+        w.field(45, |w| {
+            write_list(w, self.links.iter(), |w, l| {
+                w.text(&l.name).text(&l.destination);
+            })
+        });
         w.text(46, &self.program).int(47, self.online.into());
         w.finish()
     }
@@ -220,9 +244,8 @@ impl Commit {
             page_checksums: f.int_or(38, 0)? != 0,
             error_list: f.list(40, 1, text)?,
             databases: f.list(42, 2, |r| Ok(DatabaseRef { oid: oid(r)?, name: text(r)? }))?,
-            tablespaces: f.list(43, 3, |r| {
-                Ok(TablespaceRef { oid: oid(r)?, name: text(r)?, destination: text(r)? })
-            })?,
+            tablespaces: f
+                .list(43, 3, |r| Ok(TablespaceRef { oid: oid(r)?, name: text(r)?, destination: text(r)? }))?,
             links: f.list(45, 2, |r| Ok(LinkRef { name: text(r)?, destination: text(r)? }))?,
             program: f.text_maybe(46)?.unwrap_or_default(),
             online: f.int(47)? != 0,
