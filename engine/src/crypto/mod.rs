@@ -1,46 +1,36 @@
-//! To be written.
+//! Keys, and everything sealed or opened with them. The only code that sees key bytes.
+//!
+//! [`Keyring`] holds the secrets of one role; [`SessionSealer`] seals what one writer's run makes;
+//! [`ChunkOpener`] opens chunks of one session. Layouts and derivations: `formats/FORMAT-crypto.md`; bytes are
+//! put together and taken apart in [`pgkeep_formats::repo`].
+//!
+//! Invariants:
+//! - No (key, nonce) pair seals twice. A sealer draws its own session id and no sealer can be made for a given
+//!   one; all its keys share one counter. An object with an embedded wrap has a key of its own.
+//! - Nothing sealed opens under another name, kind, domain, session or repository.
+//! - A type that holds a secret cannot be printed or cloned, and wipes it when dropped. Wiping is best effort:
+//!   copies the compiler makes on the stack, and the states of BLAKE3, are out of reach.
+//!
+//! Threads: all methods taking `&self` may be called from any thread at once. Nothing here blocks, except on
+//! Argon2 (a tenth of a second) and on the local file of [`FileKekCache`].
 
-use crate::Kind;
+mod aead;
+mod error;
+mod kek_cache;
+mod keyring;
+mod opener;
+mod sealer;
+mod secret;
+mod unlock;
+mod wrap;
 
-/// Why cryptography failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CryptoError {
-    /// Authentication failed: damaged, altered, swapped, or sealed under another key.
-    #[error("{object} does not authenticate: it is damaged, altered, or belongs elsewhere")]
-    Unauthentic {
-        /// Name of the object or chunk.
-        object: String,
-    },
-    /// No slot opens with what was given.
-    #[error("no key slot of {store} opens with this passphrase")]
-    NoSlotOpens {
-        /// The repository.
-        store: String,
-    },
-    /// The role held may not do this.
-    #[error("the key at hand has no {secret}: it belongs to role {role}")]
-    RoleLacks {
-        /// Name of the secret.
-        secret: &'static str,
-        /// Name of the role held.
-        role: String,
-    },
-    /// The system gives no randomness, or a primitive failed.
-    #[error("cryptographic primitive failed: {what}")]
-    Primitive {
-        /// Which.
-        what: &'static str,
-    },
-}
+#[cfg(test)]
+mod tests;
 
-impl CryptoError {
-    /// The cause, for branching and for the exit status.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Unauthentic { .. } => Kind::Checksum,
-            _ => Kind::Crypto,
-        }
-    }
-}
+pub use error::CryptoError;
+pub use kek_cache::{FileKekCache, KekCache};
+pub use keyring::{ContentHasher, Keyring, Opened, Scope};
+pub use opener::ChunkOpener;
+pub use sealer::{ChunkDomain, SessionSealer};
+pub use secret::SecretBytes;
+pub use unlock::{KeyFile, Passphrase, Unlock};
