@@ -2,10 +2,12 @@
 //! running session notes what it has written.
 
 mod error;
+mod head;
 mod memory;
 mod segments;
 
 pub use error::IndexError;
+pub use head::{HEAD_CACHE_BYTES, HEAD_MAX_CHUNKS, HEAD_MAX_FACTS, Head, HeadOptions};
 pub use memory::MemoryIndex;
 pub use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 pub use pgkeep_formats::repo::index::PackFacts;
