@@ -2,10 +2,16 @@
 //! running session notes what it has written.
 
 mod error;
+mod head;
+mod memory;
+mod segments;
 
 pub use error::IndexError;
+pub use head::{HEAD_CACHE_BYTES, HEAD_MAX_CHUNKS, HEAD_MAX_FACTS, Head, HeadOptions};
+pub use memory::MemoryIndex;
 pub use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 pub use pgkeep_formats::repo::index::PackFacts;
+pub use segments::SegmentSet;
 
 use pgkeep_formats::id::ChunkId;
 use std::sync::Arc;
