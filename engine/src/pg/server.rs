@@ -192,6 +192,12 @@ pub struct Connection {
     lost: bool,
 }
 
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection(version {}, in backup {}, lost {})", self.version_num, self.in_backup, self.lost)
+    }
+}
+
 impl Connection {
     /// Connects and readies the session.
     ///
