@@ -67,3 +67,10 @@ pub enum FormatError {
         detail: String,
     },
 }
+
+impl FormatError {
+    /// A text that cannot be parsed, shortened to what fits a message.
+    pub(crate) fn bad_text(what: &'static str, found: &str) -> Self {
+        Self::BadText { what, detail: found.chars().take(80).collect() }
+    }
+}

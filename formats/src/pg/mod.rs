@@ -8,3 +8,10 @@ pub mod path;
 pub mod timeline;
 pub mod version;
 pub mod wal;
+
+pub use control::{ControlFile, DbState};
+pub use label::BackupLabelFile;
+pub use lsn::Lsn;
+pub use timeline::{TimelineHistory, TimelineId};
+pub use version::Version;
+pub use wal::{ArchiveName, WalHeader, WalSegment, WalSegmentSize};
