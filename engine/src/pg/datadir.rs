@@ -1,1 +1,3 @@
-//! To be written.
+//! The data directory.
+
+pub mod names;

@@ -1,24 +1,602 @@
-//! To be written.
-use crate::Kind;
+//! A session with a running server: who it is, and the start and stop of a backup.
+//!
+//! One [`Connection`] is one session for its whole life; it never reconnects, because a non-exclusive
+//! backup and the advisory lock die with the session that began them. After the session is gone every
+//! call says so. Queries run on the caller's thread; beside each a short-lived thread watches for
+//! cancellation and for the time limit and cancels the query on the server. Names of functions are looked
+//! up in `pg_catalog` alone, and the timeouts a server may impose on sessions are switched off.
+//!
+//! Source: PostgreSQL's documentation, "System Administration Functions"; what differs between majors is
+//! in `formats::pg::version`.
 
-/// Why the server failed us.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// It cannot be reached or refuses the connection.
-    #[error("cannot connect to PostgreSQL at {server}")]
-    Connect {
-        /// Socket or address, port, database and user.
-        server: String,
-        /// What the client library said.
-        source: postgres::Error,
-    },
+mod backup;
+mod error;
+mod password;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use backup::{BackupStart, BackupStop, CheckpointPace};
+pub use error::ServerError;
+pub use password::password_from_file;
+pub use tls::SslMode;
+
+use crate::observe::Cancel;
+use crate::pg::datadir::names;
+use pgkeep_formats::pg::lsn::Lsn;
+use pgkeep_formats::pg::timeline::TimelineId;
+use pgkeep_formats::pg::version::Version;
+use postgres::error::SqlState;
+use postgres::types::ToSql;
+use postgres::{Client, NoTls, Row};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use zeroize::Zeroizing;
+
+/// How often a running query looks whether it shall stop.
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// How long between two looks at a server that has not got where it must get.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// A peer that is silent for this long while bytes are on their way to it is gone.
+const TCP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where servers put their sockets unless told otherwise: distributions, then the original.
+const SOCKET_PATHS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// How to reach a server.
+pub struct ConnectOptions {
+    /// Name or address for TCP; `None` is the socket.
+    pub host: Option<String>,
+    /// Directory of the socket; `None` is the first of the usual ones that has a socket for the port.
+    pub socket_path: Option<PathBuf>,
+    /// Port; also part of the socket's name.
+    pub port: u16,
+    /// Database user; `None` is the user of this process.
+    pub user: Option<String>,
+    /// Database.
+    pub database: String,
+    /// Password, from wherever the caller has it.
+    pub password: Option<Zeroizing<String>>,
+    /// Protection of TCP connections.
+    pub ssl_mode: SslMode,
+    /// Root certificates in PEM form, for the modes that check the server. The system's store is a file too.
+    pub root_certificates: Option<PathBuf>,
+    /// Limit of the time to connect, for each address of the host.
+    pub connect_timeout: Duration,
+    /// Limit of the time of one query. The start of a backup waits for a checkpoint, so give it half an hour.
+    pub query_timeout: Duration,
 }
 
-impl ServerError {
-    /// The cause, for branching and for the exit status.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        Kind::DbConnect
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            host: None,
+            socket_path: None,
+            port: 5432,
+            user: None,
+            database: "postgres".to_owned(),
+            password: None,
+            ssl_mode: SslMode::default(),
+            root_certificates: None,
+            connect_timeout: Duration::from_secs(60),
+            query_timeout: Duration::from_secs(30 * 60),
+        }
     }
+}
+
+impl std::fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ConnectOptions({})", self.describe(self.user.as_deref().unwrap_or("")))
+    }
+}
+
+impl ConnectOptions {
+    fn describe(&self, user: &str) -> String {
+        let place = match &self.host {
+            Some(host) => format!("host '{host}' port {}", self.port),
+            None => format!("socket '{}' port {}", self.socket().display(), self.port),
+        };
+        format!("{place} database '{}' user '{user}'", self.database)
+    }
+
+    fn socket(&self) -> PathBuf {
+        let usual = || {
+            let found = SOCKET_PATHS.iter().find(|d| Path::new(d).join(format!(".s.PGSQL.{}", self.port)).exists());
+            PathBuf::from(found.unwrap_or(&SOCKET_PATHS[0]))
+        };
+        self.socket_path.clone().unwrap_or_else(usual)
+    }
+}
+
+/// The server's setting `archive_mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArchiveMode {
+    /// No archiving.
+    Off,
+    /// The primary archives.
+    On,
+    /// Standbys archive as well.
+    Always,
+}
+
+/// Who a server is and how it is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// Its version.
+    pub version: Version,
+    /// The same as `server_version_num`.
+    pub version_num: u32,
+    /// System identifier.
+    pub system_id: u64,
+    /// Catalog version.
+    pub catalog_version: u32,
+    /// `data_directory`, as the server spells it.
+    pub data_directory: PathBuf,
+    /// Bytes of a WAL segment.
+    pub wal_segment_size: u32,
+    /// Bytes of a page.
+    pub block_size: u32,
+    /// Pages of a relation segment.
+    pub relation_segment_pages: u32,
+    /// Whether pages have checksums.
+    pub checksums: bool,
+    /// `archive_mode`.
+    pub archive_mode: ArchiveMode,
+    /// `archive_command`; empty if there is none or a library archives.
+    pub archive_command: String,
+    /// `archive_library`; empty if there is none or the version knows none.
+    pub archive_library: String,
+    /// `wal_level`.
+    pub wal_level: String,
+    /// True on a standby and during any recovery.
+    pub in_recovery: bool,
+    /// Timeline written now, on a standby that of its last restart point.
+    pub timeline: TimelineId,
+}
+
+/// A database of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Database {
+    /// Its number, the name of its directory.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether one can connect to it.
+    pub allows_connections: bool,
+    /// Whether it is a template.
+    pub is_template: bool,
+}
+
+/// A tablespace outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its number, the name of its link.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub location: PathBuf,
+}
+
+/// One session. Not shared between threads.
+pub struct Connection {
+    client: Client,
+    tls: Option<MakeRustlsConnect>,
+    cancel: Cancel,
+    limit: Duration,
+    version: Version,
+    version_num: u32,
+    in_backup: bool,
+    lost: bool,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection(version {}, in backup {}, lost {})", self.version_num, self.in_backup, self.lost)
+    }
+}
+
+impl Connection {
+    /// Connects and readies the session.
+    ///
+    /// `purpose` is shown by the server as `pgkeep [purpose]`. Blocks for the time to connect; after that
+    /// any call on the session ends early when `cancel` is raised.
+    ///
+    /// # Errors
+    /// [`ServerError::Connect`], [`ServerError::Tls`], [`ServerError::RootCertificates`], and
+    /// [`ServerError::Version`] for a server that is not supported.
+    pub fn open(options: &ConnectOptions, purpose: &str, cancel: &Cancel) -> Result<Self, ServerError> {
+        let user = options.user.clone().or_else(|| names::user(rustix::process::geteuid().as_raw()));
+        let mut config = Client::configure();
+        config
+            .port(options.port)
+            .dbname(&options.database)
+            .application_name(&format!("pgkeep [{purpose}]"))
+            .connect_timeout(options.connect_timeout)
+            .keepalives_idle(Duration::from_secs(30))
+            .keepalives_interval(Duration::from_secs(10))
+            .keepalives_retries(3)
+            .tcp_user_timeout(TCP_TIMEOUT)
+            .notice_callback(|notice| tracing::debug!("server: {}: {}", notice.severity(), notice.message()));
+        if let Some(user) = &user {
+            config.user(user);
+        }
+        if let Some(password) = &options.password {
+            config.password(password.as_bytes());
+        }
+        let server = options.describe(user.as_deref().unwrap_or("unknown"));
+        let tls = match &options.host {
+            None => {
+                config.host_path(options.socket()).ssl_mode(SslMode::Disable.negotiation());
+                None
+            }
+            Some(host) => {
+                config.host(host).ssl_mode(options.ssl_mode.negotiation());
+                let roots = options.root_certificates.as_ref();
+                match options.ssl_mode {
+                    SslMode::Disable => None,
+                    mode => Some(tls::connector(mode, roots, &server)?),
+                }
+            }
+        };
+        let connected = match &tls {
+            Some(tls) => config.connect(tls.clone()),
+            None => config.connect(NoTls),
+        };
+        let client = connected.map_err(|source| ServerError::Connect { server, source })?;
+        let mut session = Self {
+            client,
+            tls,
+            cancel: cancel.clone(),
+            limit: options.query_timeout,
+            // Until the server has said which it is.
+            version: Version::V13,
+            version_num: 0,
+            in_backup: false,
+            lost: false,
+        };
+        session.ready()?;
+        Ok(session)
+    }
+
+    fn ready(&mut self) -> Result<(), ServerError> {
+        const DOING: &str = "set up the session";
+        // With the simple protocol nothing is looked up before search_path is ours.
+        self.run(DOING, |c| c.batch_execute("set search_path = pg_catalog"))?;
+        let text: String = self.one(DOING, "select current_setting('server_version_num')", &[], |r| r.try_get(0))?;
+        let answer = || ServerError::Answer { doing: DOING, answer: format!("version '{text}'") };
+        self.version_num = text.parse().map_err(|_| answer())?;
+        let oldest = Version::V13.major();
+        self.version = Version::from_server_version_num(self.version_num)
+            .map_err(|_| ServerError::Version { found: self.version_num, oldest })?;
+        // A setting is tried only where it exists: 14 brought idle_session_timeout, 17 transaction_timeout.
+        // Commits wait for no standby: what is written here is a restore point at most.
+        self.run(DOING, |c| {
+            c.batch_execute(
+                "select set_config(name, '0', false) from pg_settings where name in ('statement_timeout',
+                    'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout',
+                    'transaction_timeout', 'max_parallel_workers_per_gather');
+                 set synchronous_commit = local;
+                 set default_transaction_read_only = off",
+            )
+        })
+    }
+
+    /// The server's version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Asks the server who it is.
+    ///
+    /// # Errors
+    /// As all queries. The user needs `pg_read_all_settings` to see the data directory.
+    pub fn identity(&mut self) -> Result<Identity, ServerError> {
+        const DOING: &str = "ask the server for its identity";
+        let timeline = self.timeline()?;
+        let (version, version_num) = (self.version, self.version_num);
+        let sql = "select s.system_identifier, s.catalog_version_no, current_setting('data_directory'),
+                i.bytes_per_wal_segment, i.database_block_size, i.blocks_per_segment, i.data_page_checksum_version,
+                current_setting('archive_mode'), current_setting('archive_command'),
+                coalesce(current_setting('archive_library', true), ''), current_setting('wal_level'),
+                pg_is_in_recovery()
+            from pg_control_system() s, pg_control_init() i";
+        let row = self.row(DOING, sql, &[])?;
+        let read = |row: &Row| -> Result<Identity, postgres::Error> {
+            let size = |at: usize| row.try_get::<_, i32>(at).map(i32::cast_unsigned);
+            let mode: &str = row.try_get(7)?;
+            let command: String = row.try_get(8)?;
+            Ok(Identity {
+                version,
+                version_num,
+                system_id: row.try_get::<_, i64>(0)?.cast_unsigned(),
+                catalog_version: size(1)?,
+                data_directory: PathBuf::from(row.try_get::<_, String>(2)?),
+                wal_segment_size: size(3)?,
+                block_size: size(4)?,
+                relation_segment_pages: size(5)?,
+                checksums: row.try_get::<_, i32>(6)? != 0,
+                archive_mode: match mode {
+                    "off" => ArchiveMode::Off,
+                    "always" => ArchiveMode::Always,
+                    _ => ArchiveMode::On,
+                },
+                // The server shows this for an empty command while archiving is off.
+                archive_command: if command == "(disabled)" { String::new() } else { command },
+                archive_library: row.try_get(9)?,
+                wal_level: row.try_get(10)?,
+                in_recovery: row.try_get(11)?,
+                timeline,
+            })
+        };
+        read(&row).map_err(|source| ServerError::Query { doing: DOING, source })
+    }
+
+    /// The timeline written now; on a standby that of its last restart point.
+    ///
+    /// # Errors
+    /// As all queries.
+    pub fn timeline(&mut self) -> Result<TimelineId, ServerError> {
+        const DOING: &str = "ask the server for its timeline";
+        // Right after a promotion pg_control still has the old timeline, the name of the WAL file never.
+        let sql = "select case when pg_is_in_recovery() then null
+                else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end,
+            (select timeline_id from pg_control_checkpoint())";
+        let (file, checkpoint): (Option<String>, i32) =
+            self.one(DOING, sql, &[], |r| Ok((r.try_get(0)?, r.try_get(1)?)))?;
+        let number = match file {
+            None => checkpoint.cast_unsigned(),
+            Some(hex) => u32::from_str_radix(&hex, 16)
+                .map_err(|_| ServerError::Answer { doing: DOING, answer: format!("timeline '{hex}'") })?,
+        };
+        Ok(TimelineId(number))
+    }
+
+    /// All databases, by number.
+    ///
+    /// # Errors
+    /// As all queries.
+    pub fn databases(&mut self) -> Result<Vec<Database>, ServerError> {
+        let sql = "select oid, datname::text, datallowconn, datistemplate from pg_database order by oid";
+        self.many("list the databases", sql, |r| {
+            Ok(Database {
+                oid: r.try_get(0)?,
+                name: r.try_get(1)?,
+                allows_connections: r.try_get(2)?,
+                is_template: r.try_get(3)?,
+            })
+        })
+    }
+
+    /// All tablespaces outside the data directory, by number.
+    ///
+    /// # Errors
+    /// As all queries.
+    pub fn tablespaces(&mut self) -> Result<Vec<Tablespace>, ServerError> {
+        let sql = "select oid, spcname::text, pg_tablespace_location(oid) from pg_tablespace
+            where spcname not in ('pg_default', 'pg_global') order by oid";
+        self.many("list the tablespaces", sql, |r| {
+            let location = PathBuf::from(r.try_get::<_, String>(2)?);
+            Ok(Tablespace { oid: r.try_get(0)?, name: r.try_get(1)?, location })
+        })
+    }
+
+    /// Time of the server's clock since the Unix epoch, to the microsecond.
+    ///
+    /// # Errors
+    /// As all queries.
+    pub fn current_time(&mut self) -> Result<Duration, ServerError> {
+        let sql = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint";
+        let micros: i64 = self.one("ask the server for the time", sql, &[], |r| r.try_get(0))?;
+        Ok(Duration::from_micros(micros.max(0).cast_unsigned()))
+    }
+
+    /// Writes a named restore point to the WAL and returns its position.
+    ///
+    /// # Errors
+    /// As all queries; a standby refuses.
+    pub fn create_restore_point(&mut self, name: &str) -> Result<Lsn, ServerError> {
+        self.lsn("create a restore point", "select (pg_create_restore_point($1) - '0/0')::bigint", &[&name])
+    }
+
+    /// Ends the current WAL segment and returns the name of the segment that ended.
+    ///
+    /// Nothing ends if nothing was written since the last switch, and then the name may be that of a
+    /// segment archived before: create a restore point first.
+    ///
+    /// # Errors
+    /// As all queries; a standby refuses.
+    pub fn switch_wal(&mut self) -> Result<String, ServerError> {
+        self.one("switch the WAL segment", "select pg_walfile_name(pg_switch_wal())", &[], |r| r.try_get(0))
+    }
+
+    /// Whether the server is a primary now.
+    ///
+    /// # Errors
+    /// As all queries.
+    pub fn is_primary(&mut self) -> Result<bool, ServerError> {
+        self.one("ask whether the server is in recovery", "select not pg_is_in_recovery()", &[], |r| r.try_get(0))
+    }
+
+    /// Up to where a standby has replayed; `None` on a primary and before the first record.
+    ///
+    /// # Errors
+    /// As all queries.
+    pub fn replay_lsn(&mut self) -> Result<Option<Lsn>, ServerError> {
+        let sql = "select (pg_last_wal_replay_lsn() - '0/0')::bigint";
+        let lsn: Option<i64> = self.one("ask how far the standby has replayed", sql, &[], |r| r.try_get(0))?;
+        Ok(lsn.map(|l| Lsn(l.cast_unsigned())))
+    }
+
+    /// Waits until a standby has replayed `lsn`, the start of a backup on its primary, and has written what
+    /// it replayed before that to its files.
+    ///
+    /// The second half matters as much: WAL before the start is not replayed on restore, so pages changed
+    /// by it must not be in the standby's memory alone. A restart point at or after `lsn` says they are not.
+    ///
+    /// # Errors
+    /// [`ServerError::Timeout`] after `limit`, and as all queries. The user must be allowed to checkpoint.
+    pub fn wait_replay(&mut self, lsn: Lsn, limit: Duration) -> Result<(), ServerError> {
+        const DOING: &str = "wait for the standby to replay the start of the backup";
+        let started = Instant::now();
+        let pause = || match started.elapsed() < limit {
+            true => {
+                std::thread::sleep(POLL_INTERVAL);
+                Ok(())
+            }
+            false => Err(ServerError::Timeout { doing: DOING, limit }),
+        };
+        while self.replay_lsn()?.is_none_or(|replayed| replayed < lsn) {
+            pause()?;
+        }
+        loop {
+            self.run("checkpoint the standby", |c| c.batch_execute("checkpoint"))?;
+            let sql = "select (redo_lsn - '0/0')::bigint from pg_control_checkpoint()";
+            if self.lsn(DOING, sql, &[])? >= lsn {
+                return Ok(());
+            }
+            pause()?;
+        }
+    }
+
+    /// Asks the server for a sign of life, so that a long operation notices early that its session is gone.
+    ///
+    /// # Errors
+    /// [`ServerError::Lost`].
+    pub fn ping(&mut self) -> Result<(), ServerError> {
+        self.run("reach the server", |c| c.simple_query("").map(drop))
+    }
+
+    /// Whether the session is protected by TLS, as the server sees it.
+    ///
+    /// # Errors
+    /// As all queries.
+    pub fn is_encrypted(&mut self) -> Result<bool, ServerError> {
+        let sql = "select coalesce((select ssl from pg_stat_ssl where pid = pg_backend_pid()), false)";
+        self.one("ask whether the session is encrypted", sql, &[], |r| r.try_get(0))
+    }
+
+    fn lsn(&mut self, doing: &'static str, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Lsn, ServerError> {
+        self.one(doing, sql, values, |r| r.try_get::<_, i64>(0)).map(|l| Lsn(l.cast_unsigned()))
+    }
+
+    fn one<T>(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+        values: &[&(dyn ToSql + Sync)],
+        read: impl FnOnce(&Row) -> Result<T, postgres::Error>,
+    ) -> Result<T, ServerError> {
+        let row = self.row(doing, sql, values)?;
+        read(&row).map_err(|source| ServerError::Query { doing, source })
+    }
+
+    fn row(&mut self, doing: &'static str, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row, ServerError> {
+        self.run(doing, |c| c.query_one(sql, values))
+    }
+
+    fn many<T>(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+        read: impl Fn(&Row) -> Result<T, postgres::Error>,
+    ) -> Result<Vec<T>, ServerError> {
+        let rows = self.run(doing, |c| c.query(sql, &[]))?;
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|source| ServerError::Query { doing, source })
+    }
+
+    /// Runs one piece of work on the session, with a watcher beside it.
+    fn run<T>(
+        &mut self,
+        doing: &'static str,
+        work: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
+    ) -> Result<T, ServerError> {
+        if self.cancel.is_cancelled() {
+            return Err(ServerError::Interrupted);
+        }
+        if self.lost {
+            return Err(ServerError::Lost { doing, in_backup: self.in_backup, source: None });
+        }
+        let (token, limit) = (self.client.cancel_token(), self.limit);
+        let (tls, cancel, client) = (&self.tls, &self.cancel, &mut self.client);
+        let stop = || match tls {
+            Some(tls) => token.cancel_query(tls.clone()),
+            None => token.cancel_query(NoTls),
+        };
+        let (result, ended) = std::thread::scope(|scope| {
+            let (done, waiting): (Sender<()>, Receiver<()>) = channel();
+            let watcher = std::thread::Builder::new()
+                .name("pgkeep-watch".to_owned())
+                .spawn_scoped(scope, move || watch(&waiting, cancel, limit, stop));
+            let watcher = match watcher {
+                Ok(watcher) => Some(watcher),
+                Err(e) => {
+                    tracing::warn!("cannot start a thread to watch a query, it cannot be interrupted: {e}");
+                    None
+                }
+            };
+            let result = work(client);
+            drop(done);
+            (result, watcher.and_then(|w| w.join().ok()).flatten())
+        });
+        result.map_err(|source| match ended {
+            // The watcher's request and the server's answer may cross: whoever asked to stop wants to stop.
+            Some(Ended::Cancelled) => ServerError::Interrupted,
+            Some(Ended::Late) if source.code() == Some(&SqlState::QUERY_CANCELED) => {
+                ServerError::Timeout { doing, limit }
+            }
+            _ if self.client.is_closed() || is_end_of_session(&source) => {
+                self.lost = true;
+                ServerError::Lost { doing, in_backup: self.in_backup, source: Some(source) }
+            }
+            _ => ServerError::Query { doing, source },
+        })
+    }
+}
+
+/// Why a watcher cancelled a query.
+enum Ended {
+    Cancelled,
+    Late,
+}
+
+/// Waits for the end of a query, and asks the server to cancel it when it must not go on.
+fn watch(
+    done: &Receiver<()>,
+    cancel: &Cancel,
+    limit: Duration,
+    stop: impl Fn() -> Result<(), postgres::Error>,
+) -> Option<Ended> {
+    let started = Instant::now();
+    let mut ended = None;
+    let mut pause = WATCH_INTERVAL;
+    while done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        let late = started.elapsed() >= limit;
+        if cancel.is_cancelled() || late {
+            ended = Some(if cancel.is_cancelled() { Ended::Cancelled } else { Ended::Late });
+            if let Err(e) = stop() {
+                tracing::debug!("cannot ask the server to cancel a query: {e}");
+            }
+            // The request can arrive before the query does; it is repeated, without hurry.
+            pause = POLL_INTERVAL * 10;
+        }
+    }
+    ended
+}
+
+/// True for errors after which there is no session: the administrator's, a crash's, the network's.
+fn is_end_of_session(error: &postgres::Error) -> bool {
+    const ENDS: [SqlState; 4] = [
+        SqlState::ADMIN_SHUTDOWN,
+        SqlState::CRASH_SHUTDOWN,
+        SqlState::CANNOT_CONNECT_NOW,
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+    ];
+    let source = std::error::Error::source(error);
+    error.is_closed()
+        || error.code().is_some_and(|code| ENDS.contains(code))
+        || source.is_some_and(|s| s.is::<std::io::Error>())
 }
