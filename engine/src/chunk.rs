@@ -110,10 +110,8 @@ impl Encoder {
     pub fn encode(&mut self, plain: &[u8]) -> Result<(Encoding, &[u8])> {
         self.encoded.clear();
         self.encoded.reserve(zstd::zstd_safe::compress_bound(plain.len()));
-        let len = self
-            .compressor
-            .compress_to_buffer(plain, &mut self.encoded)
-            .map_err(|e| codec("compress a chunk", &e))?;
+        let len =
+            self.compressor.compress_to_buffer(plain, &mut self.encoded).map_err(|e| codec("compress a chunk", &e))?;
         if len >= plain.len() {
             self.encoded.clear();
             self.encoded.extend_from_slice(plain);

@@ -43,7 +43,7 @@ pub const HEAD_CACHE_BYTES: u64 = 32 << 20;
 
 const MAC_LEN: usize = 16;
 /// Ordinal, offset, two lengths, kind, encoding.
-const PLACE_LEN: usize = 4 * 4 + 2;
+const PLACE_LEN: usize = 4 * 4 + 4;
 /// The generation under which facts are authenticated: no generation of chunks gets that far.
 const FACTS: u64 = u64::MAX;
 
@@ -292,8 +292,8 @@ impl Head {
         generation.table.for_each(|key, sealed| {
             let place = self.opened(generation.number, key, sealed).and_then(decode_place);
             let Some((pack, at)) = place else { return };
-            let (offset, stored_len, plain_len, kind, encoding) = at;
-            let entry = IndexEntry { id: ChunkId(*key), pack, offset, stored_len, plain_len, kind, encoding };
+            let (offset, stored_len, plain_len, kind, encoding, ordinal) = at;
+            let entry = IndexEntry { id: ChunkId(*key), pack, offset, stored_len, plain_len, kind, encoding, ordinal };
             if let Err(source) = builder.add(&entry) {
                 failed = Some(source);
             }
@@ -419,31 +419,33 @@ impl Generation {
     }
 
     fn chunk_at(&self, value: &[u8]) -> Option<ChunkAt> {
-        let (ordinal, (offset, stored_len, plain_len, kind, encoding)) = decode_place(value)?;
+        let (pack, (offset, stored_len, plain_len, kind, encoding, ordinal)) = decode_place(value)?;
         let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
-        let pack = Arc::clone(packs.facts.get(ordinal as usize)?);
-        Some(ChunkAt { pack, offset, stored_len, plain_len, kind, encoding })
+        let pack = Arc::clone(packs.facts.get(pack as usize)?);
+        Some(ChunkAt { pack, offset, stored_len, plain_len, kind, encoding, ordinal })
     }
 }
 
-type PlaceInPack = (u32, u32, u32, ChunkKind, Encoding);
+type PlaceInPack = (u32, u32, u32, ChunkKind, Encoding, u16);
 
-fn encode_place(ordinal: u32, at: &ChunkAt) -> Vec<u8> {
+fn encode_place(pack: u32, at: &ChunkAt) -> Vec<u8> {
     let mut out = Vec::with_capacity(PLACE_LEN + MAC_LEN);
-    for field in [ordinal, at.offset, at.stored_len, at.plain_len] {
+    for field in [pack, at.offset, at.stored_len, at.plain_len] {
         out.extend_from_slice(&field.to_le_bytes());
     }
     out.extend_from_slice(&[at.kind.as_u8(), at.encoding.as_u8()]);
+    out.extend_from_slice(&at.ordinal.to_le_bytes());
     out
 }
 
 fn decode_place(value: &[u8]) -> Option<(u32, PlaceInPack)> {
     let mut r = Reader::new(value);
     let mut field = || r.u32("place").ok();
-    let (ordinal, offset, stored_len, plain_len) = (field()?, field()?, field()?, field()?);
+    let (pack, offset, stored_len, plain_len) = (field()?, field()?, field()?, field()?);
     let (kind, encoding) = (ChunkKind::read(&mut r).ok()?, Encoding::read(&mut r).ok()?);
+    let ordinal = r.u16("place").ok()?;
     r.finish("place").ok()?;
-    Some((ordinal, (offset, stored_len, plain_len, kind, encoding)))
+    Some((pack, (offset, stored_len, plain_len, kind, encoding, ordinal)))
 }
 
 fn open_tree(db: &sled::Db, number: u64) -> Result<Table, Fault> {

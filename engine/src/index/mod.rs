@@ -31,6 +31,8 @@ pub struct ChunkAt {
     pub kind: ChunkKind,
     /// How it is encoded.
     pub encoding: Encoding,
+    /// Which chunk of its pack it is, from 0.
+    pub ordinal: u16,
 }
 
 /// Answers where a chunk is. Any thread may ask; may block on local files, never on a store.

@@ -1,1 +1,201 @@
-//! To be written.
+//! Writing packs and reading their footers. Layout: FORMAT.md, "Pack".
+//!
+//! A pack is built in memory and named when it is complete, so a name never stands for part of a pack. Chunks keep the
+//! order in which they are pushed.
+
+use crate::crypto::{ChunkDomain, Scope, SessionSealer};
+use crate::repository::Repository;
+use crate::store::Range;
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::{ChunkId, PackId};
+use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
+use pgkeep_formats::repo::envelope::{ChunkHead, Cipher};
+use pgkeep_formats::repo::index::{DOMAIN_DATA, DOMAIN_META, PackFacts};
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::pack::{
+    CHUNKS_MAX, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN,
+};
+
+/// Kind byte under which footers are sealed; no chunk has it.
+const FOOTER_KIND: u8 = 0xff;
+/// What a first read of a pack's end asks for: the footers of nearly all packs.
+const TAIL_BYTES: usize = 64 << 10;
+
+/// A chunk ready to be packed.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedChunk {
+    /// Its name.
+    pub id: ChunkId,
+    /// What it is.
+    pub kind: ChunkKind,
+    /// How it is encoded.
+    pub encoding: Encoding,
+    /// Bytes of its plaintext.
+    pub plain_len: u32,
+}
+
+/// Which key seals a pack's chunks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackDomain {
+    /// The session's data key.
+    Data,
+    /// The session's key for the metadata of this stanza.
+    Meta(String),
+}
+
+impl PackDomain {
+    /// For sealing chunks.
+    #[must_use]
+    pub fn of_chunks(&self) -> ChunkDomain<'_> {
+        match self {
+            Self::Data => ChunkDomain::Data,
+            Self::Meta(stanza) => ChunkDomain::Meta(Scope::Stanza(stanza)),
+        }
+    }
+}
+
+/// Tag of a meta scope in pack headers: tells scopes apart without naming them.
+#[must_use]
+pub fn scope_tag(domain: &PackDomain) -> [u8; 8] {
+    let mut tag = [0; 8];
+    if let PackDomain::Meta(stanza) = domain {
+        let hash = blake3::derive_key("pgkeep v1 scope tag", Scope::Stanza(stanza).text().as_bytes());
+        tag.copy_from_slice(&hash[..8]);
+    }
+    tag
+}
+
+/// A complete pack.
+#[derive(Debug)]
+pub struct FinishedPack {
+    /// What the index must know of it.
+    pub facts: PackFacts,
+    /// Its chunks.
+    pub entries: Vec<FooterEntry>,
+    /// All its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A pack being built.
+pub struct PackWriter {
+    header: PackHeader,
+    hasher: blake3::Hasher,
+    bytes: Vec<u8>,
+    footer: Footer,
+    target: usize,
+}
+
+impl PackWriter {
+    /// Starts a pack of about `target` bytes.
+    #[must_use]
+    pub fn new(sealer: &SessionSealer, domain: &PackDomain, epoch: u32, target: usize) -> Self {
+        let header = PackHeader {
+            domain: if *domain == PackDomain::Data { DOMAIN_DATA } else { DOMAIN_META },
+            cipher: Cipher::ChaCha20Poly1305 as u8,
+            epoch,
+            repo: sealer.keyring().repo(),
+            session: sealer.session(),
+            scope: scope_tag(domain),
+        };
+        let mut pack =
+            Self { header, hasher: blake3::Hasher::new(), bytes: Vec::new(), footer: Footer::default(), target };
+        pack.append(&header.encode());
+        pack
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Appends a sealed chunk.
+    pub fn push(&mut self, chunk: PackedChunk, sealed: &[u8]) {
+        if self.bytes.capacity() == HEADER_LEN || self.footer.entries.is_empty() {
+            // Most packs fill up; a small one returns the room when it is finished.
+            self.bytes.reserve(self.target + self.target / 16);
+        }
+        self.footer.entries.push(FooterEntry {
+            id: chunk.id,
+            offset: self.bytes.len() as u32,
+            stored_len: sealed.len() as u32,
+            plain_len: chunk.plain_len,
+            kind: chunk.kind,
+            encoding: chunk.encoding,
+            dependency: Dependency::None,
+            page_hashes: 0,
+        });
+        self.append(sealed);
+    }
+
+    /// True if it should be finished before another chunk is pushed.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() >= self.target || self.footer.entries.len() >= CHUNKS_MAX
+    }
+
+    /// True while it holds no chunk.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.footer.entries.is_empty()
+    }
+
+    /// Seals the footer and names the pack.
+    ///
+    /// # Errors
+    /// What the cipher said.
+    pub fn finish(mut self, sealer: &SessionSealer) -> Result<FinishedPack> {
+        let plain = self.footer.encode();
+        let footer_offset = self.bytes.len();
+        let mut sealed = Vec::new();
+        let head = footer_head(&self.header, plain.len() as u32);
+        sealer.seal_chunk(&ChunkDomain::Meta(Scope::Index), &head, &plain, &mut sealed)?;
+        let trailer = PackTrailer {
+            hashes_offset: footer_offset as u32,
+            footer_offset: footer_offset as u32,
+            footer_len: sealed.len() as u32,
+            footer_plain_len: plain.len() as u32,
+        };
+        self.append(&sealed);
+        self.append(&trailer.encode());
+        let pack = PackId(*self.hasher.finalize().as_bytes());
+        let PackHeader { session, epoch, domain, scope, .. } = self.header;
+        let facts = PackFacts { pack, session, epoch, domain, scope, size: self.bytes.len() as u64 };
+        Ok(FinishedPack { facts, entries: self.footer.entries, bytes: self.bytes })
+    }
+}
+
+/// The footer's context: bound to the pack's header, so that no footer opens in another session's pack.
+fn footer_head(header: &PackHeader, plain_len: u32) -> ChunkHead {
+    let id = ChunkId(*blake3::hash(&header.encode()).as_bytes());
+    ChunkHead { kind: FOOTER_KIND, encoding: Encoding::Raw.as_u8(), id, plain_len }
+}
+
+/// Reads what a pack holds from its header and footer: two or three ranged reads.
+///
+/// # Errors
+/// `Format` or `Checksum` if the pack is damaged; what the store said.
+pub fn read_footer(repository: &Repository, pack: PackId, size: u64) -> Result<(PackFacts, Footer)> {
+    let name = layout::pack(pack);
+    let store = repository.store();
+    let header = store.get(&name, Range::Span { offset: 0, len: HEADER_LEN })?;
+    let header = PackHeader::decode(&header).map_err(Error::damaged(&name))?;
+    if header.repo != repository.config().repo {
+        return Err(Error::refused(Kind::Format, format!("'{name}' belongs to repository {}", header.repo)));
+    }
+    let mut tail = store.get(&name, Range::Tail { len: TAIL_BYTES })?;
+    let trailer = PackTrailer::decode(&tail, size).map_err(Error::damaged(&name))?;
+    let sealed_len = trailer.footer_len as usize;
+    if sealed_len + TRAILER_LEN > tail.len() {
+        let len = sealed_len + TRAILER_LEN;
+        tail = store.get(&name, Range::Span { offset: trailer.footer_offset.into(), len })?;
+    }
+    let start = tail.len() - sealed_len - TRAILER_LEN;
+    let sealed = tail.get_mut(start..start + sealed_len).unwrap_or_default();
+    let opener = repository.keyring().meta_opener(&header.session, &Scope::Index)?;
+    let plain = opener
+        .open_chunk(&footer_head(&header, trailer.footer_plain_len), sealed)
+        .map_err(|e| Error::from(e).during(format!("cannot open the footer of '{name}'")))?;
+    let footer = Footer::decode(plain).map_err(Error::damaged(&name))?;
+    let PackHeader { session, epoch, domain, scope, .. } = header;
+    Ok((PackFacts { pack, session, epoch, domain, scope, size }, footer))
+}

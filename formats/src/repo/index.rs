@@ -17,11 +17,11 @@ use std::collections::HashMap;
 /// Version of the payload that this program writes; it reads no other.
 pub const VERSION: u8 = 1;
 
-/// Entries a writer puts into one segment: 50 MiB of payload, which is sealed in memory. A reader accepts more.
+/// Entries a writer puts into one segment: 52 MiB of payload, which is sealed in memory. A reader accepts more.
 pub const MAX_SEGMENT_ENTRIES: usize = 1 << 20;
 
 /// Bytes of one entry.
-pub const ENTRY_LEN: usize = 50;
+pub const ENTRY_LEN: usize = 52;
 
 /// [`PackFacts::domain`] of packs of page bytes.
 pub const DOMAIN_DATA: u8 = 1;
@@ -37,7 +37,8 @@ const AT_STORED_LEN: usize = AT_OFFSET + 4;
 const AT_PLAIN_LEN: usize = AT_STORED_LEN + 4;
 const AT_KIND: usize = AT_PLAIN_LEN + 4;
 const AT_ENCODING: usize = AT_KIND + 1;
-const _: () = assert!(AT_ENCODING + 1 == ENTRY_LEN);
+const AT_ORDINAL: usize = AT_ENCODING + 1;
+const _: () = assert!(AT_ORDINAL + 2 == ENTRY_LEN);
 
 /// What must be known of a pack to open a chunk in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -73,6 +74,8 @@ pub struct IndexEntry {
     pub kind: ChunkKind,
     /// How it is encoded.
     pub encoding: Encoding,
+    /// Which chunk of its pack it is, from 0: what reference bitmaps count by.
+    pub ordinal: u16,
 }
 
 impl IndexEntry {
@@ -87,6 +90,7 @@ impl IndexEntry {
         out[AT_PLAIN_LEN..AT_KIND].copy_from_slice(&self.plain_len.to_le_bytes());
         out[AT_KIND] = self.kind.as_u8();
         out[AT_ENCODING] = self.encoding.as_u8();
+        out[AT_ORDINAL..].copy_from_slice(&self.ordinal.to_le_bytes());
         out
     }
 
@@ -104,6 +108,7 @@ impl IndexEntry {
             plain_len: r.u32("plain length")?,
             kind: ChunkKind::read(&mut r)?,
             encoding: Encoding::read(&mut r)?,
+            ordinal: r.u16("ordinal in pack")?,
         })
     }
 }
@@ -298,7 +303,7 @@ fn shifted(error: FormatError, base: usize) -> FormatError {
     }
 }
 
-/// Collects the places of chunks and encodes them. 50 bytes a chunk and about 200 a pack.
+/// Collects the places of chunks and encodes them. 52 bytes a chunk and about 200 a pack.
 #[derive(Debug, Default)]
 pub struct IndexBuilder {
     supersedes: Vec<String>,

@@ -19,6 +19,12 @@ pub struct Refs {
 }
 
 impl Refs {
+    /// No chunk yet.
+    #[must_use]
+    pub fn new(session: SessionId, generation: u64) -> Self {
+        Self { session: Some(session), generation, packs: BTreeMap::new() }
+    }
+
     /// Marks a chunk as used.
     pub fn insert(&mut self, pack: PackId, ordinal: u16) {
         let bits = self.packs.entry(pack).or_default();
@@ -97,7 +103,7 @@ mod tests {
     proptest! {
         #[test]
         fn round_trip(chunks in proptest::collection::vec((any::<u8>(), any::<u16>()), 0..50)) {
-            let mut refs = Refs { session: Some(SessionId([9; 16])), generation: 3, ..Refs::default() };
+            let mut refs = Refs::new(SessionId([9; 16]), 3);
             for (p, o) in &chunks {
                 refs.insert(PackId([*p; 32]), *o);
             }

@@ -307,6 +307,7 @@ impl Segment {
             plain_len: entry.plain_len,
             kind: entry.kind,
             encoding: entry.encoding,
+            ordinal: entry.ordinal,
         }))
     }
 

@@ -25,6 +25,7 @@ fn entry(id: [u8; 32], pack: u32, offset: u32) -> IndexEntry {
         plain_len: 8192,
         kind: ChunkKind::Relation,
         encoding: Encoding::Zstd,
+        ordinal: 7,
     }
 }
 

@@ -1,0 +1,121 @@
+//! Which backups there are.
+//!
+//! A backup is visible iff its key holds a commit record, it is not marked expired, and it started from a generation
+//! not below the newest boundary or stands in the newest catalogue (DESIGN's *Commit* invariant).
+
+use super::Repository;
+use crate::crypto::Scope;
+use crate::store::{Depth, StoreError};
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::SessionId;
+use pgkeep_formats::repo::envelope::ObjectKind;
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::records::{Commit, StanzaHistory};
+use std::collections::HashSet;
+
+/// A visible backup.
+pub type Backup = Commit;
+
+impl Repository {
+    /// Names of the stanzas, sorted.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn stanzas(&self) -> Result<Vec<String>> {
+        let mut out = Vec::new();
+        self.store.list(layout::STANZAS, Depth::Children, &mut |l| {
+            if let Some(name) = l.key.strip_prefix(layout::STANZAS).and_then(|n| n.strip_suffix('/')) {
+                out.push(name.to_owned());
+            }
+        })?;
+        Ok(out)
+    }
+
+    /// The clusters a stanza has had, oldest first; none if the stanza does not exist.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the decoder said.
+    pub fn stanza_history(&self, stanza: &str) -> Result<Vec<StanzaHistory>> {
+        let mut names = Vec::new();
+        self.store.list(&layout::stanza_histories(stanza), Depth::All, &mut |l| names.push(l.key))?;
+        let mut out = Vec::with_capacity(names.len());
+        for name in names {
+            let opened = self.read_object(&name, &[ObjectKind::StanzaHistory], &Scope::Stanza(stanza))?;
+            let history = StanzaHistory::decode(&opened.plaintext).map_err(Error::damaged(&name))?;
+            if layout::stanza_history(stanza, history.id) != name {
+                return Err(Error::refused(Kind::Format, format!("'{name}' holds history entry {}", history.id)));
+            }
+            out.push(history);
+        }
+        Ok(out)
+    }
+
+    /// The visible backups of a stanza, by label. A record that cannot be read fails the call: a backup must not
+    /// disappear silently.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the decoder said.
+    pub fn backups(&self, stanza: &str) -> Result<Vec<Backup>> {
+        let (backups, mut problems) = self.backups_readable(stanza)?;
+        match problems.pop() {
+            Some(e) => Err(e),
+            None => Ok(backups),
+        }
+    }
+
+    /// As [`Self::backups`], with the records that cannot be read beside.
+    ///
+    /// # Errors
+    /// What the store said while listing, and of the newest generation.
+    pub fn backups_readable(&self, stanza: &str) -> Result<(Vec<Backup>, Vec<Error>)> {
+        let mut names = Vec::new();
+        self.store.list(&layout::backups(stanza), Depth::All, &mut |l| names.push(l.key))?;
+        if names.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let expired = self.expired_sessions(stanza)?;
+        let generation = self.newest_generation()?;
+        let catalogue: HashSet<SessionId> = generation.catalogue.iter().copied().collect();
+        let (mut out, mut problems) = (Vec::new(), Vec::new());
+        for name in names {
+            match self.read_commit(stanza, &name) {
+                Ok(Some(c)) if expired.contains(&c.session) => {}
+                Ok(Some(c)) if c.generation < generation.boundary && !catalogue.contains(&c.session) => {}
+                Ok(Some(c)) => out.push(c),
+                Ok(None) => {}
+                Err(e) => problems.push(e),
+            }
+        }
+        out.sort_by(|a, b| a.label.cmp(&b.label));
+        Ok((out, problems))
+    }
+
+    fn read_commit(&self, stanza: &str, name: &str) -> Result<Option<Commit>> {
+        let kinds = [ObjectKind::Commit, ObjectKind::Fence];
+        let opened = match self.read_object(name, &kinds, &Scope::Stanza(stanza)) {
+            // Deleted since it was listed: it is not there any more.
+            Err(Error::Store(StoreError::NotFound { .. })) => return Ok(None),
+            other => other?,
+        };
+        if opened.header.kind == ObjectKind::Fence {
+            return Ok(None);
+        }
+        let commit = Commit::decode(&opened.plaintext).map_err(Error::damaged(name))?;
+        if layout::backup(stanza, commit.session) != name {
+            return Err(Error::refused(
+                Kind::Format,
+                format!("'{name}' holds the commit of session {}", commit.session),
+            ));
+        }
+        Ok(Some(commit))
+    }
+
+    fn expired_sessions(&self, stanza: &str) -> Result<HashSet<SessionId>> {
+        let prefix = layout::expired_of(stanza);
+        let mut out = HashSet::new();
+        self.store.list(&prefix, Depth::All, &mut |l| {
+            out.extend(l.key.strip_prefix(&prefix).and_then(|s| SessionId::parse(s).ok()));
+        })?;
+        Ok(out)
+    }
+}

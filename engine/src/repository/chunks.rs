@@ -1,0 +1,125 @@
+//! Reading chunks: from its place in a pack to checked plaintext.
+
+use super::Repository;
+use crate::chunk::Decoder;
+use crate::crypto::{ChunkOpener, Scope};
+use crate::index::{ChunkAt, ChunkIndex};
+use crate::store::{Range, Store};
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::{ChunkId, SessionId};
+use pgkeep_formats::repo::chunk::ChunkKind;
+use pgkeep_formats::repo::envelope::ChunkHead;
+use pgkeep_formats::repo::index::DOMAIN_DATA;
+use pgkeep_formats::repo::layout;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Checked plaintext of a chunk.
+pub type Plain = Arc<Vec<u8>>;
+
+thread_local! {
+    static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
+}
+
+/// Reads the chunks of one stanza's backups.
+///
+/// Any thread may read; each read is one ranged get, unless the caller has the sealed bytes already.
+pub struct ChunkSource {
+    repository: Arc<Repository>,
+    index: Arc<dyn ChunkIndex>,
+    stanza: String,
+    meta_openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
+}
+
+impl ChunkSource {
+    /// `index` must hold what is asked for; `stanza` is whose manifests can be opened.
+    #[must_use]
+    pub fn new(repository: Arc<Repository>, index: Arc<dyn ChunkIndex>, stanza: &str) -> Self {
+        Self { repository, index, stanza: stanza.to_owned(), meta_openers: Mutex::default() }
+    }
+
+    /// The repository.
+    #[must_use]
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
+    }
+
+    /// The stanza.
+    #[must_use]
+    pub fn stanza(&self) -> &str {
+        &self.stanza
+    }
+
+    /// Where a chunk is.
+    ///
+    /// # Errors
+    /// `FileMissing` if the index does not know it; what the index said.
+    pub fn locate(&self, id: &ChunkId) -> Result<ChunkAt> {
+        self.index.lookup(id)?.ok_or_else(|| {
+            let place = self.repository.store.describe();
+            Error::refused(Kind::FileMissing, format!("chunk {id} is in no pack of {place}"))
+        })
+    }
+
+    /// The plaintext of a chunk, fetched, opened, decoded and checked against its name.
+    ///
+    /// # Errors
+    /// `FileMissing` if chunk or pack are gone; `Checksum` if it is damaged; what the store said.
+    pub fn read(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        let at = self.locate(id)?;
+        let range = Range::Span { offset: at.offset.into(), len: at.stored_len as usize };
+        let mut blob = self.repository.store.get(&layout::pack(at.pack.pack), range)?;
+        self.open(id, &at, &mut blob)
+    }
+
+    /// Opens the sealed bytes of a chunk in place, decodes and checks them. What is returned has exactly
+    /// `at.plain_len` bytes and hashes to `id`.
+    ///
+    /// # Errors
+    /// `Checksum` naming the chunk and its pack if anything does not match.
+    pub fn open(&self, id: &ChunkId, at: &ChunkAt, blob: &mut [u8]) -> Result<Vec<u8>> {
+        let place = || format!("cannot read chunk {id} at byte {} of '{}'", at.offset, layout::pack(at.pack.pack));
+        let opener = self.opener(at)?;
+        let head = ChunkHead { kind: at.kind.as_u8(), encoding: at.encoding.as_u8(), id: *id, plain_len: at.plain_len };
+        let encoded = opener.open_chunk(&head, blob).map_err(|e| Error::from(e).during(place()))?;
+        let mut plain = Vec::new();
+        DECODER.with_borrow_mut(|decoder| {
+            let decoder = match decoder {
+                Some(d) => d,
+                None => decoder.insert(Decoder::new()?),
+            };
+            decoder.decode(at.encoding, encoded, at.plain_len as usize, &mut plain).map_err(|e| e.during(place()))
+        })?;
+        let found = match at.kind {
+            ChunkKind::Metadata => {
+                self.repository.keyring.chunk_id_scoped(&Scope::Stanza(&self.stanza), at.kind.as_u8(), &plain)?
+            }
+            _ => self.repository.keyring.chunk_id(at.kind.as_u8(), &plain)?,
+        };
+        if found != *id {
+            return Err(Error::refused(Kind::Checksum, format!("its content is that of chunk {found}")).during(place()));
+        }
+        Ok(plain)
+    }
+
+    fn opener(&self, at: &ChunkAt) -> Result<Arc<ChunkOpener>> {
+        let session = at.pack.session;
+        if at.pack.domain == DOMAIN_DATA {
+            return self.repository.data_opener(session);
+        }
+        let mut openers = self.meta_openers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = openers.get(&session) {
+            return Ok(Arc::clone(found));
+        }
+        let opener = Arc::new(self.repository.keyring.meta_opener(&session, &Scope::Stanza(&self.stanza))?);
+        openers.insert(session, Arc::clone(&opener));
+        Ok(opener)
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &dyn Store {
+        &**self.repository.store()
+    }
+}

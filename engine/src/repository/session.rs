@@ -1,0 +1,427 @@
+//! A writer's run: steps W0 to W8 of DESIGN's section 5.
+//!
+//! Order of objects: session record, wrapped key, packs, index segments, references, commit. A crash anywhere leaves a
+//! valid repository and some garbage, which a later run of the same backup finds in the index and uses again.
+//!
+//! Threads: chunks are sealed by any thread through [`WriterSession::sealer`]; packing, publishing and committing are one
+//! thread's, the owner of the session.
+
+use super::{Repository, RepositoryIndex, put_new};
+use crate::clock::Clock;
+use crate::crypto::{Scope, SessionSealer};
+use crate::index::{ChunkAt, ChunkIndex, ChunkIndexMut, Head, HeadOptions, IndexError};
+use crate::pack::{FinishedPack, PackDomain, PackWriter, PackedChunk};
+use crate::store::{Depth, Put, Range};
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::{ChunkId, IndexId, PackId, SessionId};
+use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
+use pgkeep_formats::repo::envelope::{ChunkHead, Domain, ObjectKind};
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::records::{Commit, Fence, SessionOpen};
+use pgkeep_formats::repo::refs::Refs;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// How often a session starts over because gc published a generation just then.
+const STARTS_MAX: usize = 16;
+/// Stored bytes after which an index segment is published, so that an interrupted backup has little to do again.
+const PUBLISH_BYTES: u64 = 256 << 20;
+
+/// What became of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It was new: this many bytes were added to the repository.
+    New(u32),
+    /// The repository had it.
+    Known,
+}
+
+/// A writer's run.
+pub struct WriterSession {
+    repository: Arc<Repository>,
+    stanza: String,
+    generation: u64,
+    epoch: u32,
+    sealer: Arc<SessionSealer>,
+    index: Arc<RepositoryIndex>,
+    head: Head,
+    /// Chunks of packs that are not durable yet.
+    pending: HashSet<ChunkId>,
+    data: Option<PackWriter>,
+    meta: Option<PackWriter>,
+    sequence: u32,
+    beats: u32,
+    unpublished: u64,
+    stored: u64,
+}
+
+impl WriterSession {
+    /// Opens a session: W0 to W3.
+    ///
+    /// # Errors
+    /// `FeatureNotSupported` for a repository that can only be read; what the store, the cipher or the index said.
+    pub fn begin(
+        repository: &Arc<Repository>,
+        stanza: &str,
+        purpose: &str,
+        host: &str,
+        clock: &dyn Clock,
+    ) -> Result<Self> {
+        repository.check_writable()?;
+        for _ in 0..STARTS_MAX {
+            let before = repository.newest_generation()?;
+            let sealer = Arc::new(SessionSealer::new(Arc::clone(repository.keyring()))?);
+            let session = sealer.session();
+            let open = SessionOpen {
+                stanza: stanza.to_owned(),
+                generation: before.number,
+                purpose: purpose.to_owned(),
+                host: host.to_owned(),
+                started: clock.now().as_secs() as i64,
+            };
+            let name = layout::session_open(session);
+            let bytes = sealer.seal_object(ObjectKind::Session, &Scope::Repo, &name, &[], &open.encode())?;
+            put_new(&**repository.store(), &name, &bytes)?;
+            let now = repository.newest_generation()?;
+            if now.number != before.number {
+                fence(repository, stanza, session, session, "a generation was published while it started", clock)?;
+                continue;
+            }
+            let epoch = repository.keyring().current_epoch()?;
+            put_new(&**repository.store(), &layout::session_key(session, epoch), &sealer.wrapped_data_key(epoch)?)?;
+            let condemned: HashSet<PackId> = now.condemned.iter().map(|c| c.pack).collect();
+            let index = repository.load_index(condemned)?;
+            let key = repository.keyring().subkey("index head")?;
+            let cache = repository.cache().unwrap_or_else(std::env::temp_dir).join("head");
+            let head = Head::open(&cache, session, key.expose(), HeadOptions::default());
+            return Ok(Self {
+                repository: Arc::clone(repository),
+                stanza: stanza.to_owned(),
+                generation: now.number,
+                epoch,
+                sealer,
+                index,
+                head,
+                pending: HashSet::new(),
+                data: None,
+                meta: None,
+                sequence: 0,
+                beats: 0,
+                unpublished: 0,
+                stored: 0,
+            });
+        }
+        Err(Error::refused(Kind::LockAcquire, "garbage collection publishes faster than this session can start"))
+    }
+
+    /// The session's id.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.sealer.session()
+    }
+
+    /// Generation it started from.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The repository.
+    #[must_use]
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
+    }
+
+    /// Seals for this session, from any thread.
+    #[must_use]
+    pub fn sealer(&self) -> &Arc<SessionSealer> {
+        &self.sealer
+    }
+
+    /// The index as it was when the session began, and what the session has published.
+    #[must_use]
+    pub fn index(&self) -> &Arc<RepositoryIndex> {
+        &self.index
+    }
+
+    /// Bytes this session has added to the repository so far, without small records.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored
+    }
+
+    /// True if the chunk is stored already, by this session or before it.
+    ///
+    /// # Errors
+    /// What the index said.
+    pub fn knows(&self, id: &ChunkId) -> Result<bool> {
+        Ok(self.pending.contains(id) || self.head.lookup(id)?.is_some() || self.index.lookup(id)?.is_some())
+    }
+
+    /// Adds a sealed data chunk, unless it is known. Full packs go to `put`, which must make them durable in order.
+    ///
+    /// # Errors
+    /// What the index, the cipher or `put` said.
+    pub fn add_data(&mut self, chunk: PackedChunk, sealed: &[u8]) -> Result<Option<FinishedPack>> {
+        self.pending.insert(chunk.id);
+        let target = self.repository.config().pack_bytes as usize;
+        let pack =
+            self.data.get_or_insert_with(|| PackWriter::new(&self.sealer, &PackDomain::Data, self.epoch, target));
+        pack.push(chunk, sealed);
+        if pack.is_full() { self.finish_data() } else { Ok(None) }
+    }
+
+    /// Ends the data pack being built.
+    ///
+    /// # Errors
+    /// What the cipher said.
+    pub fn finish_data(&mut self) -> Result<Option<FinishedPack>> {
+        match self.data.take().filter(|p| !p.is_empty()) {
+            Some(pack) => Ok(Some(pack.finish(&self.sealer)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Stores a metadata chunk and returns its name. Its pack becomes durable with [`Self::publish`] at the latest.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the index said.
+    pub fn add_metadata(&mut self, encoder: &mut crate::chunk::Encoder, plain: &[u8]) -> Result<(ChunkId, Stored)> {
+        let domain = PackDomain::Meta(self.stanza.clone());
+        let kind = ChunkKind::Metadata;
+        let id = self.repository.keyring().chunk_id_scoped(&Scope::Stanza(&self.stanza), kind.as_u8(), plain)?;
+        if self.knows(&id)? {
+            return Ok((id, Stored::Known));
+        }
+        let (encoding, encoded) = encoder.encode(plain)?;
+        let plain_len = plain.len() as u32;
+        let head = ChunkHead { kind: kind.as_u8(), encoding: encoding.as_u8(), id, plain_len };
+        let mut sealed = Vec::new();
+        self.sealer.seal_chunk(&domain.of_chunks(), &head, encoded, &mut sealed)?;
+        self.pending.insert(id);
+        let target = self.repository.config().pack_bytes as usize;
+        let pack = self.meta.get_or_insert_with(|| PackWriter::new(&self.sealer, &domain, self.epoch, target));
+        pack.push(PackedChunk { id, kind, encoding, plain_len }, &sealed);
+        if pack.is_full() {
+            self.flush_metadata()?;
+        }
+        Ok((id, Stored::New(sealed.len() as u32)))
+    }
+
+    fn flush_metadata(&mut self) -> Result<()> {
+        if let Some(pack) = self.meta.take().filter(|p| !p.is_empty()) {
+            let pack = pack.finish(&self.sealer)?;
+            put_new(&**self.repository.store(), &layout::pack(pack.facts.pack), &pack.bytes)?;
+            self.note_durable(&pack)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a pack is durable: from now on its chunks may be published. (DESIGN's *Order* invariant.)
+    ///
+    /// # Errors
+    /// What the index or the store said.
+    pub fn note_durable(&mut self, pack: &FinishedPack) -> Result<()> {
+        let facts = Arc::new(pack.facts.clone());
+        for (ordinal, e) in pack.entries.iter().enumerate() {
+            let at = ChunkAt {
+                pack: Arc::clone(&facts),
+                offset: e.offset,
+                stored_len: e.stored_len,
+                plain_len: e.plain_len,
+                kind: e.kind,
+                encoding: e.encoding,
+                ordinal: ordinal as u16,
+            };
+            match self.head.insert(e.id, at.clone()) {
+                Err(IndexError::Full { .. }) => {
+                    self.publish_head()?;
+                    self.head.insert(e.id, at)?;
+                }
+                other => drop(other?),
+            }
+            self.pending.remove(&e.id);
+        }
+        self.stored += facts.size;
+        self.unpublished += facts.size;
+        if self.unpublished >= PUBLISH_BYTES {
+            self.publish_head()?;
+            self.beat()?;
+        }
+        Ok(())
+    }
+
+    fn publish_head(&mut self) -> Result<()> {
+        let Some(builder) = self.head.drain()? else { return Ok(()) };
+        let payload = builder.encode();
+        let id = IndexId(self.repository.keyring().content_hash(&payload)?);
+        let name = layout::index_segment(self.id(), self.sequence, id);
+        let bytes = self.sealer.seal_object(ObjectKind::Index, &Scope::Index, &name, &[], &payload)?;
+        put_new(&**self.repository.store(), &name, &bytes)?;
+        self.index.install(&name, bytes.len() as u64, &payload)?;
+        self.head.release();
+        self.sequence += 1;
+        self.stored += bytes.len() as u64;
+        self.unpublished = 0;
+        Ok(())
+    }
+
+    fn beat(&mut self) -> Result<()> {
+        let name = layout::session_heartbeat(self.id(), self.beats);
+        let bytes = self.sealer.seal_object(ObjectKind::Heartbeat, &Scope::Repo, &name, &[], &[])?;
+        put_new(&**self.repository.store(), &name, &bytes)?;
+        self.beats += 1;
+        Ok(())
+    }
+
+    /// Makes all metadata durable and publishes the index of everything written: the end of W4.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the index said.
+    pub fn publish(&mut self) -> Result<()> {
+        self.flush_metadata()?;
+        self.publish_head()
+    }
+
+    /// Commits: W5 to W8. `chunks` yields every chunk the backup uses, in any order, repetitions allowed.
+    /// `finish` completes the record once the bytes stored of those chunks are known.
+    ///
+    /// # Errors
+    /// `LockAcquire` if the session was fenced; `FileMissing` if a chunk or pack it needs is gone; what the store said.
+    pub fn commit(
+        mut self,
+        chunks: &mut dyn FnMut(&mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()>,
+        finish: impl FnOnce(u64, u64) -> Commit,
+        clock: &dyn Clock,
+    ) -> Result<Commit> {
+        self.publish()?;
+        let mut refs = Refs::new(self.id(), self.generation);
+        let mut sizes: HashMap<PackId, u64> = HashMap::new();
+        let mut used = 0u64;
+        let index = Arc::clone(&self.index);
+        chunks(&mut |id| {
+            let at = index.lookup(id)?.ok_or_else(|| {
+                Error::refused(Kind::FileMissing, format!("chunk {id}, which this backup needs, is in no index"))
+            })?;
+            if !refs.contains(at.pack.pack, at.ordinal) {
+                refs.insert(at.pack.pack, at.ordinal);
+                used += u64::from(at.stored_len);
+                sizes.insert(at.pack.pack, at.pack.size);
+            }
+            Ok(())
+        })?;
+        let name = layout::refs(self.id());
+        let bytes =
+            self.repository.keyring().seal_embedded(ObjectKind::Refs, Domain::Gc, &name, &[], &refs.encode())?;
+        put_new(&**self.repository.store(), &name, &bytes)?;
+        self.check_packs(&sizes)?;
+        let commit = finish(used, self.stored + bytes.len() as u64);
+        self.create_commit(&commit, clock)?;
+        Ok(commit)
+    }
+
+    /// W6: every pack the backup uses is there, whole, and not condemned.
+    fn check_packs(&self, sizes: &HashMap<PackId, u64>) -> Result<()> {
+        let newest = self.repository.newest_generation()?;
+        if let Some(c) = newest.condemned.iter().find(|c| sizes.contains_key(&c.pack)) {
+            return Err(Error::refused(
+                Kind::FileMissing,
+                format!("pack {} was condemned by garbage collection during the backup", c.pack),
+            ));
+        }
+        let mut missing: HashMap<PackId, u64> = sizes.clone();
+        let mut wrong = None;
+        self.repository.store().list(layout::PACKS, Depth::All, &mut |l| {
+            if let Some(size) = layout::parse_pack(&l.key).and_then(|id| missing.remove(&id))
+                && size != l.size
+            {
+                wrong = Some((l.key, l.size, size));
+            }
+        })?;
+        let place = self.repository.store().describe();
+        if let Some((name, found, expected)) = wrong {
+            let text = format!("'{name}' in {place} has {found} bytes instead of {expected}");
+            return Err(Error::refused(Kind::Checksum, text));
+        }
+        match missing.keys().next() {
+            Some(id) => {
+                let text = format!("{} packs this backup needs are missing from {place}, such as {id}", missing.len());
+                Err(Error::refused(Kind::FileMissing, text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// W7 and W8.
+    fn create_commit(&self, commit: &Commit, _clock: &dyn Clock) -> Result<()> {
+        let name = layout::backup(&self.stanza, self.id());
+        let scope = Scope::Stanza(&self.stanza);
+        let bytes = self.sealer.seal_object(ObjectKind::Commit, &scope, &name, &[], &commit.encode())?;
+        let store = self.repository.store();
+        // A lost reply: our own record is found there, and that is success.
+        if store.put_if_absent(&name, &bytes)? == Put::Exists && store.get(&name, Range::Whole)? != bytes {
+            return Err(Error::refused(
+                Kind::LockAcquire,
+                format!(
+                    "session {} was fenced by garbage collection after a long silence: nothing was committed",
+                    self.id()
+                ),
+            ));
+        }
+        let newest = self.repository.newest_generation()?;
+        if newest.boundary > self.generation && !newest.catalogue.contains(&self.id()) {
+            return Err(Error::refused(
+                Kind::LockAcquire,
+                format!(
+                    "generation {} was published without session {}: its backup is not visible",
+                    newest.number,
+                    self.id()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Ends the session without a commit, so that garbage collection need not wait for it.
+    ///
+    /// # Errors
+    /// What the store or the cipher said.
+    pub fn abandon(self, reason: &str, clock: &dyn Clock) -> Result<()> {
+        fence(&self.repository, &self.stanza, self.id(), self.id(), reason, clock)
+    }
+}
+
+/// Ends a session by creating its commit key. One that has committed stays committed.
+fn fence(
+    repository: &Repository,
+    stanza: &str,
+    session: SessionId,
+    by: SessionId,
+    reason: &str,
+    clock: &dyn Clock,
+) -> Result<()> {
+    let record = Fence { by, reason: reason.to_owned(), created: clock.now().as_secs() as i64 };
+    let name = layout::backup(stanza, session);
+    let sealer = SessionSealer::new(Arc::clone(repository.keyring()))?;
+    let bytes = sealer.seal_object(ObjectKind::Fence, &Scope::Stanza(stanza), &name, &[], &record.encode())?;
+    repository.store().put_if_absent(&name, &bytes)?;
+    Ok(())
+}
+
+/// Seals an encoded data chunk with a session's key.
+///
+/// # Errors
+/// What the cipher said.
+pub fn seal_data(
+    sealer: &SessionSealer,
+    id: ChunkId,
+    kind: ChunkKind,
+    encoding: Encoding,
+    plain_len: u32,
+    encoded: &[u8],
+) -> Result<Vec<u8>> {
+    let head = ChunkHead { kind: kind.as_u8(), encoding: encoding.as_u8(), id, plain_len };
+    let mut out = Vec::with_capacity(encoded.len() + pgkeep_formats::repo::envelope::CHUNK_OVERHEAD);
+    sealer.seal_chunk(&PackDomain::Data.of_chunks(), &head, encoded, &mut out)?;
+    Ok(out)
+}
