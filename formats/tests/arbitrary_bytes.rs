@@ -1,5 +1,6 @@
 //! No decoder panics, whatever it is given: the entry points of `fuzzing` over random bytes and over
 //! damaged copies of the golden samples.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail loudly too")]
 
 use pgkeep_formats::fuzzing;
 use proptest::prelude::*;

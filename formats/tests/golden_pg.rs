@@ -1,5 +1,6 @@
 //! Files written by real servers of every supported major, read by this crate and compared with what the
 //! server's own tools say of them. `golden/pg/README.md` tells how they were made.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail loudly too")]
 
 use pgkeep_formats::pg::control::WalLevel;
 use pgkeep_formats::pg::label::{BackupMethod, BackupSource, format_tablespace_map, parse_tablespace_map};
