@@ -311,7 +311,7 @@ pub fn lists_what_is_there_now(rig: &Rig) {
 /// Thousands of objects, flat and in directories, come in order and complete.
 pub fn lists_many_in_order(rig: &Rig) {
     let mut expected: Vec<String> =
-        (0..rig.many).map(|n| if n % 2 == 0 { format!("m/{n}") } else { format!("m/{:02}/{n}", n % 97) }).collect();
+        (0..rig.many).map(|n| if n % 2 == 0 { format!("m/{n}") } else { format!("m/d{:02}/{n}", n % 97) }).collect();
     let threads = 16;
     std::thread::scope(|scope| {
         for part in expected.chunks(expected.len().div_ceil(threads)) {

@@ -14,8 +14,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How often a put makes its directory again after a delete has removed it as empty.
-const ATTEMPTS: u32 = 16;
+/// How often a put makes its directories again after deletes have removed them as empty. Each try is a few system
+/// calls; deletes in step with all of them do not happen.
+const ATTEMPTS: u32 = 1000;
 
 impl LocalStore {
     pub(super) fn put(&self, key: &str, bytes: &[u8]) -> Result<Put, StoreError> {
@@ -42,9 +43,11 @@ impl LocalStore {
                         return Ok(Put::Created);
                     }
                 },
-                Err(Errno::NOENT) if attempt < ATTEMPTS => {
-                    self.make_directories(key, &mut made).map_err(self.error("create", key))?;
-                }
+                Err(Errno::NOENT) if attempt < ATTEMPTS => match self.make_directories(key, &mut made) {
+                    // One of them went while the next was made.
+                    Ok(()) | Err(Errno::NOENT) => (),
+                    Err(errno) => return Err(self.error("create", key)(errno)),
+                },
                 Err(errno) => return Err(self.error("create", key)(errno)),
             }
         }
