@@ -2,9 +2,33 @@
 //!
 //! Keys are relative, `/`-separated, without empty, `.` or `..` components; [`pgkeep_formats::repo::layout`] is the
 //! only place that spells them. Guarantees asked: read after write, list after write, atomic create-if-absent,
-//! and durability before `put_if_absent` returns.
+//! and durability before `put_if_absent` returns. [`key`] has the rules for keys; every store applies the same.
+//!
+//! [`LocalStore`] and [`MemoryStore`] hold objects, [`RetryStore`] wraps another store. With the feature
+//! `test-support` there are also `RecordingStore` (counts), `FaultStore` (breaks) and `contract`, the one suite
+//! that every store passes.
 
 use crate::Kind;
+use std::sync::Arc;
+
+#[cfg(any(test, feature = "test-support"))]
+pub mod contract;
+#[cfg(any(test, feature = "test-support"))]
+mod fault;
+pub mod key;
+mod local;
+mod memory;
+#[cfg(any(test, feature = "test-support"))]
+mod record;
+mod retry;
+
+#[cfg(any(test, feature = "test-support"))]
+pub use fault::{Damage, Fault, FaultStore};
+pub use local::LocalStore;
+pub use memory::{MemoryStore, Snapshot};
+#[cfg(any(test, feature = "test-support"))]
+pub use record::{Call, RecordingStore, Verb};
+pub use retry::{RetryPolicy, RetryStore};
 
 /// Which bytes of an object to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +47,26 @@ pub enum Range {
         /// Number of bytes.
         len: usize,
     },
+}
+
+impl Range {
+    /// First byte and number of bytes of this range in an object of `size` bytes.
+    ///
+    /// # Errors
+    /// The end that was asked for, if the object ends before it.
+    pub fn within(self, size: u64) -> Result<(u64, usize), u64> {
+        match self {
+            Self::Whole => Ok((0, usize::try_from(size).map_err(|_| size)?)),
+            Self::Span { offset, len } => {
+                let end = offset.saturating_add(len as u64);
+                if end <= size { Ok((offset, len)) } else { Err(end) }
+            }
+            Self::Tail { len } => {
+                let start = size.saturating_sub(len as u64);
+                Ok((start, usize::try_from(size - start).map_err(|_| size)?))
+            }
+        }
+    }
 }
 
 /// What came of a create-if-absent.
@@ -84,6 +128,28 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn describe(&self) -> String;
 }
 
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StoreError> {
+        (**self).put_if_absent(key, bytes)
+    }
+
+    fn get(&self, key: &str, range: Range) -> Result<Vec<u8>, StoreError> {
+        (**self).get(key, range)
+    }
+
+    fn list(&self, prefix: &str, depth: Depth, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
+        (**self).list(prefix, depth, each)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), StoreError> {
+        (**self).delete(key)
+    }
+
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+}
+
 /// Why a store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -112,6 +178,16 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
+    /// The store as a whole is not there or cannot be used.
+    #[error("cannot {verb} {store}")]
+    Root {
+        /// What was being done: "open" or "create".
+        verb: &'static str,
+        /// The store.
+        store: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The system or the network said no.
     #[error("cannot {verb} object '{key}' in {store}")]
     Io {
@@ -133,11 +209,21 @@ impl StoreError {
         use std::io::ErrorKind as K;
         match self {
             Self::NotFound { .. } | Self::TooShort { .. } | Self::BadKey { .. } => true,
-            Self::Io { source, .. } => {
+            // What was written before a failed sync may be lost whatever a second one says.
+            Self::Io { verb: "sync", .. } => true,
+            Self::Root { source, .. } | Self::Io { source, .. } => {
                 matches!(
                     source.kind(),
-                    K::PermissionDenied | K::ReadOnlyFilesystem | K::StorageFull | K::QuotaExceeded | K::NotADirectory
-                )
+                    K::PermissionDenied
+                        | K::ReadOnlyFilesystem
+                        | K::StorageFull
+                        | K::QuotaExceeded
+                        | K::NotADirectory
+                        | K::IsADirectory
+                        | K::CrossesDevices
+                        | K::InvalidFilename
+                        | K::Unsupported
+                ) || matches!(self, Self::Root { source, .. } if source.kind() == K::NotFound)
             }
         }
     }
@@ -149,6 +235,9 @@ impl StoreError {
             Self::NotFound { .. } => Kind::FileMissing,
             Self::TooShort { .. } => Kind::FileRead,
             Self::BadKey { .. } => Kind::Assert,
+            Self::Root { verb: "create", .. } => Kind::PathCreate,
+            Self::Root { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::PathMissing,
+            Self::Root { .. } => Kind::PathOpen,
             Self::Io { verb: "read", .. } => Kind::FileRead,
             Self::Io { verb: "write" | "create", .. } => Kind::FileWrite,
             Self::Io { verb: "sync", .. } => Kind::FileSync,
