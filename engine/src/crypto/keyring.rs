@@ -12,7 +12,11 @@ mod objects;
 mod slots;
 
 pub use names::ContentHasher;
+#[cfg(test)]
+pub(super) use objects::EmbeddedRandom;
 pub use objects::Opened;
+#[cfg(test)]
+pub(super) use slots::SlotRandom;
 
 use super::secret::derive;
 use super::{CryptoError, SecretBytes};
@@ -210,6 +214,14 @@ impl Keyring {
 
     fn lacks(&self, secret: &'static str) -> CryptoError {
         CryptoError::RoleLacks { secret, role: self.role.name().to_owned() }
+    }
+}
+
+#[cfg(test)]
+impl Keyring {
+    /// Takes the public keys of another keyring's epochs, as a store can.
+    pub(super) fn borrow_epochs(&mut self, other: &Self) {
+        self.epochs = other.epochs.iter().map(|(n, epoch)| (*n, epoch.restrict(Role::Writer))).collect();
     }
 }
 
