@@ -26,6 +26,7 @@ use crate::pg::datadir::names;
 use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::version::Version;
+use pgkeep_formats::pg::wal::WalSegmentSize;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, NoTls, Row};
@@ -134,8 +135,8 @@ pub struct Identity {
     pub catalog_version: u32,
     /// `data_directory`, as the server spells it.
     pub data_directory: PathBuf,
-    /// Bytes of a WAL segment.
-    pub wal_segment_size: u32,
+    /// Size of a WAL segment.
+    pub wal_segment_size: WalSegmentSize,
     /// Bytes of a page.
     pub block_size: u32,
     /// Pages of a relation segment.
@@ -305,6 +306,12 @@ impl Connection {
                 pg_is_in_recovery()
             from pg_control_system() s, pg_control_init() i";
         let row = self.row(DOING, sql, &[])?;
+        let wal_size = |bytes: u32| {
+            let answer = || ServerError::Answer { doing: DOING, answer: format!("WAL segment size {bytes}") };
+            WalSegmentSize::new(u64::from(bytes)).ok_or_else(answer)
+        };
+        let segment: i32 = row.try_get(3).map_err(|source| ServerError::Query { doing: DOING, source })?;
+        let wal_segment_size = wal_size(segment.cast_unsigned())?;
         let read = |row: &Row| -> Result<Identity, postgres::Error> {
             let size = |at: usize| row.try_get::<_, i32>(at).map(i32::cast_unsigned);
             let mode: &str = row.try_get(7)?;
@@ -315,7 +322,7 @@ impl Connection {
                 system_id: row.try_get::<_, i64>(0)?.cast_unsigned(),
                 catalog_version: size(1)?,
                 data_directory: PathBuf::from(row.try_get::<_, String>(2)?),
-                wal_segment_size: size(3)?,
+                wal_segment_size,
                 block_size: size(4)?,
                 relation_segment_pages: size(5)?,
                 checksums: row.try_get::<_, i32>(6)? != 0,

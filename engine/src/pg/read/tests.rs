@@ -1,0 +1,178 @@
+//! Fabricated pages, and a writer that is caught in the middle.
+
+use super::*;
+use pgkeep_formats::pg::page::checksum;
+use std::sync::atomic::AtomicBool;
+
+const SIZE: usize = 8192;
+const START: Lsn = Lsn(0x1_0000_0000);
+
+/// A page as the server writes it: header, a fill, checksum.
+fn page(block: u32, lsn: Lsn, fill: u8) -> Vec<u8> {
+    let mut page = vec![fill; SIZE];
+    let field = |page: &mut Vec<u8>, at: usize, value: &[u8]| page[at..at + value.len()].copy_from_slice(value);
+    field(&mut page, 0, &((lsn.0 >> 32) as u32).to_le_bytes());
+    field(&mut page, 4, &(lsn.0 as u32).to_le_bytes());
+    for (at, value) in [(10, 0), (12, 24), (14, 8192), (16, 8192), (18, 0x2004_u16)] {
+        field(&mut page, at, &value.to_le_bytes());
+    }
+    field(&mut page, 20, &[0; 4]);
+    let sum = checksum(&page, block);
+    field(&mut page, 8, &sum.to_le_bytes());
+    page
+}
+
+fn pages(first_block: u32) -> Pages {
+    let size = NonZero::new(SIZE).unwrap();
+    Pages { size, first_block, check: PageCheck::ChecksumAndHeader, backup_start: Some(START) }
+}
+
+fn file(content: &[u8]) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), content).unwrap();
+    file
+}
+
+fn read(content: &[u8], pages: Pages, offset: u64) -> (Region, Vec<u8>) {
+    let file = file(content);
+    let reader = RegionReader::open(file.path(), Some(pages)).unwrap().unwrap();
+    let mut buffer = vec![0xAA; 8 * SIZE];
+    let region = reader.read(offset, &mut buffer).unwrap();
+    buffer.truncate(region.len);
+    (region, buffer)
+}
+
+#[test]
+fn good_and_new_pages_pass_at_their_place_in_the_fork() {
+    let old = Lsn(5);
+    let content = [page(100, old, 1), vec![0; SIZE], page(102, old, 3)].concat();
+    let (region, bytes) = read(&content, pages(100), 0);
+    assert_eq!(region, Region { len: 3 * SIZE, ..Region::default() });
+    assert_eq!(bytes, content);
+    let (region, bytes) = read(&content, pages(100), 2 * SIZE as u64);
+    assert_eq!((region.len, region.bad_pages.len()), (SIZE, 0));
+    assert_eq!(bytes, content[2 * SIZE..]);
+    assert_eq!(read(&content, pages(100), 1 << 40).0, Region::default());
+    // Pages of another place are damage.
+    assert_eq!(read(&content, pages(0), 0).0.bad_pages, [0, 2]);
+}
+
+#[test]
+fn damage_is_reported_and_copied_as_it_is() {
+    let mut content = [page(0, Lsn(5), 1), page(1, Lsn(5), 2), page(2, Lsn(5), 3)].concat();
+    content[SIZE + 4000] ^= 1;
+    let (region, bytes) = read(&content, pages(0), 0);
+    assert_eq!((region.bad_pages.as_slice(), region.healed), (&[1][..], 0));
+    assert_eq!(bytes, content);
+    let (region, _) = read(&content, pages(0), SIZE as u64);
+    assert_eq!(region.bad_pages, [1]);
+}
+
+#[test]
+fn a_wrong_page_of_after_the_start_is_left_to_replay_unless_its_header_is_nonsense() {
+    let wrong = |lsn: Lsn| {
+        let mut page = page(0, lsn, 1);
+        page[4000] ^= 1;
+        page
+    };
+    let after = Lsn(START.0 + 100);
+    assert_eq!(read(&wrong(after), pages(0), 0).0, Region { len: SIZE, healed: 1, bad_pages: vec![] });
+    assert_eq!(read(&wrong(START), pages(0), 0).0.healed, 1);
+    assert_eq!(read(&wrong(Lsn(START.0 - 1)), pages(0), 0).0.bad_pages, [0]);
+    assert_eq!(read(&wrong(Lsn(u64::MAX)), pages(0), 0).0.bad_pages, [0]);
+    // Nothing is replayed on a stopped cluster.
+    assert_eq!(read(&wrong(after), Pages { backup_start: None, ..pages(0) }, 0).0.bad_pages, [0]);
+}
+
+#[test]
+fn half_a_page_at_the_end_is_damage() {
+    let content = [page(0, Lsn(5), 1), page(1, Lsn(5), 2)].concat();
+    let (region, bytes) = read(&content[..SIZE + 100], pages(0), 0);
+    assert_eq!((region.len, region.bad_pages.as_slice()), (SIZE + 100, &[1][..]));
+    assert_eq!(bytes, content[..SIZE + 100]);
+}
+
+#[test]
+fn files_without_pages_are_read_as_they_are() {
+    let file = file(b"some text");
+    let reader = RegionReader::open(file.path(), None).unwrap().unwrap();
+    let mut buffer = [0; 20];
+    assert_eq!(reader.read(5, &mut buffer).unwrap(), Region { len: 4, ..Region::default() });
+    assert_eq!(&buffer[..4], b"text");
+    assert_eq!(reader.size().unwrap(), 9);
+}
+
+#[test]
+fn what_vanished_is_not_an_error_and_what_cannot_be_opened_is() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(RegionReader::open(&dir.path().join("gone"), None).unwrap().is_none());
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+    let refused = RegionReader::open(&link, None).unwrap_err();
+    assert_eq!(refused.kind(), Kind::FileOpen);
+    assert!(refused.to_string().contains("link"), "{refused}");
+    let reader = RegionReader::open(&file(&[0; 10]).path().to_path_buf(), Some(pages(0)));
+    assert!(reader.unwrap().is_none(), "the file went with its handle");
+    let kept = file(&[0; 2 * SIZE]);
+    let reader = RegionReader::open(kept.path(), Some(pages(0))).unwrap().unwrap();
+    assert_eq!(reader.read(1, &mut [0; SIZE]).unwrap_err().kind(), Kind::Assert);
+}
+
+/// A writer writes every page in two halves, over and over; no read may ever see a mixture.
+#[test]
+fn a_page_caught_in_the_middle_of_a_write_is_read_again() {
+    let versions: Vec<Vec<u8>> =
+        (0..4).map(|v| (0..4).flat_map(|block| page(block, Lsn(5), 10 * v + block as u8)).collect()).collect();
+    let file = file(&versions[0]);
+    let reader = RegionReader::open(file.path(), Some(pages(0))).unwrap().unwrap();
+    let writer = std::fs::OpenOptions::new().write(true).open(file.path()).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for version in versions.iter().cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                for at in (0..4 * SIZE).step_by(SIZE) {
+                    writer.write_all_at(&version[at..at + SIZE / 2], at as u64).unwrap();
+                    std::thread::yield_now();
+                    writer.write_all_at(&version[at + SIZE / 2..at + SIZE], (at + SIZE / 2) as u64).unwrap();
+                }
+                // A server does not write one page all the time either.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let mut healed = 0;
+        for _ in 0..20_000 {
+            let mut buffer = vec![0; 4 * SIZE];
+            let region = reader.read(0, &mut buffer).unwrap();
+            assert_eq!((region.len, region.bad_pages.as_slice()), (4 * SIZE, &[][..]));
+            for (i, page) in buffer.chunks(SIZE).enumerate() {
+                assert!(versions.iter().any(|v| v[i * SIZE..(i + 1) * SIZE] == *page), "a mixture in page {i}");
+            }
+            healed += region.healed;
+            if healed >= 20 {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(healed > 0, "the writer was never caught");
+    });
+}
+
+#[test]
+fn a_file_truncated_while_a_page_is_read_again_ends_there() {
+    let mut content = [page(0, Lsn(5), 1), page(1, Lsn(5), 2)].concat();
+    content[SIZE + 4000] ^= 1;
+    let file = file(&content);
+    let reader = RegionReader::open(file.path(), Some(pages(0))).unwrap().unwrap();
+    let wrong = || vec![Wrong { at: SIZE..2 * SIZE, number: 1 }];
+    std::fs::OpenOptions::new().write(true).open(file.path()).unwrap().set_len(SIZE as u64).unwrap();
+    let mut region = Region { len: 2 * SIZE, ..Region::default() };
+    reader.heal(&mut content, wrong(), &pages(0), &mut region).unwrap();
+    assert_eq!(region, Region { len: 2 * SIZE, healed: 1, bad_pages: vec![] });
+    let mut region = Region { len: SIZE + 100, ..Region::default() };
+    let half = vec![Wrong { at: SIZE..SIZE + 100, number: 1 }];
+    reader.heal(&mut content[..SIZE + 100], half, &pages(0), &mut region).unwrap();
+    assert_eq!((region.len, region.bad_pages.len()), (SIZE, 0));
+}
