@@ -1,0 +1,202 @@
+//! The writable clone of a backup: a sparse PGDATA on a local file system, served through FUSE.
+//!
+//! [`create`] makes the directory, [`serve`] mounts it; what PostgreSQL then writes stays in the directory and never
+//! reaches the repository. The directory's layout is described in `clone/state.rs`, the rules that keep what was
+//! written in `clone/base.rs`, and starting after a crash in `clone/recover.rs`.
+//!
+//! Two rules for those who use the directory: it needs a file system with user attributes (ext4, XFS, btrfs; tmpfs from
+//! Linux 6.6), and it must not be used beside the mount while it is served.
+
+mod backing;
+mod base;
+mod bitmap;
+mod files;
+mod fs;
+mod identity;
+mod names;
+mod nodes;
+mod recover;
+mod skeleton;
+mod state;
+
+pub(crate) use fs::negotiate;
+pub use state::CloneInfo;
+
+use crate::mount::{Access, MountOptions, Session};
+use crate::owner::Owner;
+use crate::pool::Pool;
+use pgkeep_engine::view::Snapshot;
+use pgkeep_engine::{Error, FileError, Kind, Result};
+use rustix::fs::{Mode, OFlags};
+use state::Layout;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Threads that copy small files when a clone is made.
+const COPY_THREADS: usize = 4;
+/// Threads that fetch pages while a clone is served.
+const FETCH_THREADS: usize = 8;
+
+/// A file the caller puts into a new clone.
+#[derive(Debug, Clone)]
+pub struct Added {
+    /// Path relative to PGDATA; its directory must be in the backup.
+    pub path: String,
+    /// Content.
+    pub bytes: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// How to make a clone.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// What the clone is of, in names and values of the caller's choice; comes back in [`CloneInfo::identity`].
+    pub identity: Vec<(String, String)>,
+    /// Who owns everything; without it, who owned it on the server, as far as this system knows the names. Only root
+    /// can give files away: for others everything belongs to them.
+    pub owner: Option<Owner>,
+    /// Files to add, or to put in place of the backup's.
+    pub write: Vec<Added>,
+    /// Files and directories of the backup to leave out.
+    pub remove: Vec<String>,
+    /// Threads that copy small files.
+    pub threads: usize,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self { identity: Vec::new(), owner: None, write: Vec::new(), remove: Vec::new(), threads: COPY_THREADS }
+    }
+}
+
+/// Makes a clone of `snapshot` in `dir`, which must be absent, empty, or the rest of a creation that died.
+///
+/// On return the clone is durable. Blocks on the store for the content of small files.
+///
+/// # Errors
+/// `PathNotEmpty` if `dir` holds something else, `LockAcquire` if another process is at it, and what the store, the
+/// decoder or the file system said. A failed creation is taken up by calling this again.
+pub fn create(dir: &Path, snapshot: &dyn Snapshot, options: &CreateOptions) -> Result<CloneInfo> {
+    let layout = Layout::new(dir);
+    let mut private = std::fs::DirBuilder::new();
+    private.mode(0o700).recursive(true);
+    private.create(dir).map_err(FileError::at("create", dir))?;
+    refuse_foreign(&layout)?;
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700)).map_err(FileError::at("change mode of", dir))?;
+    private.create(layout.meta()).map_err(FileError::at("create", layout.meta()))?;
+    let _lock = state::lock(&layout)?;
+    if layout.is_complete() {
+        return Err(Error::refused(Kind::PathNotEmpty, format!("clone '{}' exists already", dir.display())));
+    }
+    clear(&layout)?;
+    skeleton::create(&layout, snapshot, options)
+}
+
+/// A directory is ours if it holds nothing, or `meta` with the lock and at most `data`.
+fn refuse_foreign(layout: &Layout) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&layout.root).map_err(FileError::at("list", &layout.root))? {
+        names.push(entry.map_err(FileError::at("list", &layout.root))?.file_name());
+    }
+    let known = names.iter().all(|name| name == "meta" || name == "data");
+    let begun = layout.file("lock").exists() || !layout.data().exists();
+    if known && begun {
+        return Ok(());
+    }
+    Err(Error::refused(Kind::PathNotEmpty, format!("directory '{}' is not empty", layout.root.display())))
+}
+
+/// Removes what a creation that died has left. The lock file stays: it is held.
+fn clear(layout: &Layout) -> Result<()> {
+    let data = layout.data();
+    if data.exists() {
+        std::fs::remove_dir_all(&data).map_err(FileError::at("remove", &data))?;
+    }
+    for entry in std::fs::read_dir(layout.meta()).map_err(FileError::at("list", layout.meta()))? {
+        let entry = entry.map_err(FileError::at("list", layout.meta()))?;
+        if entry.file_name() != "lock" {
+            std::fs::remove_file(entry.path()).map_err(FileError::at("remove", entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Mounts a clone. `snapshot` must be the backup it was made from: [`info`] tells which.
+///
+/// Returns once the mount answers. PGDATA is `mountpoint` itself.
+///
+/// # Errors
+/// `PathMissing` if `dir` is no complete clone, `LockAcquire` if it is in use, `FileInvalid` if it was copied or does not
+/// fit the backup, and what the file system or the kernel said.
+pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options: &MountOptions) -> Result<Session> {
+    let layout = Layout::new(dir);
+    let opened = recover::open(&layout)?;
+    if snapshot.page_size() != opened.info.page_size {
+        let (pages, expected) = (snapshot.page_size(), opened.info.page_size);
+        let message = format!("the backup has pages of {pages} bytes, clone '{}' of {expected}", dir.display());
+        return Err(Error::refused(Kind::FileInvalid, message));
+    }
+    let data = layout.data();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&data, flags, Mode::empty())
+        .map_err(|error| FileError::at("open", &data)(error.into()))?;
+    let maps = Arc::clone(&opened.maps);
+    let backing = backing::Backing::new(root, opened.dirty, opened.table, opened.info.page_size, snapshot, opened.maps)
+        .map_err(FileError::at("open", &data))?;
+    let pool = Pool::start(FETCH_THREADS).map_err(FileError::at("serve", dir))?;
+    let lock = opened.lock;
+    let at_end = Box::new(move || {
+        let result = recover::close(&layout, &maps);
+        drop(lock);
+        result
+    });
+    crate::mount::serve(fs::CloneFs::new(backing, pool), mountpoint, options, Access::ReadWrite, Some(at_end))
+}
+
+/// What a clone is of.
+///
+/// # Errors
+/// `PathMissing` if `dir` is no complete clone, `FileInvalid` if its record is damaged.
+pub fn info(dir: &Path) -> Result<CloneInfo> {
+    let layout = Layout::new(dir);
+    if !layout.is_complete() {
+        return Err(Error::refused(Kind::PathMissing, format!("'{}' is not a complete clone", dir.display())));
+    }
+    CloneInfo::load(&layout)
+}
+
+/// The complete clones in the directory `parent`, by name.
+///
+/// # Errors
+/// What the file system said, and `FileInvalid` if a record is damaged.
+pub fn list(parent: &Path) -> Result<Vec<(PathBuf, CloneInfo)>> {
+    let mut clones = Vec::new();
+    for entry in std::fs::read_dir(parent).map_err(FileError::at("list", parent))? {
+        let path = entry.map_err(FileError::at("list", parent))?.path();
+        if Layout::new(&path).is_complete() {
+            clones.push((path.clone(), info(&path)?));
+        }
+    }
+    clones.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(clones)
+}
+
+/// Removes a clone, complete or not, with everything written to it.
+///
+/// # Errors
+/// `LockAcquire` while it is served, `PathNotEmpty` if `dir` is something else, and what the file system said.
+pub fn destroy(dir: &Path) -> Result<()> {
+    let layout = Layout::new(dir);
+    refuse_foreign(&layout)?;
+    let lock = state::lock(&layout)?;
+    let complete = layout.file("complete");
+    if layout.is_complete() {
+        std::fs::remove_file(&complete).map_err(FileError::at("remove", &complete))?;
+    }
+    clear(&layout)?;
+    drop(lock);
+    std::fs::remove_dir_all(dir).map_err(FileError::at("remove", dir))?;
+    Ok(())
+}

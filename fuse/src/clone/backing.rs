@@ -1,0 +1,266 @@
+//! The skeleton's side: directories by descriptor, files by (directory, name), never by path and never through links.
+//!
+//! A descriptor names a directory whatever it is called by now, so renames invalidate nothing. A file opened by name is
+//! compared with the backing inode its node has; a name that leads elsewhere is not followed.
+
+use super::base::{BaseFile, Maps};
+use super::nodes::{FileState, Node, Nodes, OpenFile, ROOT};
+use super::state::{BASE_ATTRIBUTE, FileTable};
+use crate::errno::{Outcome, chain, system};
+use fuser::{Errno, FileAttr, FileType, INodeNo};
+use pgkeep_engine::view::Snapshot;
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// Directories kept open; a PGDATA has a few dozen that matter.
+const DIRECTORIES_MAX: usize = 256;
+/// Directories deep a path may go; PostgreSQL's deepest has five.
+const DEPTH_MAX: u32 = 64;
+/// Bytes of the stored number of a base-backed file.
+const NUMBER_BYTES_MAX: usize = 20;
+
+/// What a clone serves from.
+pub(super) struct Backing {
+    pub(super) nodes: Nodes,
+    root: Arc<OwnedFd>,
+    directories: Mutex<Directories>,
+    table: FileTable,
+    page_size: u32,
+    snapshot: Arc<dyn Snapshot>,
+    maps: Arc<Maps>,
+}
+
+#[derive(Default)]
+struct Directories {
+    open: HashMap<u64, (Arc<OwnedFd>, u64)>,
+    clock: u64,
+}
+
+impl Backing {
+    pub(super) fn new(
+        root: OwnedFd,
+        dirty_at_start: bool,
+        table: FileTable,
+        page_size: u32,
+        snapshot: Arc<dyn Snapshot>,
+        maps: Arc<Maps>,
+    ) -> std::io::Result<Self> {
+        let stat = rustix::fs::fstat(&root)?;
+        Ok(Self {
+            nodes: Nodes::new(stat.st_ino, dirty_at_start),
+            root: Arc::new(root),
+            directories: Mutex::default(),
+            table,
+            page_size,
+            snapshot,
+            maps,
+        })
+    }
+
+    pub(super) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// An open directory.
+    pub(super) fn directory(&self, number: u64) -> Outcome<Arc<OwnedFd>> {
+        self.directory_at(number, DEPTH_MAX)
+    }
+
+    fn directory_at(&self, number: u64, depth: u32) -> Outcome<Arc<OwnedFd>> {
+        if number == ROOT {
+            return Ok(Arc::clone(&self.root));
+        }
+        {
+            let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+            directories.clock += 1;
+            let clock = directories.clock;
+            if let Some((fd, used)) = directories.open.get_mut(&number) {
+                *used = clock;
+                return Ok(Arc::clone(fd));
+            }
+        }
+        let node = self.nodes.get(number)?;
+        let above = depth.checked_sub(1).ok_or(Errno::ELOOP)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for link in &node.links {
+            let Ok(parent) = self.directory_at(link.parent, above) else { continue };
+            let Ok(fd) = rustix::fs::openat(&*parent, &link.name, flags, Mode::empty()) else { continue };
+            if rustix::fs::fstat(&fd).map_err(system)?.st_ino == node.backing {
+                let fd = Arc::new(fd);
+                self.keep(number, &fd);
+                return Ok(fd);
+            }
+        }
+        Err(Errno::ESTALE)
+    }
+
+    fn keep(&self, number: u64, fd: &Arc<OwnedFd>) {
+        let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if directories.open.len() >= DIRECTORIES_MAX {
+            let oldest = directories.open.iter().min_by_key(|(_, (_, used))| *used).map(|(number, _)| *number);
+            if let Some(oldest) = oldest {
+                directories.open.remove(&oldest);
+            }
+        }
+        let clock = directories.clock;
+        directories.open.insert(number, (Arc::clone(fd), clock));
+    }
+
+    /// Forgets the descriptor of a removed directory.
+    pub(super) fn drop_directory(&self, number: u64) {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&number);
+    }
+
+    /// The facts of an inode, through its open file or one of its names.
+    pub(super) fn stat(&self, number: u64) -> Outcome<Stat> {
+        let node = self.nodes.get(number)?;
+        if let Some(open) = node.file.as_ref().and_then(|file| opened(file)) {
+            return rustix::fs::fstat(&open.file).map_err(system);
+        }
+        if number == ROOT {
+            return rustix::fs::fstat(&*self.root).map_err(system);
+        }
+        self.named(&node, |parent, name| {
+            let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok((stat.st_ino, stat))
+        })
+    }
+
+    /// Runs `act` on the node's names until one leads to its backing inode, which `act` tells.
+    pub(super) fn named<T>(
+        &self,
+        node: &Node,
+        act: impl Fn(&OwnedFd, &OsStr) -> rustix::io::Result<(u64, T)>,
+    ) -> Outcome<T> {
+        let mut failure = Errno::ENOENT;
+        for link in &node.links {
+            let Ok(parent) = self.directory(link.parent) else { continue };
+            match act(&parent, &link.name) {
+                Ok((backing, result)) if backing == node.backing => return Ok(result),
+                Ok(_) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => failure = system(error),
+            }
+        }
+        Err(failure)
+    }
+
+    /// The open file of a node, for writing too if `writable`.
+    pub(super) fn open(&self, number: u64, writable: bool) -> Outcome<(Arc<FileState>, Arc<OpenFile>)> {
+        let node = self.nodes.get(number)?;
+        let state = node.file.clone().ok_or(Errno::EINVAL)?;
+        let mut slot = state.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = slot.upgrade()
+            && (open.writable || !writable)
+        {
+            drop(slot);
+            return Ok((state, open));
+        }
+        let (file, is_writable) = self.named(&node, |parent, name| {
+            // Appending, direct and synchronous modes are the kernel's and ours to honour, per request.
+            let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let (fd, is_writable) = match rustix::fs::openat(parent, name, flags | OFlags::RDWR, Mode::empty()) {
+                Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) if !writable => {
+                    (rustix::fs::openat(parent, name, flags | OFlags::RDONLY, Mode::empty())?, false)
+                }
+                other => (other?, true),
+            };
+            let backing = rustix::fs::fstat(&fd)?.st_ino;
+            Ok((backing, (File::from(fd), is_writable)))
+        })?;
+        if state.base.get().is_none() {
+            let base = self.load_base(&file)?;
+            state.base.get_or_init(|| base);
+        }
+        let open = Arc::new(OpenFile { file, writable: is_writable });
+        *slot = Arc::downgrade(&open);
+        drop(slot);
+        Ok((state, open))
+    }
+
+    /// Takes over a file that was just created: it has no base.
+    pub(super) fn adopt(&self, number: u64, file: File) -> Outcome<(Arc<FileState>, Arc<OpenFile>)> {
+        let state = self.nodes.file(number)?;
+        state.base.get_or_init(|| None);
+        let open = Arc::new(OpenFile { file, writable: true });
+        *state.open.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&open);
+        Ok((state, open))
+    }
+
+    fn load_base(&self, file: &File) -> Outcome<Option<Arc<BaseFile>>> {
+        let mut text = [0u8; NUMBER_BYTES_MAX];
+        let bytes = match rustix::fs::fgetxattr(file, BASE_ATTRIBUTE, &mut text) {
+            Ok(bytes) => bytes,
+            Err(rustix::io::Errno::NODATA) => return Ok(None),
+            Err(error) => return Err(system(error)),
+        };
+        let entry = text
+            .get(..bytes)
+            .and_then(|text| std::str::from_utf8(text).ok())
+            .and_then(|text| text.parse().ok())
+            .and_then(|number| self.table.get(number));
+        let Some(entry) = entry else {
+            tracing::error!("a file of the clone is marked as part of the backup but is not in the clone's table");
+            return Err(Errno::EIO);
+        };
+        let size = file.metadata().map_err(crate::errno::io)?.len();
+        let (snapshot, maps) = (Arc::clone(&self.snapshot), Arc::clone(&self.maps));
+        match BaseFile::load(entry, self.page_size, size, snapshot, maps) {
+            Ok(base) => Ok(Some(Arc::new(base))),
+            Err(error) => {
+                tracing::error!("cannot read the page map of '{}': {}", entry.path, chain(&error));
+                Err(Errno::EIO)
+            }
+        }
+    }
+}
+
+fn opened(state: &FileState) -> Option<Arc<OpenFile>> {
+    state.open.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+}
+
+/// What the kernel is told about an inode.
+pub(super) fn attributes(number: u64, stat: &Stat) -> Outcome<FileAttr> {
+    Ok(FileAttr {
+        ino: INodeNo(number),
+        size: u64::try_from(stat.st_size).map_err(|_| Errno::EIO)?,
+        blocks: u64::try_from(stat.st_blocks).unwrap_or_default(),
+        atime: time(stat.st_atime, stat.st_atime_nsec),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: kind(rustix::fs::FileType::from_raw_mode(stat.st_mode)),
+        perm: u16::try_from(stat.st_mode & 0o7777).unwrap_or_default(),
+        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        rdev: 0,
+        blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
+        flags: 0,
+    })
+}
+
+/// The kernel's word for a kind of file; devices cannot be in a skeleton.
+pub(super) fn kind(kind: rustix::fs::FileType) -> FileType {
+    match kind {
+        rustix::fs::FileType::Directory => FileType::Directory,
+        rustix::fs::FileType::Symlink => FileType::Symlink,
+        rustix::fs::FileType::Fifo => FileType::NamedPipe,
+        rustix::fs::FileType::Socket => FileType::Socket,
+        rustix::fs::FileType::CharacterDevice => FileType::CharDevice,
+        rustix::fs::FileType::BlockDevice => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
+    let fraction = Duration::from_nanos(nanoseconds);
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let base = SystemTime::UNIX_EPOCH;
+    let at = if seconds < 0 { base.checked_sub(whole) } else { base.checked_add(whole) };
+    at.and_then(|at| at.checked_add(fraction)).unwrap_or(base)
+}
