@@ -15,9 +15,7 @@ use std::{
 /// The user and group to switch to, or `None` when the tests already run unprivileged.
 fn switch() -> Option<(u32, u32)> {
     static IDS: OnceLock<Option<(u32, u32)>> = OnceLock::new();
-    *IDS.get_or_init(|| {
-        rustix::process::getuid().is_root().then(|| (id("-u"), id("-g"))) //
-    })
+    *IDS.get_or_init(|| rustix::process::getuid().is_root().then(|| (id("-u"), id("-g"))))
 }
 
 fn id(which: &str) -> u32 {

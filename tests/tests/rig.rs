@@ -5,7 +5,7 @@ use std::fs;
 use support::{Cluster, Mode, Sandbox, Work, majors, pg::Binaries};
 
 #[test]
-fn every_major_starts_takes_load_and_recovers_from_a_kill() {
+fn every_major_starts_with_checksums() {
     for major in majors() {
         let mut cluster = Cluster::builder(major).init();
         cluster.start();
