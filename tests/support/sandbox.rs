@@ -1,0 +1,258 @@
+//! A private world for the `pgkeep` command: directories, configuration file, the binary under test, empty environment.
+
+mod binary;
+
+use std::{
+    ffi::OsStr,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    account::{self, Scratch},
+    pg::Cluster,
+};
+
+pub use binary::pgkeep_binary;
+
+/// How long one command may take. Reached only when it hangs: killed then, so that the test says which.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Repository, lock, log and spool directories, and a configuration file, below one directory that goes with it.
+#[derive(Debug)]
+pub struct Sandbox {
+    home: Scratch,
+    binary: PathBuf,
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sandbox {
+    /// Makes the directories, owned by the servers' account, and builds the binary if that has not happened yet.
+    ///
+    /// # Panics
+    /// When the binary does not build; with the compiler's output.
+    pub fn new() -> Self {
+        let binary = pgkeep_binary().to_owned();
+        let home = Scratch::new("pgkeep-test");
+        for name in ["repo", "lock", "log", "spool"] {
+            account::private_dir(&home.path().join(name));
+        }
+        let sandbox = Self { home, binary };
+        sandbox.write_config(&[]);
+        sandbox
+    }
+
+    /// The directory of all.
+    pub fn root(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// `repo1-path`.
+    pub fn repo(&self) -> PathBuf {
+        self.root().join("repo")
+    }
+
+    /// `spool-path`.
+    pub fn spool(&self) -> PathBuf {
+        self.root().join("spool")
+    }
+
+    /// `log-path`.
+    pub fn logs(&self) -> PathBuf {
+        self.root().join("log")
+    }
+
+    /// `lock-path`.
+    pub fn locks(&self) -> PathBuf {
+        self.root().join("lock")
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.root().join("pgkeep.conf")
+    }
+
+    /// The binary, where the servers' account may run it.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Makes a further empty directory, mode 0700, owned by the servers' account: restore target, mount point.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        account::private_dir(&self.root().join(name))
+    }
+
+    /// Replaces the configuration file: the paths of this sandbox in `[global]`, then these sections of options.
+    ///
+    /// A section may be `global` again; a later value of an option is meant to win, so tests can override a path.
+    pub fn write_config(&self, sections: &[(&str, &[(&str, &str)])]) {
+        let paths = [
+            ("repo1-path", self.repo()),
+            ("lock-path", self.locks()),
+            ("log-path", self.logs()),
+            ("spool-path", self.spool()),
+        ];
+        let global = sections.iter().filter(|(name, _)| *name == "global").flat_map(|(_, options)| options.iter());
+        let overridden: Vec<_> = global.clone().map(|(name, _)| *name).collect();
+        let mut text = String::from("[global]\n");
+        for (name, path) in paths.iter().filter(|(name, _)| !overridden.contains(name)) {
+            text += &format!("{name}={}\n", path.display());
+        }
+        global.for_each(|(name, value)| text += &format!("{name}={value}\n"));
+        for (section, options) in sections.iter().filter(|(name, _)| *name != "global") {
+            text += &format!("\n[{section}]\n");
+            options.iter().for_each(|(name, value)| text += &format!("{name}={value}\n"));
+        }
+        fs::write(self.config(), text).expect("cannot write the configuration");
+        account::give(&self.config());
+    }
+
+    /// Writes the usual configuration: one stanza for this cluster over its socket, and these options in `[global]`.
+    pub fn configure(&self, stanza: &str, cluster: &Cluster, global: &[(&str, &str)]) {
+        let path = cluster.data_dir().display().to_string();
+        let socket = cluster.socket_dir().display().to_string();
+        let port = cluster.port().to_string();
+        let options =
+            [("pg1-path", path.as_str()), ("pg1-socket-path", &socket), ("pg1-port", &port), ("pg1-user", "postgres")];
+        self.write_config(&[("global", global), (stanza, &options)]);
+    }
+
+    /// An `archive_command` that pushes into this sandbox's repository.
+    pub fn archive_command(&self, stanza: &str) -> String {
+        format!("{} --config={} --stanza={stanza} archive-push %p", self.binary.display(), self.config().display())
+    }
+
+    /// The command with this sandbox's configuration and these arguments, as the servers' account, environment cleared.
+    pub fn pgkeep<I: IntoIterator<Item: AsRef<OsStr>>>(&self, args: I) -> Command {
+        let mut command = account::command(&self.binary);
+        command.arg(format!("--config={}", self.config().display())).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the command to its end, whatever that is.
+    pub fn run<I: IntoIterator<Item: AsRef<OsStr>>>(&self, args: I) -> Run {
+        self.finish(self.pgkeep(args))
+    }
+
+    /// Runs the command and expects exit status 0.
+    ///
+    /// # Panics
+    /// With everything it printed, when the status is another.
+    pub fn run_ok<I: IntoIterator<Item: AsRef<OsStr>>>(&self, args: I) -> Run {
+        self.run_expect(0, args)
+    }
+
+    /// Runs the command and expects this exit status.
+    ///
+    /// # Panics
+    /// With everything it printed, when the status is another.
+    pub fn run_expect<I: IntoIterator<Item: AsRef<OsStr>>>(&self, code: i32, args: I) -> Run {
+        let run = self.run(args);
+        assert_eq!(run.code, Some(code), "expected exit status {code}\n{run}");
+        run
+    }
+
+    /// Runs a command made by [`Self::pgkeep`] and changed since (environment, working directory).
+    ///
+    /// # Panics
+    /// When it does not start or does not end.
+    pub fn finish(&self, mut command: Command) -> Run {
+        // Files, not pipes: a daemon the command leaves behind keeps its outputs open, and a pipe would never end.
+        let (out, err) = (tempfile::NamedTempFile::new(), tempfile::NamedTempFile::new());
+        let (out, err) = (out.expect("cannot create a file"), err.expect("cannot create a file"));
+        command.stdout(out.reopen().expect("cannot open a file")).stderr(err.reopen().expect("cannot open a file"));
+        let line = format!("{command:?}");
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
+        let deadline = Instant::now() + PATIENCE;
+        // Starts in a few milliseconds and often ends as soon; later a coarser step does.
+        let mut step = Duration::from_millis(1);
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("cannot wait for a command") {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                child.kill().expect("cannot kill a command");
+                child.wait().expect("cannot wait for a command");
+                break None;
+            }
+            thread::sleep(step);
+            step = (step * 2).min(Duration::from_millis(20));
+        };
+        let text = |file: &Path| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned();
+        let run = Run {
+            command: line,
+            code: status.and_then(|status| status.code()),
+            stdout: text(out.path()),
+            stderr: text(err.path()),
+        };
+        assert!(status.is_some(), "killed after {} s\n{run}", PATIENCE.as_secs());
+        run
+    }
+
+    /// Where something is mounted below this sandbox, deepest first.
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let table = fs::read_to_string("/proc/self/mounts").expect("cannot read the mount table");
+        let points = table.lines().filter_map(|line| line.split(' ').nth(1));
+        let mut ours: Vec<_> = points.map(PathBuf::from).filter(|point| point.starts_with(self.root())).collect();
+        ours.sort_unstable();
+        ours.reverse();
+        ours
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // A failed test may leave a mount: detached, so that removing the directory reaches no foreign tree.
+        for point in self.mounts() {
+            if let Err(error) = detach(&point) {
+                eprintln!("cannot unmount {}: {error}", point.display());
+            }
+        }
+    }
+}
+
+fn detach(point: &Path) -> io::Result<()> {
+    if rustix::process::getuid().is_root() {
+        return Ok(rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH)?);
+    }
+    let status = Command::new("fusermount3").args(["-u", "-z"]).arg(point).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("fusermount3: {status}"))) }
+}
+
+/// What one command did.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The command line, for messages.
+    pub command: String,
+    /// Exit status; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Everything on standard output.
+    pub stdout: String,
+    /// Everything on standard error.
+    pub stderr: String,
+}
+
+impl Run {
+    /// Standard output as JSON.
+    ///
+    /// # Panics
+    /// When it is not; with everything printed.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("not JSON: {error}\n{self}"))
+    }
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = self.code.map_or_else(|| "a signal".to_owned(), |code| format!("exit status {code}"));
+        write!(out, "{}: {code}\n--- stdout\n{}\n--- stderr\n{}\n---", self.command, self.stdout, self.stderr)
+    }
+}
