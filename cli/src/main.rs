@@ -1,2 +1,2 @@
-//! Placeholder.
+//! The `pgkeep` binary.
 fn main() {}

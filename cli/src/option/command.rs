@@ -1,0 +1,198 @@
+//! The commands: one table with what each takes, needs and logs.
+
+use super::def::Commands;
+
+/// What a command line asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Command {
+    /// Change the notes of a backup.
+    Annotate,
+    /// Fetch one WAL file: PostgreSQL's `restore_command`.
+    ArchiveGet,
+    /// Store one WAL file: PostgreSQL's `archive_command`.
+    ArchivePush,
+    /// Back up a cluster.
+    Backup,
+    /// Try out the configuration.
+    Check,
+    /// Make, list and remove writable clones.
+    Clone,
+    /// Apply retention.
+    Expire,
+    /// Explain commands and options.
+    Help,
+    /// List backups.
+    Info,
+    /// Serve all backups as a read-only tree.
+    Mount,
+    /// Print a repository file.
+    RepoGet,
+    /// List repository files.
+    RepoLs,
+    /// Restore a cluster.
+    Restore,
+    /// Create a stanza.
+    StanzaCreate,
+    /// Remove a stanza.
+    StanzaDelete,
+    /// Take a stanza to a new PostgreSQL version.
+    StanzaUpgrade,
+    /// Allow work on this host again.
+    Start,
+    /// Forbid work on this host.
+    Stop,
+    /// Read and check everything in a repository.
+    Verify,
+    /// Print the version.
+    Version,
+}
+
+/// Whether a command works for one stanza.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StanzaUse {
+    /// It must be named.
+    Required,
+    /// It may be named; otherwise all are meant.
+    Optional,
+    /// It means nothing.
+    Never,
+}
+
+/// One row of the command table.
+#[derive(Debug, Clone, Copy)]
+pub struct CommandDef {
+    /// The command.
+    pub command: Command,
+    /// Its name.
+    pub name: &'static str,
+    /// One line of help: an imperative sentence.
+    pub help: &'static str,
+    /// Names of its parameters, for help and for messages.
+    pub params: &'static [&'static str],
+    /// How many of these may be left out, from the end.
+    pub optional: usize,
+    /// Whether it works for one stanza.
+    pub stanza: StanzaUse,
+    /// Begin and end lines are INFO if true, DEBUG if false (the command's output is read by programs).
+    pub announces: bool,
+    /// Writes a log file.
+    pub log_file: bool,
+    /// Present in this version.
+    pub available: bool,
+}
+
+impl Command {
+    /// Its bit in a [`Commands`] set.
+    #[must_use]
+    pub const fn bit(self) -> Commands {
+        1 << self as u8
+    }
+
+    /// Its row.
+    #[must_use]
+    pub fn def(self) -> &'static CommandDef {
+        // The table holds a row per command in their order, which a test checks.
+        COMMANDS.get(self as usize).unwrap_or(&COMMANDS[0])
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.def().name
+    }
+
+    /// The command of that exact name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        COMMANDS.iter().find(|d| d.name == name).map(|d| d.command)
+    }
+}
+
+const fn row(command: Command, name: &'static str, help: &'static str, stanza: StanzaUse) -> CommandDef {
+    CommandDef {
+        command,
+        name,
+        help,
+        params: &[],
+        optional: 0,
+        stanza,
+        announces: true,
+        log_file: true,
+        available: true,
+    }
+}
+
+impl CommandDef {
+    const fn takes(mut self, params: &'static [&'static str], optional: usize) -> Self {
+        self.params = params;
+        self.optional = optional;
+        self
+    }
+
+    const fn quiet(mut self) -> Self {
+        self.announces = false;
+        self.log_file = false;
+        self
+    }
+
+    const fn fileless(mut self) -> Self {
+        self.log_file = false;
+        self
+    }
+
+    const fn later(mut self) -> Self {
+        self.available = false;
+        self
+    }
+}
+
+use Command as C;
+use StanzaUse::{Never, Optional, Required};
+
+/// All commands, in the order of [`Command`].
+pub static COMMANDS: &[CommandDef] = &[
+    row(C::Annotate, "annotate", "Change the notes of a backup.", Required).later(),
+    row(C::ArchiveGet, "archive-get", "Fetch one WAL file from the archive.", Required)
+        .takes(&["wal-name", "destination"], 0)
+        .fileless(),
+    row(C::ArchivePush, "archive-push", "Store one WAL file in the archive.", Required)
+        .takes(&["wal-path"], 0)
+        .fileless(),
+    row(C::Backup, "backup", "Back up a cluster.", Required),
+    row(C::Check, "check", "Try out the configuration and the archive.", Optional).fileless(),
+    row(C::Clone, "clone", "Make, list or remove writable clones of a backup.", Required)
+        .takes(&["create|list|destroy"], 0),
+    row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
+    row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
+    row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).quiet(),
+    row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required).takes(&["mountpoint"], 0),
+    row(C::RepoGet, "repo-get", "Print a repository file.", Optional).takes(&["file"], 0).quiet().later(),
+    row(C::RepoLs, "repo-ls", "List repository files.", Optional).takes(&["path"], 1).quiet().later(),
+    row(C::Restore, "restore", "Restore a cluster from a backup.", Required),
+    row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required),
+    row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required),
+    row(C::StanzaUpgrade, "stanza-upgrade", "Take a stanza to the cluster's new version.", Required),
+    row(C::Start, "start", "Allow work on this host again.", Optional),
+    row(C::Stop, "stop", "Forbid work on this host.", Optional),
+    row(C::Verify, "verify", "Read and check everything a stanza has stored.", Required),
+    row(C::Version, "version", "Print the version.", Never).quiet(),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_finds_its_own_row_and_rows_are_in_order_of_name_or_life() {
+        for (at, row) in COMMANDS.iter().enumerate() {
+            assert_eq!(row.command as usize, at, "{}", row.name);
+            assert_eq!(Command::by_name(row.name), Some(row.command));
+            assert_eq!(row.command.def().name, row.name);
+            assert!(row.optional <= row.params.len());
+            assert!(row.help.ends_with('.'));
+        }
+        assert!(COMMANDS.len() <= 32, "Commands is a u32");
+        assert_eq!(Command::by_name("backu"), None);
+    }
+}

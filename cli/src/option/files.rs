@@ -1,0 +1,129 @@
+//! Which configuration files are read, and their text.
+
+use super::error::OptionError;
+use super::program::{PGBACKREST, Program};
+use crate::exit::Status;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Where the command line or the environment says that configuration is.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// `--config`.
+    pub(super) config: Option<PathBuf>,
+    /// `--no-config`.
+    pub(super) no_config: bool,
+    /// `--config-include-path`.
+    pub(super) include: Option<PathBuf>,
+    /// `--config-path`.
+    pub(super) base: Option<PathBuf>,
+}
+
+/// A file's text, which may hold secrets.
+pub(super) struct ConfigText {
+    pub(super) name: String,
+    pub(super) text: Zeroizing<String>,
+}
+
+/// The files' texts in the order of reading, and a remark if they are not the usual ones.
+pub(super) struct Loaded {
+    pub(super) texts: Vec<ConfigText>,
+    pub(super) remark: Option<String>,
+}
+
+/// Reads what `places` and the program's defaults under `etc` mean: the main file, then `conf.d/*.conf` by name.
+///
+/// # Errors
+/// Statuses of missing or unreadable files (55, 73, 41, 42), 29 for a file that is no UTF-8.
+pub(super) fn load(places: &Places, program: &Program, etc: &Path) -> Result<Loaded, OptionError> {
+    let nothing_said =
+        places.config.is_none() && !places.no_config && places.include.is_none() && places.base.is_none();
+    let mut loaded = load_of(places, program, etc)?;
+    // A host that still runs pgBackRest: read what it has rather than nothing.
+    if nothing_said && *program != PGBACKREST && loaded.is_none() {
+        let theirs = load_of(places, &PGBACKREST, etc)?;
+        if let Some(found) = theirs {
+            let names: Vec<_> = found.iter().map(|t| t.name.as_str()).collect();
+            let remark = format!("no configuration of {}'s own: reading {}", program.name, names.join(", "));
+            return Ok(Loaded { texts: found, remark: Some(remark) });
+        }
+        loaded = None;
+    }
+    Ok(Loaded { texts: loaded.unwrap_or_default(), remark: None })
+}
+
+/// As [`load`], for one program's defaults. `None` if there was no file and no directory.
+fn load_of(places: &Places, program: &Program, etc: &Path) -> Result<Option<Vec<ConfigText>>, OptionError> {
+    let base = places.base.clone().unwrap_or_else(|| etc.join(program.name));
+    let mut texts = Vec::new();
+    let mut present = false;
+    if let Some(path) = &places.config {
+        texts.push(read(path)?.ok_or_else(|| missing(Status::FILE_MISSING, "file", path))?);
+        present = true;
+    } else if !places.no_config {
+        let file = format!("{}.conf", program.name);
+        let mut found = read(&base.join(&file))?;
+        if found.is_none() && places.base.is_none() && *program == PGBACKREST {
+            found = read(&etc.join(&file))?;
+        }
+        present |= found.is_some();
+        texts.extend(found);
+    }
+    // A file named alone stands alone.
+    if places.config.is_none() || places.include.is_some() || places.base.is_some() {
+        let directory = places.include.clone().unwrap_or_else(|| base.join("conf.d"));
+        match list(&directory)? {
+            Some(paths) => {
+                present = true;
+                for path in paths {
+                    texts.extend(read(&path)?);
+                }
+            }
+            None if places.include.is_some() => return Err(missing(Status::PATH_MISSING, "directory", &directory)),
+            None => {}
+        }
+    }
+    Ok(present.then_some(texts))
+}
+
+fn missing(status: Status, what: &str, path: &Path) -> OptionError {
+    OptionError::new(status, format!("configuration {what} '{}' is missing", path.display()))
+}
+
+fn failed(status: Status, verb: &str, path: &Path, error: &std::io::Error) -> OptionError {
+    OptionError::new(status, format!("cannot {verb} '{}': {error}", path.display()))
+}
+
+/// The text of a file, `None` if there is none.
+fn read(path: &Path) -> Result<Option<ConfigText>, OptionError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => Zeroizing::new(bytes),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(failed(Status::FILE_OPEN, "open", path, &e)),
+        Err(e) => return Err(failed(Status::FILE_READ, "read", path, &e)),
+    };
+    let name = path.display().to_string();
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Some(ConfigText { name, text: Zeroizing::new(text.to_owned()) })),
+        Err(_) => Err(OptionError::new(Status::FORMAT, format!("'{name}' is not valid text"))),
+    }
+}
+
+/// The `*.conf` files of a directory by name, `None` if there is no such directory.
+fn list(directory: &Path) -> Result<Option<Vec<PathBuf>>, OptionError> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(failed(Status::FILE_OPEN, "list", directory, &e)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| failed(Status::FILE_READ, "list", directory, &e))?.path();
+        if path.extension().is_some_and(|e| e == "conf") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(Some(paths))
+}

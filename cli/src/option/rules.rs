@@ -1,0 +1,240 @@
+//! Rules that look at more than one option.
+
+use super::command::{COMMANDS, Command, StanzaUse};
+use super::def::{Def, Group};
+use super::error::OptionError;
+use super::resolve::Draft;
+use super::settings::{Cipher, Setting, Settings, Source};
+use super::table::{Opt, TABLE};
+use super::value::Value;
+use crate::exit::Status;
+use std::time::Duration;
+
+/// How much longer than a query another process is waited for, when only one of the two was set.
+const PROTOCOL_MARGIN: Duration = Duration::from_secs(30);
+
+/// Refuses root where files would end up with a wrong owner.
+pub(super) fn check_user(draft: &Draft<'_>) -> Result<(), OptionError> {
+    if !draft.runs_as_root() || draft.root_is_allowed() {
+        return Ok(());
+    }
+    let message = format!("command {} does not run as root", draft.command.name());
+    Err(OptionError::new(Status::OPTION_INVALID, message)
+        .hint("run it as the user who owns the cluster and the repository")
+        .hint("allow-root=y allows it all the same"))
+}
+
+/// Refuses to go on without an option that the command needs.
+pub(super) fn check_required(draft: &Draft<'_>, def: &Def, index: u16) -> Result<(), OptionError> {
+    if def.required & draft.command.bit() == 0 || !draft.applies(def, index) {
+        return Ok(());
+    }
+    // Without a stanza the command goes through all of them and each is resolved for itself.
+    let of_one_stanza = def.group == Group::Pg && draft.command.def().stanza == StanzaUse::Optional;
+    if of_one_stanza && !draft.has_stanza() {
+        return Ok(());
+    }
+    let message = format!("command {} needs option '{}'", draft.command.name(), def.display(index));
+    let mut error = OptionError::new(Status::OPTION_REQUIRED, message);
+    if def.group == Group::Pg && draft.stanza_is_unknown() {
+        error = error.hint("no configuration file has a section for this stanza");
+    }
+    Err(error)
+}
+
+/// An option was typed that counts only with another.
+pub(super) fn needs_other(def: &Def, index: u16) -> OptionError {
+    let name = def.display(index);
+    let message = match def.depend {
+        Some(depend) => {
+            let on = depend.on.def().display(index);
+            let how =
+                if depend.values.is_empty() { String::new() } else { format!(" = {}", depend.values.join(" or ")) };
+            format!("option '{name}' is not valid without option '{on}'{how}")
+        }
+        None => format!("option '{name}' is not valid here"),
+    };
+    OptionError::new(Status::OPTION_INVALID, message)
+}
+
+/// Checks what belongs together once every value is known, adjusts what follows from another, and collects
+/// remarks on what is different here.
+pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> Result<(), OptionError> {
+    timeouts(settings)?;
+    hosts(settings)?;
+    repositories(settings)?;
+    ciphers(settings, draft)?;
+    retention(settings, draft);
+    remarks(settings, draft);
+    Ok(())
+}
+
+fn given_time(settings: &Settings, opt: Opt) -> (Duration, bool) {
+    (settings.time(opt), settings.is_given(opt))
+}
+
+fn timeouts(settings: &mut Settings) -> Result<(), OptionError> {
+    let ((db, db_given), (protocol, protocol_given)) =
+        (given_time(settings, Opt::DbTimeout), given_time(settings, Opt::ProtocolTimeout));
+    if db.is_zero() || protocol.is_zero() || protocol > db {
+        return Ok(());
+    }
+    let adjusted = match (db_given, protocol_given) {
+        (true, true) => {
+            let message = format!(
+                "option 'protocol-timeout' ({}s) is not greater than 'db-timeout' ({}s)",
+                protocol.as_secs(),
+                db.as_secs()
+            );
+            return Err(OptionError::new(Status::OPTION_INVALID_VALUE, message));
+        }
+        (false, _) => {
+            (Opt::DbTimeout, protocol.checked_sub(PROTOCOL_MARGIN).filter(|t| !t.is_zero()).unwrap_or(protocol / 2))
+        }
+        (true, false) => (Opt::ProtocolTimeout, db + PROTOCOL_MARGIN),
+    };
+    settings.values.insert((adjusted.0, 0), Setting { value: Some(Value::Time(adjusted.1)), source: Source::Default });
+    Ok(())
+}
+
+fn hosts(settings: &Settings) -> Result<(), OptionError> {
+    let remote_pg = settings.pgs().find(|pg| pg.host().is_some());
+    let remote_repo = settings.repos().find(|repo| repo.text(Opt::RepoHost).is_some());
+    match (remote_pg, remote_repo) {
+        (Some(pg), Some(repo)) => {
+            let message = format!("pg{} and repo{} are both on other hosts", pg.key(), repo.key());
+            Err(OptionError::new(Status::CONFIG, message).hint("run on the host of one of them"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn repositories(settings: &Settings) -> Result<(), OptionError> {
+    let local = |kind: &str| matches!(kind, "posix" | "cifs");
+    let here: Vec<_> = settings
+        .repos()
+        .filter(|r| local(r.kind()) && r.text(Opt::RepoHost).is_none())
+        .map(|r| (r.key(), r.path()))
+        .collect();
+    for (at, (key, path)) in here.iter().enumerate() {
+        if let Some((other, _)) = here.iter().skip(at + 1).find(|(_, p)| p == path) {
+            let message = format!("repo{key} and repo{other} have the same path '{}'", path.display());
+            return Err(OptionError::new(Status::OPTION_INVALID_VALUE, message));
+        }
+    }
+    if let Some(chosen) = settings.chosen_repo() {
+        if !settings.repo_keys.contains(&chosen) {
+            let message = format!("there is no repo{chosen} for option 'repo'");
+            return Err(OptionError::new(Status::OPTION_INVALID_VALUE, message));
+        }
+    } else if matches!(settings.command, Command::StanzaDelete | Command::RepoLs | Command::RepoGet)
+        && settings.repo_keys != [1]
+    {
+        let message = format!("command {} needs option 'repo'", settings.command.name());
+        return Err(OptionError::new(Status::OPTION_REQUIRED, message).hint("it works on one repository only"));
+    }
+    Ok(())
+}
+
+fn ciphers(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError> {
+    if settings.setting(Opt::RepoCipherType, settings.repo_keys.first().copied().unwrap_or(1)).is_none() {
+        return Ok(());
+    }
+    for repo in settings.repos().filter(|r| r.text(Opt::RepoHost).is_none()) {
+        let key = repo.key();
+        let given = |opt| settings.value(opt, key).is_some();
+        let secrets =
+            [Opt::RepoCipherPass, Opt::RepoCipherPassFile, Opt::RepoKeyFile].into_iter().filter(|o| given(*o));
+        let secrets: Vec<_> = secrets.map(|o| o.def().display(key)).collect();
+        let kind = repo.text(Opt::RepoCipherType).unwrap_or("none");
+        match (repo.cipher(), secrets.as_slice()) {
+            (Cipher::None, []) if kind != "none" => {
+                let message = format!("command {} needs option 'repo{key}-cipher-pass'", settings.command.name());
+                return Err(OptionError::new(Status::OPTION_REQUIRED, message)
+                    .hint(format!("or repo{key}-cipher-pass-file, or repo{key}-key-file")));
+            }
+            (Cipher::None, [first, ..]) => {
+                draft.warn(format!("option '{first}' is ignored because of repo{key}-cipher-type=none"));
+            }
+            (_, [first, second, ..]) => {
+                let message = format!("options '{first}' and '{second}' exclude each other");
+                return Err(OptionError::new(Status::OPTION_INVALID, message));
+            }
+            (Cipher::None, []) | (_, _) => {}
+        }
+        if kind == "aes-256-cbc" {
+            draft.remark(format!(
+                "option 'repo{key}-cipher-type': the repository is sealed with ChaCha20-Poly1305, not aes-256-cbc"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Warns of a repository that only grows, if this version can do anything about it.
+fn retention(settings: &Settings, draft: &mut Draft<'_>) {
+    let expires = COMMANDS.iter().any(|c| c.command == Command::Expire && c.available);
+    if !expires || !matches!(settings.command, Command::Backup | Command::Expire) {
+        return;
+    }
+    for repo in settings.target_repos().filter(|r| r.int(Opt::RepoRetentionFull).is_none()) {
+        draft.warn(format!("option 'repo{}-retention-full' is not set: backups are kept for ever", repo.key()));
+    }
+}
+
+fn remarks(settings: &Settings, draft: &mut Draft<'_>) {
+    let mut last = None;
+    for (opt, index, setting) in settings.iter() {
+        let def = opt.def();
+        // Once per option, and only if its value would mean something elsewhere.
+        let Some(effect) = def.effect.filter(|_| setting.source != Source::Default && last != Some(opt)) else {
+            continue;
+        };
+        if !is_default(def, settings, setting) {
+            last = Some(opt);
+            draft.remark(format!("option '{}' has no effect: {effect}", def.display(index)));
+        }
+    }
+    if let Some(kind @ ("gz" | "bz2" | "lz4")) = settings.text(Opt::CompressType) {
+        draft.remark(format!("option 'compress-type': zst at level 3 is used, not {kind}"));
+    }
+}
+
+fn is_default(def: &Def, settings: &Settings, setting: &Setting) -> bool {
+    let default = def.default_for(settings.command).map(|d| settings.program.fill(d));
+    match (&setting.value, default.as_deref()) {
+        (Some(Value::Bool(yes)), Some(default)) => *yes == (default == "y"),
+        (Some(Value::Text(text)), Some(default)) => text == default,
+        _ => false,
+    }
+}
+
+/// Refuses what this version cannot do although its options are understood: remote hosts and object stores.
+///
+/// # Errors
+/// Status 67.
+pub fn check_supported(settings: &Settings) -> Result<(), OptionError> {
+    let refuse = |message| Err(OptionError::new(Status::FEATURE_NOT_SUPPORTED, message));
+    for repo in settings.target_repos() {
+        if repo.text(Opt::RepoHost).is_some() {
+            return refuse(format!("repo{} is on another host, which this version does not support", repo.key()));
+        }
+        if !matches!(repo.kind(), "posix" | "cifs") {
+            return refuse(format!("repo{}-type={} is not supported by this version", repo.key(), repo.kind()));
+        }
+    }
+    for pg in settings.pgs() {
+        if pg.host().is_some() {
+            return refuse(format!("pg{} is on another host, which this version does not support", pg.key()));
+        }
+    }
+    Ok(())
+}
+
+/// All rows that `command` takes and help shows, by name.
+#[must_use]
+pub fn options_of(command: Command) -> Vec<&'static Def> {
+    let mut rows: Vec<_> = TABLE.iter().filter(|d| d.is_valid_for(command) && !d.hidden).collect();
+    rows.sort_by_key(|d| d.name);
+    rows
+}

@@ -1,0 +1,169 @@
+//! Sizes and times as people write and read them.
+//!
+//! Units of size are powers of 1024 however they are spelled, as in pgBackRest: `k`, `kb` and `kib` are one.
+
+use std::time::Duration;
+
+/// Splits a text into its leading whole number and what follows.
+fn number(text: &str) -> Option<(u64, &str)> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    Some((number.parse().ok()?, unit))
+}
+
+/// Reads a size: a whole number with an optional unit `b k m g t p`, which `b` or `ib` may follow. Case does not
+/// matter. `None` if it is nothing of the sort or exceeds 64 bits.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    let (number, unit) = number(text)?;
+    let unit = unit.to_ascii_lowercase();
+    let (letter, tail) = match unit.split_at_checked(1) {
+        None => return Some(number),
+        Some(parts) => parts,
+    };
+    let power = match letter {
+        "b" if tail.is_empty() => return Some(number),
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        "p" => 5,
+        _ => return None,
+    };
+    if !matches!(tail, "" | "b" | "ib") {
+        return None;
+    }
+    number.checked_mul(1024_u64.pow(power))
+}
+
+/// Reads a time: a whole number of seconds, or with a unit `ms s m h d w`. `None` if it is nothing of the sort.
+#[must_use]
+pub fn parse_time(text: &str) -> Option<Duration> {
+    let (number, unit) = number(text)?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        "w" => 604_800_000,
+        _ => return None,
+    };
+    number.checked_mul(unit_ms).map(Duration::from_millis)
+}
+
+/// A number of bytes for people: `512B`, `1KB`, `1.2GB`. One decimal, left out when it is zero.
+#[must_use]
+pub fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KB", "MB", "GB", "TB", "PB"];
+    if bytes < 1024 {
+        return format!("{bytes}B");
+    }
+    let mut shown = (u128::from(bytes) * 10 + 512) / 1024;
+    let mut unit = 0;
+    while shown >= 10_240 && unit + 1 < UNITS.len() {
+        shown = (shown + 512) / 1024;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or("PB");
+    if shown % 10 == 0 { format!("{}{name}", shown / 10) } else { format!("{}.{}{name}", shown / 10, shown % 10) }
+}
+
+/// A duration for people, in its two largest units: `850ms`, `12.3s`, `4m05s`, `2h10m`, `3d04h`.
+#[must_use]
+pub fn human_time(time: Duration) -> String {
+    let ms = time.as_millis();
+    let seconds = ms / 1000;
+    match seconds {
+        0 => format!("{ms}ms"),
+        1..60 => format!("{seconds}.{}s", ms % 1000 / 100),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("10b", 10),
+            ("1k", 1024),
+            ("1KB", 1024),
+            ("3MiB", 3 << 20),
+            ("16GiB", 16 << 30),
+            ("2t", 2 << 40),
+            ("4PiB", 4 << 50),
+        ] {
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "k", "1.5g", "-1", "1 k", "1x", "1bb", "1kbb", "1bib", "16384p", "99999999999999999999", "1é"]
+        {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, ms) in
+            [("1", 1000), ("15s", 15_000), ("100ms", 100), ("31m", 1_860_000), ("2h", 7_200_000), ("1w", 604_800_000)]
+        {
+            assert_eq!(parse_time(text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "s", "1.5", "-1", "1M", "1y", "99999999999999999999", "18446744073709551615w"] {
+            assert_eq!(parse_time(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1KB"),
+            (1280, "1.3KB"),
+            (1536, "1.5KB"),
+            (16 << 20, "16MB"),
+            (1_288_490_189, "1.2GB"),
+            (5 << 40, "5TB"),
+            (u64::MAX, "16384PB"),
+        ] {
+            assert_eq!(human_size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn durations_are_shown() {
+        for (ms, text) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (12_345, "12.3s"),
+            (245_000, "4m05s"),
+            (7_800_000, "2h10m"),
+            (273_600_000, "3d04h"),
+        ] {
+            assert_eq!(human_time(Duration::from_millis(ms)), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,12}") {
+            let _ = (parse_size(&text), parse_time(&text));
+        }
+
+        #[test]
+        fn a_shown_size_reads_back_within_its_precision(bytes in 0_u64..1 << 60) {
+            let shown = human_size(bytes);
+            let split = shown.find(|c: char| c.is_ascii_alphabetic()).unwrap();
+            let unit = parse_size(&format!("1{}", &shown[split..])).unwrap();
+            let back = shown[..split].parse::<f64>().unwrap() * unit as f64;
+            prop_assert!((back - bytes as f64).abs() <= unit as f64 * 0.1, "{bytes} {shown}");
+        }
+    }
+}
