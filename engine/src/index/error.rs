@@ -31,6 +31,14 @@ pub enum IndexError {
         /// What is wrong with it.
         source: FormatError,
     },
+    /// An index object cannot be fetched.
+    #[error("cannot fetch index object '{object}'")]
+    Fetch {
+        /// Name of the index object.
+        object: String,
+        /// What failed.
+        source: Box<crate::Error>,
+    },
     /// The head holds as many chunks as one segment takes: publish it before inserting more.
     #[error("the head of the index is full: {entries} chunks")]
     Full {
@@ -76,6 +84,7 @@ impl IndexError {
             Self::Poisoned { .. } | Self::Incomplete { .. } | Self::Lost { .. } => Kind::Checksum,
             Self::Payload { source: FormatError::BadVersion { .. }, .. } => Kind::FeatureNotSupported,
             Self::Payload { .. } | Self::Place { .. } => Kind::Format,
+            Self::Fetch { source, .. } => source.kind(),
             Self::Full { .. } | Self::Misuse(_) => Kind::Assert,
             Self::File(e) => e.kind(),
         }

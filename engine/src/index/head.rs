@@ -79,7 +79,7 @@ struct Generation {
 }
 
 struct State {
-    /// Dropped before `place`, whose drop removes the files.
+    /// Closed before `place` goes, whose drop removes the files.
     db: Option<sled::Db>,
     place: Option<Place>,
     active: Generation,
@@ -155,13 +155,10 @@ impl Head {
     pub fn release(&self) {
         let mut state = self.write();
         let Some(generation) = state.draining.take() else { return };
-        let Some(db) = state.db.clone() else { return };
-        if let Table::Sled(tree) = &generation.table {
-            let dropped = table::guarded(|| db.drop_tree(tree.name()));
-            if let Err(fault) = dropped {
-                drop((generation, db));
-                state.fall_back(&fault);
-            }
+        let (Some(db), Table::Sled(tree)) = (state.db.clone(), &generation.table) else { return };
+        if let Err(fault) = table::guarded(|| db.drop_tree(tree.name())) {
+            close(vec![generation.table], db);
+            state.fall_back(&fault);
         }
     }
 
@@ -374,24 +371,40 @@ impl State {
     fn fall_back(&mut self, fault: &Fault) {
         let Some(db) = self.db.take() else { return };
         tracing::warn!("the head of the index failed, keeping it in memory for this run: {}", fault.message);
-        self.active.table = self.active.table.salvage(fault);
-        if let Some(draining) = &mut self.draining {
-            draining.table = draining.table.salvage(fault);
-        }
-        self.facts = self.facts.salvage(fault);
+        let draining = self.draining.as_mut().map(|generation| &mut generation.table);
+        let tables = [&mut self.active.table, &mut self.facts].into_iter().chain(draining);
+        let trees: Vec<Table> = tables.map(|table| std::mem::replace(table, table.salvage(fault))).collect();
         if fault.panicked {
-            // Its destructor takes the locks that the panic may have left taken.
-            std::mem::forget(db);
-        } else if let Err(fault) = table::guarded(|| {
-            drop(db);
-            Ok(())
-        }) {
-            tracing::debug!("closing the head of the index failed: {}", fault.message);
+            // Their destructors take the locks that the panic may have left taken.
+            std::mem::forget((trees, db));
+        } else {
+            close(trees, db);
         }
         let moved = self.place.as_ref().map(Place::move_away);
         if let Some(Err(e)) = moved {
             tracing::debug!("{e}");
         }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        let Some(db) = self.db.take() else { return };
+        let draining = self.draining.take().map(|generation| generation.table);
+        let held = [&mut self.active.table, &mut self.facts];
+        let trees = held.map(|table| std::mem::replace(table, Table::in_memory()));
+        close(trees.into_iter().chain(draining).collect(), db);
+    }
+}
+
+/// Closes the database. Its destructors write, and may panic, which must not happen in a destructor of ours.
+fn close(trees: Vec<Table>, db: sled::Db) {
+    let closed = table::guarded(|| {
+        drop((trees, db));
+        Ok(())
+    });
+    if let Err(fault) = closed {
+        tracing::debug!("closing the head of the index failed: {}", fault.message);
     }
 }
 
@@ -456,3 +469,6 @@ fn lost(generation: &Generation, found: u64) -> IndexError {
     let entries = generation.inserted.load(Ordering::Relaxed);
     IndexError::Lost { entries, lost: entries.abs_diff(found).max(1) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,15 @@
 //! Which pack holds a chunk: lookups over local copies of the repository's index, and the head where the
 //! running session notes what it has written.
 
+mod combined;
 mod error;
 mod head;
 mod memory;
 mod segments;
+#[cfg(test)]
+mod tests;
 
+pub use combined::{CombinedIndex, SegmentSource};
 pub use error::IndexError;
 pub use head::{HEAD_CACHE_BYTES, HEAD_MAX_CHUNKS, HEAD_MAX_FACTS, Head, HeadOptions};
 pub use memory::MemoryIndex;
@@ -59,4 +63,16 @@ pub trait ChunkIndexMut: ChunkIndex {
     /// # Errors
     /// [`IndexError::Full`] if it must be published first; other [`IndexError`]s.
     fn insert(&self, id: ChunkId, at: ChunkAt) -> Result<bool, IndexError>;
+
+    /// Inserts one by one (a batch of sled's would cost ten times the memory); returns how many were new.
+    ///
+    /// # Errors
+    /// As [`Self::insert`]; what came before the failing one is inserted, and inserting it again is harmless.
+    fn insert_all(&self, chunks: &mut dyn Iterator<Item = (ChunkId, ChunkAt)>) -> Result<u64, IndexError> {
+        let mut new = 0;
+        for (id, at) in chunks {
+            new += u64::from(self.insert(id, at)?);
+        }
+        Ok(new)
+    }
 }

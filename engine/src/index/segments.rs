@@ -15,6 +15,7 @@ mod file;
 
 use super::error::{IndexError, io};
 use super::{ChunkAt, ChunkIndex, PackFacts};
+pub(super) use file::path_of;
 use file::{OpenFailure, Segment};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::index::IndexView;
@@ -67,7 +68,7 @@ impl SegmentSet {
         let mut seen = HashSet::new();
         let mut slots = Vec::with_capacity(wanted.len());
         for (object, size) in wanted.iter().filter(|(object, _)| seen.insert(object.as_str())) {
-            let segment = match Segment::open(&file::path_of(&dir, object), key, object, *size) {
+            let segment = match Segment::open(&path_of(&dir, object), key, object, *size) {
                 Ok(segment) => Some(Arc::new(segment)),
                 Err(OpenFailure::Absent) => None,
                 Err(OpenFailure::Damaged(damage)) => {
@@ -102,7 +103,7 @@ impl SegmentSet {
     pub fn install(&self, object: &str, size: u64, payload: &[u8]) -> Result<(), IndexError> {
         let view =
             IndexView::parse(payload).map_err(|source| IndexError::Payload { object: object.to_owned(), source })?;
-        let path = file::path_of(&self.dir, object);
+        let path = path_of(&self.dir, object);
         let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let temporary = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
         file::write(&path, &temporary, &self.key, object, size, &view)?;
@@ -197,7 +198,7 @@ impl ChunkIndex for SegmentSet {
 
 /// Moves a file that failed a check out of the way. If even that fails it is met again and refused again.
 fn move_away(dir: &Path, object: &str, detail: &str) {
-    let path = file::path_of(dir, object);
+    let path = path_of(dir, object);
     let away = path.with_extension("poisoned");
     tracing::warn!("cached copy of index segment '{object}' is damaged ({detail}): it is fetched again");
     if let Err(e) = fs::rename(&path, &away).or_else(|_| fs::remove_file(&path)) {
@@ -215,7 +216,7 @@ fn drop_superseded(dir: &Path, slots: &mut Vec<Slot>) {
     slots.retain(|slot| {
         let keep = !gone.contains(&slot.object);
         if !keep && slot.segment.is_some() {
-            remove(&file::path_of(dir, &slot.object));
+            remove(&path_of(dir, &slot.object));
         }
         keep
     });
@@ -223,7 +224,7 @@ fn drop_superseded(dir: &Path, slots: &mut Vec<Slot>) {
 
 /// Removes copies of objects that are no longer wanted, and what dead processes left.
 fn sweep(dir: &Path, slots: &[Slot]) {
-    let wanted: HashSet<PathBuf> = slots.iter().map(|slot| file::path_of(dir, &slot.object)).collect();
+    let wanted: HashSet<PathBuf> = slots.iter().map(|slot| path_of(dir, &slot.object)).collect();
     let Ok(listing) = fs::read_dir(dir) else { return };
     for path in listing.flatten().map(|found| found.path()) {
         let unwanted = match path.extension().and_then(OsStr::to_str) {

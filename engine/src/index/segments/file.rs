@@ -359,7 +359,7 @@ impl Segment {
 }
 
 /// The file of an object's copy: object names have slashes, and may be longer than a file name.
-pub(super) fn path_of(dir: &Path, object: &str) -> PathBuf {
+pub(in crate::index) fn path_of(dir: &Path, object: &str) -> PathBuf {
     let name = blake3::hash(object.as_bytes()).to_hex();
     dir.join(format!("{}.seg", name.get(..40).unwrap_or(&name)))
 }
