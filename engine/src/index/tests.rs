@@ -32,6 +32,7 @@ pub(super) fn at(pack: u8, offset: u32) -> ChunkAt {
         plain_len: 8192,
         kind: ChunkKind::Relation,
         encoding: Encoding::Zstd,
+        ordinal: 0,
     }
 }
 
@@ -43,7 +44,7 @@ pub(super) fn payload(chunks: impl IntoIterator<Item = (ChunkId, ChunkAt)>, supe
     for (id, at) in chunks {
         let pack = builder.pack(&at.pack).unwrap();
         let ChunkAt { offset, stored_len, plain_len, kind, encoding, .. } = at;
-        builder.add(&IndexEntry { id, pack, offset, stored_len, plain_len, kind, encoding }).unwrap();
+        builder.add(&IndexEntry { id, pack, offset, stored_len, plain_len, kind, encoding, ordinal: 0 }).unwrap();
     }
     builder.encode()
 }
