@@ -1,7 +1,7 @@
 //! Keys, and everything sealed or opened with them. The only code that sees key bytes.
 //!
 //! [`Keyring`] holds the secrets of one role; [`SessionSealer`] seals what one writer's run makes;
-//! [`ChunkOpener`] opens chunks of one session. Layouts and derivations: `formats/FORMAT-crypto.md`; bytes are
+//! [`ChunkOpener`] opens chunks of one session. Layouts and derivations: FORMAT.md, "Keys and sealing"; bytes are
 //! put together and taken apart in [`pgkeep_formats::repo`].
 //!
 //! Invariants:

@@ -159,7 +159,8 @@ impl Keyring {
     /// number of its epoch; none if it already is the newest epoch's.
     ///
     /// # Errors
-    /// As [`Self::unwrap_key`].
+    /// [`CryptoError::Malformed`]; [`CryptoError::Misplaced`] if it is another repository's; [`CryptoError::NoEpoch`];
+    /// [`CryptoError::RoleLacks`] without the old epoch's secret; [`CryptoError::Unauthentic`] if it was altered.
     pub fn rewrap(&self, record: &[u8]) -> Result<Option<(u32, Vec<u8>)>, CryptoError> {
         let record = WrapRecord::decode(record).map_err(CryptoError::malformed("a wrapped key"))?;
         self.rewrap_record(&record)

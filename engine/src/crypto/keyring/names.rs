@@ -48,7 +48,8 @@ impl Keyring {
     /// [`CryptoError::RoleLacks`] without the id key.
     pub fn chunk_id(&self, kind: u8, plaintext: &[u8]) -> Result<ChunkId, CryptoError> {
         let mut hasher = blake3::Hasher::new_keyed(self.names()?.chunk.expose());
-        hasher.update(&[kind]).update(plaintext);
+        // The kind goes behind: in front it would shift the content off BLAKE3's 1 KiB grid, at up to half the speed.
+        hasher.update(plaintext).update(&[kind]);
         Ok(ChunkId(*hasher.finalize().as_bytes()))
     }
 
@@ -60,7 +61,7 @@ impl Keyring {
     pub fn chunk_id_scoped(&self, scope: &Scope<'_>, kind: u8, plaintext: &[u8]) -> Result<ChunkId, CryptoError> {
         let text = scope.text();
         let mut hasher = blake3::Hasher::new_keyed(self.names()?.scoped_chunk.expose());
-        hasher.update(&[kind]).update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes()).update(plaintext);
+        hasher.update(plaintext).update(text.as_bytes()).update(&(text.len() as u64).to_le_bytes()).update(&[kind]);
         Ok(ChunkId(*hasher.finalize().as_bytes()))
     }
 

@@ -109,8 +109,8 @@ fn names_differ_by_kind_scope_and_repository() {
     for scope in [Scope::Index, Scope::Repo, MAIN, Scope::Stanza("main2")] {
         names.push(a.chunk_id_scoped(&scope, 1, b"x").unwrap());
     }
-    names.push(ChunkId(a.content_hash(b"\x01x").unwrap()));
-    names.push(ChunkId(a.mac("p", b"\x01x").unwrap()));
+    names.push(ChunkId(a.content_hash(b"x\x01").unwrap()));
+    names.push(ChunkId(a.mac("p", b"x\x01").unwrap()));
     assert!((1..names.len()).all(|i| !names[..i].contains(&names[i])));
     let mut hasher = a.content_hasher().unwrap();
     hasher.update(b"ab").update(b"c");
