@@ -67,7 +67,8 @@ impl Links {
             if inside.is_none() && self.root.starts_with(&real) {
                 return refuse(format!("which contains the data directory '{}'", self.root.display()));
             }
-            if let Some((_, other)) = self.directories.iter().find(|(d, _)| d.starts_with(&real) || real.starts_with(d)) {
+            if let Some((_, other)) = self.directories.iter().find(|(d, _)| d.starts_with(&real) || real.starts_with(d))
+            {
                 return refuse(format!("which overlaps with that of link '{}'", other.display()));
             }
             self.directories.push((real, link.to_path_buf()));

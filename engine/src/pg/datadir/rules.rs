@@ -74,8 +74,14 @@ pub(super) fn judge(path: &[u8], options: &WalkOptions, unlogged: &HashSet<u32>)
         return Verdict::TakeEmpty;
     }
     match path {
-        b"pg_dynshmem" | b"pg_notify" | b"pg_replslot" | b"pg_serial" | b"pg_snapshots" | b"pg_stat_tmp"
-        | b"pg_subtrans" | b"pg_wal/archive_status" => return Verdict::TakeEmpty,
+        b"pg_dynshmem"
+        | b"pg_notify"
+        | b"pg_replslot"
+        | b"pg_serial"
+        | b"pg_snapshots"
+        | b"pg_stat_tmp"
+        | b"pg_subtrans"
+        | b"pg_wal/archive_status" => return Verdict::TakeEmpty,
         b"pg_wal/summaries" if options.online => return Verdict::TakeEmpty,
         b"pg_wal" if options.online => return Verdict::TakeDirectories,
         b"postgresql.auto.conf.tmp" | b"current_logfiles.tmp" => return Verdict::Leave,

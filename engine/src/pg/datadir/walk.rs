@@ -124,7 +124,8 @@ impl<F: FnMut(Entry) -> Result<()>> Walk<'_, F> {
             return self.directory(&path, &link.target, verdict, depth + 1);
         }
         if in_tablespaces {
-            let message = format!("'{}' does not point to a directory but to '{}'", source.display(), destination.display());
+            let message =
+                format!("'{}' does not point to a directory but to '{}'", source.display(), destination.display());
             return Err(Error::refused(Kind::LinkDestination, message));
         }
         if link.facts.is_file() {

@@ -25,7 +25,10 @@ fn a_server_says_who_it_is() {
     let identity = session.identity().unwrap();
     assert_eq!(identity.version, session.version());
     assert_eq!(identity.data_directory, cluster.data());
-    assert_eq!((identity.wal_segment_size.bytes(), identity.block_size, identity.relation_segment_pages), (1 << 20, 8192, 131_072));
+    assert_eq!(
+        (identity.wal_segment_size.bytes(), identity.block_size, identity.relation_segment_pages),
+        (1 << 20, 8192, 131_072)
+    );
     assert!(identity.checksums && !identity.in_recovery);
     assert_eq!((identity.archive_mode, identity.archive_command.as_str()), (ArchiveMode::On, "/bin/true"));
     assert_eq!((identity.wal_level.as_str(), identity.timeline), ("replica", TimelineId(1)));

@@ -56,11 +56,7 @@ impl SslMode {
 }
 
 /// Builds what the client library needs to speak TLS. `server` is for messages.
-pub(super) fn connector(
-    mode: SslMode,
-    root: Option<&PathBuf>,
-    server: &str,
-) -> Result<MakeRustlsConnect, ServerError> {
+pub(super) fn connector(mode: SslMode, root: Option<&PathBuf>, server: &str) -> Result<MakeRustlsConnect, ServerError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let refuse = |reason: String| ServerError::Tls { server: server.to_owned(), reason };
     let verifier: Arc<dyn ServerCertVerifier> = match (mode, root) {
@@ -95,8 +91,9 @@ pub(super) fn connector(
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError> {
     let refuse = |reason: String| ServerError::RootCertificates { path: path.to_path_buf(), reason };
     let bytes = std::fs::read(path).map_err(|e| refuse(e.to_string()))?;
-    let certificates =
-        rustls_pemfile::certs(&mut bytes.as_slice()).collect::<Result<Vec<_>, _>>().map_err(|e| refuse(e.to_string()))?;
+    let certificates = rustls_pemfile::certs(&mut bytes.as_slice())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| refuse(e.to_string()))?;
     if certificates.is_empty() { Err(refuse("it holds no certificate".to_owned())) } else { Ok(certificates) }
 }
 

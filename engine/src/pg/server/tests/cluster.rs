@@ -90,7 +90,16 @@ impl Cluster {
             let mut server = command("postgres")
                 .arg("-D")
                 .arg(self.data())
-                .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", &socket])
+                .args([
+                    "-p",
+                    &self.port.to_string(),
+                    "-c",
+                    "listen_addresses=127.0.0.1",
+                    "-c",
+                    "fsync=off",
+                    "-c",
+                    &socket,
+                ])
                 .args(settings.iter().flat_map(|s| ["-c", s]))
                 .stdout(Stdio::null())
                 .stderr(log)

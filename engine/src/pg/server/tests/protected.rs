@@ -1,7 +1,7 @@
 //! Passwords and TLS over TCP.
 
-use super::cluster::{Cluster, run};
 use super::chain;
+use super::cluster::{Cluster, run};
 use crate::Kind;
 use crate::pg::server::{ConnectOptions, SslMode, password_from_file};
 use std::os::unix::fs::PermissionsExt;
