@@ -11,13 +11,18 @@
 
 mod backup;
 mod error;
+mod facts;
+mod options;
 mod password;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod watch;
 
 pub use backup::{BackupStart, BackupStop, CheckpointPace};
 pub use error::ServerError;
+pub use facts::{ArchiveMode, Database, Identity, Tablespace};
+pub use options::ConnectOptions;
 pub use password::password_from_file;
 pub use tls::SslMode;
 
@@ -27,159 +32,16 @@ use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::version::Version;
 use pgkeep_formats::pg::wal::WalSegmentSize;
-use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, NoTls, Row};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use zeroize::Zeroizing;
 
-/// How often a running query looks whether it shall stop.
-const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// How long between two looks at a server that has not got where it must get.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// A peer that is silent for this long while bytes are on their way to it is gone.
 const TCP_TIMEOUT: Duration = Duration::from_secs(60);
-/// Where servers put their sockets unless told otherwise: distributions, then the original.
-const SOCKET_PATHS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
-
-/// How to reach a server.
-pub struct ConnectOptions {
-    /// Name or address for TCP; `None` is the socket.
-    pub host: Option<String>,
-    /// Directory of the socket; `None` is the first of the usual ones that has a socket for the port.
-    pub socket_path: Option<PathBuf>,
-    /// Port; also part of the socket's name.
-    pub port: u16,
-    /// Database user; `None` is the user of this process.
-    pub user: Option<String>,
-    /// Database.
-    pub database: String,
-    /// Password, from wherever the caller has it.
-    pub password: Option<Zeroizing<String>>,
-    /// Protection of TCP connections.
-    pub ssl_mode: SslMode,
-    /// Root certificates in PEM form, for the modes that check the server. The system's store is a file too.
-    pub root_certificates: Option<PathBuf>,
-    /// Limit of the time to connect, for each address of the host.
-    pub connect_timeout: Duration,
-    /// Limit of the time of one query. The start of a backup waits for a checkpoint, so give it half an hour.
-    pub query_timeout: Duration,
-}
-
-impl Default for ConnectOptions {
-    fn default() -> Self {
-        Self {
-            host: None,
-            socket_path: None,
-            port: 5432,
-            user: None,
-            database: "postgres".to_owned(),
-            password: None,
-            ssl_mode: SslMode::default(),
-            root_certificates: None,
-            connect_timeout: Duration::from_secs(60),
-            query_timeout: Duration::from_secs(30 * 60),
-        }
-    }
-}
-
-impl std::fmt::Debug for ConnectOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ConnectOptions({})", self.describe(self.user.as_deref().unwrap_or("")))
-    }
-}
-
-impl ConnectOptions {
-    fn describe(&self, user: &str) -> String {
-        let place = match &self.host {
-            Some(host) => format!("host '{host}' port {}", self.port),
-            None => format!("socket '{}' port {}", self.socket().display(), self.port),
-        };
-        format!("{place} database '{}' user '{user}'", self.database)
-    }
-
-    fn socket(&self) -> PathBuf {
-        let usual = || {
-            let found = SOCKET_PATHS.iter().find(|d| Path::new(d).join(format!(".s.PGSQL.{}", self.port)).exists());
-            PathBuf::from(found.unwrap_or(&SOCKET_PATHS[0]))
-        };
-        self.socket_path.clone().unwrap_or_else(usual)
-    }
-}
-
-/// The server's setting `archive_mode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArchiveMode {
-    /// No archiving.
-    Off,
-    /// The primary archives.
-    On,
-    /// Standbys archive as well.
-    Always,
-}
-
-/// Who a server is and how it is set up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Identity {
-    /// Its version.
-    pub version: Version,
-    /// The same as `server_version_num`.
-    pub version_num: u32,
-    /// System identifier.
-    pub system_id: u64,
-    /// Catalog version.
-    pub catalog_version: u32,
-    /// `data_directory`, as the server spells it.
-    pub data_directory: PathBuf,
-    /// Size of a WAL segment.
-    pub wal_segment_size: WalSegmentSize,
-    /// Bytes of a page.
-    pub block_size: u32,
-    /// Pages of a relation segment.
-    pub relation_segment_pages: u32,
-    /// Whether pages have checksums.
-    pub checksums: bool,
-    /// `archive_mode`.
-    pub archive_mode: ArchiveMode,
-    /// `archive_command`; empty if there is none or a library archives.
-    pub archive_command: String,
-    /// `archive_library`; empty if there is none or the version knows none.
-    pub archive_library: String,
-    /// `wal_level`.
-    pub wal_level: String,
-    /// True on a standby and during any recovery.
-    pub in_recovery: bool,
-    /// Timeline written now, on a standby that of its last restart point.
-    pub timeline: TimelineId,
-}
-
-/// A database of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Database {
-    /// Its number, the name of its directory.
-    pub oid: u32,
-    /// Its name.
-    pub name: String,
-    /// Whether one can connect to it.
-    pub allows_connections: bool,
-    /// Whether it is a template.
-    pub is_template: bool,
-}
-
-/// A tablespace outside the data directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tablespace {
-    /// Its number, the name of its link.
-    pub oid: u32,
-    /// Its name.
-    pub name: String,
-    /// Where it is.
-    pub location: PathBuf,
-}
 
 /// One session. Not shared between threads.
 pub struct Connection {
@@ -514,96 +376,4 @@ impl Connection {
         let rows = self.run(doing, |c| c.query(sql, &[]))?;
         rows.iter().map(read).collect::<Result<_, _>>().map_err(|source| ServerError::Query { doing, source })
     }
-
-    /// Runs one piece of work on the session, with a watcher beside it.
-    fn run<T>(
-        &mut self,
-        doing: &'static str,
-        work: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
-    ) -> Result<T, ServerError> {
-        if self.cancel.is_cancelled() {
-            return Err(ServerError::Interrupted);
-        }
-        if self.lost {
-            return Err(ServerError::Lost { doing, in_backup: self.in_backup, source: None });
-        }
-        let (token, limit) = (self.client.cancel_token(), self.limit);
-        let (tls, cancel, client) = (&self.tls, &self.cancel, &mut self.client);
-        let stop = || match tls {
-            Some(tls) => token.cancel_query(tls.clone()),
-            None => token.cancel_query(NoTls),
-        };
-        let (result, ended) = std::thread::scope(|scope| {
-            let (done, waiting): (Sender<()>, Receiver<()>) = channel();
-            let watcher = std::thread::Builder::new()
-                .name("pgkeep-watch".to_owned())
-                .spawn_scoped(scope, move || watch(&waiting, cancel, limit, stop));
-            let watcher = match watcher {
-                Ok(watcher) => Some(watcher),
-                Err(e) => {
-                    tracing::warn!("cannot start a thread to watch a query, it cannot be interrupted: {e}");
-                    None
-                }
-            };
-            let result = work(client);
-            drop(done);
-            (result, watcher.and_then(|w| w.join().ok()).flatten())
-        });
-        result.map_err(|source| match ended {
-            // The watcher's request and the server's answer may cross: whoever asked to stop wants to stop.
-            Some(Ended::Cancelled) => ServerError::Interrupted,
-            Some(Ended::Late) if source.code() == Some(&SqlState::QUERY_CANCELED) => {
-                ServerError::Timeout { doing, limit }
-            }
-            _ if self.client.is_closed() || is_end_of_session(&source) => {
-                self.lost = true;
-                ServerError::Lost { doing, in_backup: self.in_backup, source: Some(source) }
-            }
-            _ => ServerError::Query { doing, source },
-        })
-    }
-}
-
-/// Why a watcher cancelled a query.
-enum Ended {
-    Cancelled,
-    Late,
-}
-
-/// Waits for the end of a query, and asks the server to cancel it when it must not go on.
-fn watch(
-    done: &Receiver<()>,
-    cancel: &Cancel,
-    limit: Duration,
-    stop: impl Fn() -> Result<(), postgres::Error>,
-) -> Option<Ended> {
-    let started = Instant::now();
-    let mut ended = None;
-    let mut pause = WATCH_INTERVAL;
-    while done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-        let late = started.elapsed() >= limit;
-        if cancel.is_cancelled() || late {
-            ended = Some(if cancel.is_cancelled() { Ended::Cancelled } else { Ended::Late });
-            if let Err(e) = stop() {
-                tracing::debug!("cannot ask the server to cancel a query: {e}");
-            }
-            // The request can arrive before the query does; it is repeated, without hurry.
-            pause = POLL_INTERVAL * 10;
-        }
-    }
-    ended
-}
-
-/// True for errors after which there is no session: the administrator's, a crash's, the network's.
-fn is_end_of_session(error: &postgres::Error) -> bool {
-    const ENDS: [SqlState; 4] = [
-        SqlState::ADMIN_SHUTDOWN,
-        SqlState::CRASH_SHUTDOWN,
-        SqlState::CANNOT_CONNECT_NOW,
-        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-    ];
-    let source = std::error::Error::source(error);
-    error.is_closed()
-        || error.code().is_some_and(|code| ENDS.contains(code))
-        || source.is_some_and(|s| s.is::<std::io::Error>())
 }

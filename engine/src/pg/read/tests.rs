@@ -111,8 +111,6 @@ fn what_vanished_is_not_an_error_and_what_cannot_be_opened_is() {
     let refused = RegionReader::open(&link, None).unwrap_err();
     assert_eq!(refused.kind(), Kind::FileOpen);
     assert!(refused.to_string().contains("link"), "{refused}");
-    let reader = RegionReader::open(&file(&[0; 10]).path().to_path_buf(), Some(pages(0)));
-    assert!(reader.unwrap().is_none(), "the file went with its handle");
     let kept = file(&[0; 2 * SIZE]);
     let reader = RegionReader::open(kept.path(), Some(pages(0))).unwrap().unwrap();
     assert_eq!(reader.read(1, &mut [0; SIZE]).unwrap_err().kind(), Kind::Assert);
