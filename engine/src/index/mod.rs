@@ -21,7 +21,7 @@
 //! 256 KiB each, are 4 segments, 205 MB of file, and under 4 MB resident.
 //! Installing a full segment (2^20 chunks) takes its payload of 50 MiB and 35 MiB for the filter; writing one takes the
 //! payload twice. The head takes about 110 MiB at its limit of 2^19 chunks: 220 bytes a chunk by sled with 32 MiB of
-//! page cache, and 2 in front of it; draining it takes 50 MiB more. As a map the same would take 140 bytes a chunk.
+//! page cache, and 2 in front of it; draining it takes 50 MiB more. As a map the same would take 125 bytes a chunk.
 //!
 //! Measured on a shared two-core machine with a segment of 2^20 chunks, random ids, one thread: hit 2.1 µs, miss 0.24 µs
 //! (0.64 µs on average over the first 200 000, with the checking of all blocks), opening 0.2 ms, installing 0.6 s. Head at
