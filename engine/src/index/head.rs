@@ -17,15 +17,17 @@
 //! Threads: any may call anything. Inserts and lookups share a read lock, also over sled's file access, because
 //! `drain` must wait for inserts in flight: one that ended in a generation already drained would be lost.
 
+mod bloom;
 mod place;
 mod table;
 
 use super::error::IndexError;
 use super::{ChunkAt, ChunkIndex, ChunkIndexMut, Encoding, PackFacts};
+use bloom::Bloom;
 use pgkeep_formats::codec::Reader;
 use pgkeep_formats::id::{ChunkId, PackId, SessionId};
 use pgkeep_formats::repo::chunk::ChunkKind;
-use pgkeep_formats::repo::index::{IndexBuilder, IndexEntry, MAX_SEGMENT_ENTRIES};
+use pgkeep_formats::repo::index::{IndexBuilder, IndexEntry};
 use place::Place;
 use std::collections::HashMap;
 use std::path::Path;
@@ -34,11 +36,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use table::{Fault, Table};
 use zeroize::Zeroizing;
 
-/// Chunks in one generation: one full segment. Far below where sled's memory (290 B to 2.9 KiB an entry) hurts.
-pub const HEAD_MAX_CHUNKS: u64 = MAX_SEGMENT_ENTRIES as u64;
+/// Chunks in one generation: half of a full segment, for about 110 MiB of sled. Its memory is what bounds this:
+/// at millions of entries it takes 290 B to 2.9 KiB for each.
+pub const HEAD_MAX_CHUNKS: u64 = 1 << 19;
 /// Facts kept; more are not remembered.
 pub const HEAD_MAX_FACTS: u64 = 1 << 20;
-/// Bytes sled may use for its page cache. What it needs beside that grows with its entries.
+/// Bytes one generation may use for sled's page cache. What sled needs beside that grows with its entries.
 pub const HEAD_CACHE_BYTES: u64 = 32 << 20;
 
 const MAC_LEN: usize = 16;
@@ -73,14 +76,14 @@ struct Packs {
 struct Generation {
     number: u64,
     table: Table,
+    bloom: Bloom,
     packs: RwLock<Packs>,
     /// Chunks for which `insert` returned true.
     inserted: AtomicU64,
 }
 
 struct State {
-    /// Closed before `place` goes, whose drop removes the files.
-    db: Option<sled::Db>,
+    /// `None` once the head lives in memory.
     place: Option<Place>,
     active: Generation,
     draining: Option<Generation>,
@@ -110,7 +113,7 @@ impl Head {
         let state = if fresh { State::on_disk(cache_dir, session, &options) } else { Err("no randomness".to_owned()) };
         let state = state.unwrap_or_else(|reason| {
             tracing::warn!("cannot open the head of the index, keeping it in memory: {reason}");
-            State::in_memory()
+            State::in_memory(&options)
         });
         Self { key, options, state: RwLock::new(state) }
     }
@@ -118,7 +121,7 @@ impl Head {
     /// True while sled holds the head, false once a map in memory does.
     #[must_use]
     pub fn is_on_disk(&self) -> bool {
-        self.read().db.is_some()
+        self.read().place.is_some()
     }
 
     /// True if the next new chunk would be refused with [`IndexError::Full`].
@@ -153,12 +156,15 @@ impl Head {
 
     /// Forgets what [`Self::drain`] gave. Call it when the segment is published and installed.
     pub fn release(&self) {
-        let mut state = self.write();
-        let Some(generation) = state.draining.take() else { return };
-        let (Some(db), Table::Sled(tree)) = (state.db.clone(), &generation.table) else { return };
-        if let Err(fault) = table::guarded(|| db.drop_tree(tree.name())) {
-            close(vec![generation.table], db);
-            state.fall_back(&fault);
+        let (generation, dir) = {
+            let mut state = self.write();
+            let Some(generation) = state.draining.take() else { return };
+            let dir = state.place.as_ref().map(|place| place.dir().join(database(generation.number)));
+            (generation, dir)
+        };
+        table::close(vec![generation.table]);
+        if let Some(dir) = dir {
+            place::remove(&dir);
         }
     }
 
@@ -206,6 +212,9 @@ impl Head {
     }
 
     fn find(&self, generation: &Generation, id: &ChunkId) -> Result<Option<ChunkAt>, Fault> {
+        if !generation.bloom.may_hold(&id.0) {
+            return Ok(None);
+        }
         let sealed = generation.table.get(&id.0)?;
         Ok(sealed.and_then(|sealed| generation.chunk_at(self.opened(generation.number, &id.0, &sealed)?)))
     }
@@ -218,10 +227,11 @@ impl Head {
     }
 
     fn insert_into(&self, state: &State, id: &ChunkId, at: &ChunkAt) -> Result<Result<bool, IndexError>, Fault> {
+        let generation = &state.active;
+        // The swap below would find it too; this spares counting, and answers for a full head.
         if self.find_any(state, id)?.is_some() {
             return Ok(Ok(false));
         }
-        let generation = &state.active;
         let Some(ordinal) = generation.ordinal(&at.pack) else {
             return Ok(Err(IndexError::Misuse("a pack was inserted twice, with different facts")));
         };
@@ -233,6 +243,7 @@ impl Head {
         }
         let mut sealed = encode_place(ordinal, at);
         sealed.extend_from_slice(&self.mac(generation.number, &id.0, &sealed));
+        generation.bloom.add(&id.0);
         let mut old: Option<Vec<u8>> = None;
         loop {
             match generation.table.swap(&id.0, old.as_deref(), &sealed) {
@@ -262,12 +273,12 @@ impl Head {
                 return Ok(());
             }
             let number = state.active.number + 1;
-            let (table, fault) = match state.db.as_ref().map(|db| open_tree(db, number)) {
+            let (table, fault) = match state.place.as_ref().map(|place| self.options.table(place, &database(number))) {
                 Some(Ok(table)) => (table, None),
                 Some(Err(fault)) => (Table::in_memory(), Some(fault)),
                 None => (Table::in_memory(), None),
             };
-            let full = std::mem::replace(&mut state.active, Generation::new(number, table));
+            let full = std::mem::replace(&mut state.active, Generation::new(number, table, &self.options));
             state.draining = Some(full);
             fault
         };
@@ -348,69 +359,65 @@ impl ChunkIndexMut for Head {
     }
 }
 
+impl Drop for Head {
+    fn drop(&mut self) {
+        // Before the place goes, whose drop removes the files.
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let tables = state.tables().map(|table| std::mem::replace(table, Table::in_memory())).collect();
+        table::close(tables);
+    }
+}
+
+impl HeadOptions {
+    fn table(&self, place: &Place, name: &str) -> Result<Table, Fault> {
+        Table::on_disk(&place.dir().join(name), self.cache_bytes)
+    }
+}
+
 impl State {
     fn on_disk(cache_dir: &Path, session: SessionId, options: &HeadOptions) -> Result<Self, String> {
         let place = Place::take(&cache_dir.join("head"), &session.to_string()).map_err(|e| e.to_string())?;
-        let opened = table::open(&place.dir().join("db"), options.cache_bytes).and_then(|db| {
-            let active = Generation::new(0, open_tree(&db, 0)?);
-            let facts = Table::Sled(table::guarded(|| db.open_tree("facts"))?);
-            Ok((db, active, facts))
-        });
-        let (db, active, facts) = opened.map_err(|fault| fault.message)?;
-        let facts_held = AtomicU64::new(0);
-        Ok(Self { db: Some(db), place: Some(place), active, draining: None, facts, facts_held })
+        let tables =
+            options.table(&place, &database(0)).and_then(|chunks| Ok((chunks, options.table(&place, "facts")?)));
+        let (chunks, facts) = tables.map_err(|fault| fault.message)?;
+        Ok(Self { place: Some(place), facts, ..Self::with(chunks, options) })
     }
 
-    fn in_memory() -> Self {
-        let active = Generation::new(0, Table::in_memory());
-        let facts = Table::in_memory();
-        Self { db: None, place: None, active, draining: None, facts, facts_held: AtomicU64::new(0) }
+    fn in_memory(options: &HeadOptions) -> Self {
+        Self::with(Table::in_memory(), options)
     }
 
-    /// Replaces every sled tree by a map. Several threads may have met the fault: the first one does it.
-    fn fall_back(&mut self, fault: &Fault) {
-        let Some(db) = self.db.take() else { return };
-        tracing::warn!("the head of the index failed, keeping it in memory for this run: {}", fault.message);
+    fn with(chunks: Table, options: &HeadOptions) -> Self {
+        let active = Generation::new(0, chunks, options);
+        Self { place: None, active, draining: None, facts: Table::in_memory(), facts_held: AtomicU64::new(0) }
+    }
+
+    fn tables(&mut self) -> impl Iterator<Item = &mut Table> {
         let draining = self.draining.as_mut().map(|generation| &mut generation.table);
-        let tables = [&mut self.active.table, &mut self.facts].into_iter().chain(draining);
-        let trees: Vec<Table> = tables.map(|table| std::mem::replace(table, table.salvage(fault))).collect();
+        [&mut self.active.table, &mut self.facts].into_iter().chain(draining)
+    }
+
+    /// Replaces every sled table by a map. Several threads may have met the fault: the first one does it.
+    fn fall_back(&mut self, fault: &Fault) {
+        let Some(place) = self.place.take() else { return };
+        tracing::warn!("the head of the index failed, keeping it in memory for this run: {}", fault.message);
+        let tables = self.tables().map(|table| std::mem::replace(table, table.salvage(fault))).collect();
         if fault.panicked {
             // Their destructors take the locks that the panic may have left taken.
-            std::mem::forget((trees, db));
+            std::mem::forget::<Vec<Table>>(tables);
         } else {
-            close(trees, db);
+            table::close(tables);
         }
-        let moved = self.place.as_ref().map(Place::move_away);
-        if let Some(Err(e)) = moved {
+        if let Err(e) = place.move_away() {
             tracing::debug!("{e}");
         }
     }
 }
 
-impl Drop for State {
-    fn drop(&mut self) {
-        let Some(db) = self.db.take() else { return };
-        let draining = self.draining.take().map(|generation| generation.table);
-        let held = [&mut self.active.table, &mut self.facts];
-        let trees = held.map(|table| std::mem::replace(table, Table::in_memory()));
-        close(trees.into_iter().chain(draining).collect(), db);
-    }
-}
-
-/// Closes the database. Its destructors write, and may panic, which must not happen in a destructor of ours.
-fn close(trees: Vec<Table>, db: sled::Db) {
-    let closed = table::guarded(|| {
-        drop((trees, db));
-        Ok(())
-    });
-    if let Err(fault) = closed {
-        tracing::debug!("closing the head of the index failed: {}", fault.message);
-    }
-}
-
 impl Generation {
-    fn new(number: u64, table: Table) -> Self {
-        Self { number, table, packs: RwLock::default(), inserted: AtomicU64::new(0) }
+    fn new(number: u64, table: Table, options: &HeadOptions) -> Self {
+        let bloom = Bloom::for_ids(options.max_chunks);
+        Self { number, table, bloom, packs: RwLock::default(), inserted: AtomicU64::new(0) }
     }
 
     fn ordinal(&self, facts: &Arc<PackFacts>) -> Option<u32> {
@@ -461,8 +468,9 @@ fn decode_place(value: &[u8]) -> Option<(u32, PlaceInPack)> {
     Some((pack, (offset, stored_len, plain_len, kind, encoding, ordinal)))
 }
 
-fn open_tree(db: &sled::Db, number: u64) -> Result<Table, Fault> {
-    table::guarded(|| db.open_tree(format!("chunks-{number}"))).map(Table::Sled)
+/// The directory of a generation's database inside the place.
+fn database(generation: u64) -> String {
+    format!("chunks-{generation}")
 }
 
 fn lost(generation: &Generation, found: u64) -> IndexError {

@@ -1,4 +1,4 @@
-//! The index of a tiny repository, and of tests: a map. About 100 bytes a chunk.
+//! The index of a tiny repository, and of tests: a map. About 125 bytes a chunk.
 
 use super::error::IndexError;
 use super::{ChunkAt, ChunkIndex, ChunkIndexMut};

@@ -1,5 +1,31 @@
 //! Which pack holds a chunk: lookups over local copies of the repository's index, and the head where the
 //! running session notes what it has written.
+//!
+//! The truth is in the repository: `idx/` objects, and behind them the footers of packs. Everything here is a
+//! cache of it, and the *Cache* invariant (DESIGN, section 5) is kept by one rule: nothing is believed that was not
+//! authenticated in this process. With any content of the cache directory a lookup gives what the repository's
+//! index says, or an error that names the object to fetch again, or (in the head) a miss, which costs an upload.
+//!
+//! - [`SegmentSet`]: immutable copies of `idx/` objects, memory-mapped. Enough for readers.
+//! - [`Head`]: chunks of the running session, in sled. Only writers have one.
+//! - [`CombinedIndex`]: both, minus condemned packs. [`MemoryIndex`]: a map, for tests and tiny repositories.
+//!
+//! A writer inserts a pack's chunks once the pack is durable (before, it has no name). When the head is full, and
+//! at the end: [`Head::drain`], `encode`, seal and put the object, [`SegmentSet::install`], [`Head::release`].
+//!
+//! # Memory and time
+//!
+//! Per chunk, in a segment: 50 bytes of entry and 9.1 bits of filter in the mapped file (51.2 bytes with MACs and
+//! the packs table), page cache that the kernel may take back. Resident: one bit per 1 310 chunks, and about 120 bytes
+//! a pack (at 256 KiB a chunk and 32 MiB a pack, under one byte a chunk). 4 million chunks, a terabyte at
+//! 256 KiB each, are 4 segments, 205 MB of file, and under 4 MB resident.
+//! Installing a full segment (2^20 chunks) takes its payload of 50 MiB and 35 MiB for the filter; writing one takes the
+//! payload twice. The head takes about 110 MiB at its limit of 2^19 chunks: 220 bytes a chunk by sled with 32 MiB of
+//! page cache, and 2 in front of it; draining it takes 50 MiB more. As a map the same would take 125 bytes a chunk.
+//!
+//! Measured on a shared two-core machine with a segment of 2^20 chunks, random ids, one thread: hit 2.1 µs, miss 0.24 µs
+//! (0.64 µs on average over the first 200 000, with the checking of all blocks), opening 0.2 ms, installing 0.6 s. Head at
+//! 2^19 chunks: insert 50 µs, hit 27 µs, miss 0.18 µs, drain 1.7 s, release 1 s.
 
 mod combined;
 mod error;

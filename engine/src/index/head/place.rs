@@ -82,6 +82,13 @@ fn try_lock(path: &Path) -> Result<Option<File>, IndexError> {
     }
 }
 
+/// Removes a directory inside a place. Best effort: it goes with the place at the latest.
+pub(super) fn remove(dir: &Path) {
+    if let Err(e) = clear(dir) {
+        tracing::debug!("{e}");
+    }
+}
+
 fn clear(dir: &Path) -> Result<(), IndexError> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("remove", dir)(e)),

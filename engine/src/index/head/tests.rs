@@ -218,8 +218,11 @@ proptest! {
         for n in 0..3000 {
             head.insert(id(n), at(1, n as u32)).unwrap();
         }
-        head.read().db.as_ref().unwrap().flush().unwrap();
-        let path = head.read().place.as_ref().unwrap().dir().join("db/db");
+        match &head.read().active.table {
+            Table::Sled(db) => drop(db.flush().unwrap()),
+            Table::Map(_) => panic!("not on disk"),
+        }
+        let path = head.read().place.as_ref().unwrap().dir().join("chunks-0/db");
         let mut bytes = std::fs::read(&path).unwrap();
         for (at, mask) in &flips {
             let at = at.index(bytes.len());

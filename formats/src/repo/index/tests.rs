@@ -10,7 +10,7 @@ fn facts(n: u8) -> PackFacts {
         pack: PackId([n; 32]),
         session: SessionId([n ^ 0xff; 16]),
         epoch: u32::from(n) + 1,
-        domain: if n % 2 == 0 { DOMAIN_DATA } else { DOMAIN_META },
+        domain: if n.is_multiple_of(2) { DOMAIN_DATA } else { DOMAIN_META },
         scope: [n; 8],
         size: 1 << 20,
     }
