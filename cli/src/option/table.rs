@@ -416,8 +416,8 @@ mod tests {
             assert!(seen.insert(def.name), "{} twice", def.name);
             assert!(!def.help.ends_with('.') && def.help.len() < 80, "{}", def.name);
             match def.group {
-                Group::Repo => assert!(def.name.starts_with("repo-"), "{}", def.name),
-                Group::Pg => assert!(def.name.starts_with("pg-"), "{}", def.name),
+                Repo => assert!(def.name.starts_with("repo-"), "{}", def.name),
+                Pg => assert!(def.name.starts_with("pg-"), "{}", def.name),
                 Group::None => {}
             }
             assert!(!def.secret || def.default.is_none(), "{} is secret and has a default", def.name);

@@ -122,24 +122,74 @@ impl Drop for Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use indicatif::{InMemoryTerm, TermLike};
+    use indicatif::TermLike;
+    use std::io;
+
+    /// A terminal that remembers what was written to it.
+    #[derive(Debug, Clone, Default)]
+    struct Paper(Arc<Mutex<String>>);
+
+    impl Paper {
+        fn put(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+
+        fn take(&self) -> String {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+    }
+
+    impl TermLike for Paper {
+        fn width(&self) -> u16 {
+            160
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.put(text).and_then(|()| self.put("\n"))
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.put(text)
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.put("<clear>")
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     #[test]
-    fn the_bar_shows_the_counters_and_leaves_nothing_behind() {
-        let term = InMemoryTerm::new(4, 120);
-        let target = ProgressDrawTarget::term_like(Box::new(term.clone()) as Box<dyn TermLike>);
-        let progress = Progress::new(target);
+    fn the_bar_shows_the_counters_and_makes_room_for_lines() {
+        let paper = Paper::default();
+        let progress = Progress::new(ProgressDrawTarget::term_like(Box::new(paper.clone())));
         progress.begin("backup", 4 << 30);
         progress.add(Counter::New, 3 << 20);
         progress.add(Counter::Stored, 1 << 20);
         progress.add(Counter::Files, 5);
         progress.add(Counter::Done, 1 << 30);
-        progress.bar.tick();
-        let shown = term.contents();
-        assert!(shown.starts_with("backup "), "{shown}");
-        assert!(shown.contains("1GB of 4GB") && shown.contains("new 3MB  stored 1MB"), "{shown}");
-        suspended(|| term.write_line("a log line").unwrap());
+        progress.bar.force_draw();
+        let shown = paper.take();
+        assert!(shown.contains("backup ") && shown.contains("1GB of 4GB"), "{shown}");
+        assert!(shown.contains("new 3MB  stored 1MB"), "{shown}");
+        suspended(|| paper.put("[a log line]").unwrap());
+        let around = paper.take();
+        let (before, after) = around.split_once("[a log line]").unwrap();
+        assert!(before.contains("<clear>") && after.contains("backup "), "{around}");
         progress.end();
-        assert_eq!(term.contents().trim_end(), "a log line");
+        assert!(paper.take().contains("<clear>"));
+        suspended(|| paper.put("alone").unwrap());
+        assert_eq!(paper.take(), "alone");
     }
 }
