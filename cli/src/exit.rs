@@ -39,6 +39,8 @@ impl Status {
     pub const FILE_MISSING: Self = Self(55);
     /// Ended by a signal.
     pub const TERM: Self = Self(63);
+    /// A file cannot be written.
+    pub const FILE_WRITE: Self = Self(64);
     /// Understood, but beyond this version.
     pub const FEATURE_NOT_SUPPORTED: Self = Self(67);
     /// A directory is missing.
@@ -110,6 +112,47 @@ impl Status {
             // Kind is open for growth; a test here reads its source and fails for one without a number.
             _ => 125,
         })
+    }
+}
+
+impl Status {
+    /// What a status means, for help. Empty for those that help does not list.
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
+        match self.0 {
+            0 => "success",
+            1 => "certainly not there",
+            26 => "stored bytes are damaged",
+            27 => "no usable cluster, or the configuration contradicts itself",
+            28 => "a file's content is not what it must be",
+            29 => "bytes or a file cannot be parsed",
+            31 => "an option is not valid",
+            32 => "the value of an option is not valid",
+            37 => "an option is missing",
+            38 => "the server runs",
+            40 => "the directory is not empty",
+            44 => "the WAL belongs to another cluster",
+            45 => "WAL of that name exists with other content",
+            50 => "another process holds the lock",
+            51 => "the cluster is not the stanza's",
+            55 => "a file, or the stanza, is missing",
+            56 => "the server cannot be reached",
+            57 => "the server refused a query",
+            58 => "the server or the timeline is not the one expected",
+            62 => "stopped by 'stop'",
+            63 => "ended by a signal",
+            67 => "not supported",
+            68 => "archive_command does not call this program",
+            75 => "no backup fits",
+            76 => "the tablespace map does not fit",
+            78 => "the link map does not fit",
+            82 => "WAL did not arrive in time",
+            87 => "archiving is off",
+            95 => "no key opens the repository",
+            103 => "no repository is usable",
+            104 => "one or more repositories failed",
+            _ => "",
+        }
     }
 }
 

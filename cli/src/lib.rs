@@ -1,8 +1,21 @@
 //! The face of pgkeep: what is typed, configured, logged, shown and returned to the shell.
 //!
 //! The only crate that prints, reads the environment, sets up logging or handles signals. A command file in
-//! [`commands`] is thin: options in, one engine operation, its result out.
+//! [`commands`] is thin: options in, one engine operation, its result out. [`run`] is the way of every command:
+//! load options, log the beginning, dispatch, log the end, exit status.
 
+pub mod commands;
+pub mod error;
 pub mod exit;
+pub mod hint;
+pub mod log;
 pub mod option;
+pub mod render;
+mod run;
+pub mod signal;
 pub mod size;
+
+pub use run::run;
+
+/// Our version, `major.minor.patch`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,2 +1,7 @@
 //! The `pgkeep` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(pgkeep_cli::run(&pgkeep_cli::option::Invocation::of_process()).0)
+}

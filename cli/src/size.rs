@@ -17,10 +17,10 @@ fn number(text: &str) -> Option<(u64, &str)> {
 pub fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = number(text)?;
     let unit = unit.to_ascii_lowercase();
-    let (letter, tail) = match unit.split_at_checked(1) {
-        None => return Some(number),
-        Some(parts) => parts,
-    };
+    if unit.is_empty() {
+        return Some(number);
+    }
+    let (letter, tail) = unit.split_at_checked(1)?;
     let power = match letter {
         "b" if tail.is_empty() => return Some(number),
         "k" => 1,
@@ -67,6 +67,30 @@ pub fn human_size(bytes: u64) -> String {
     }
     let name = UNITS.get(unit).copied().unwrap_or("PB");
     if shown % 10 == 0 { format!("{}{name}", shown / 10) } else { format!("{}.{}{name}", shown / 10, shown % 10) }
+}
+
+/// A number of bytes in the largest unit that shows it exactly, as an option takes it: `20MiB`.
+#[must_use]
+pub fn exact_size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut n, mut unit) = (bytes, 0);
+    while n > 0 && n % 1024 == 0 && unit + 1 < UNITS.len() {
+        n /= 1024;
+        unit += 1;
+    }
+    format!("{n}{}", UNITS.get(unit).copied().unwrap_or("B"))
+}
+
+/// A time in the largest unit that shows it exactly, as an option takes it: `30m`.
+#[must_use]
+pub fn exact_time(time: Duration) -> String {
+    let ms = time.as_millis();
+    let fits = |(_, unit): &&(&str, u128)| ms % unit == 0;
+    let units = [("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+    match units.iter().find(fits).filter(|_| ms > 0) {
+        Some((name, unit)) => format!("{}{name}", ms / unit),
+        None => format!("{ms}ms"),
+    }
 }
 
 /// A duration for people, in its two largest units: `850ms`, `12.3s`, `4m05s`, `2h10m`, `3d04h`.
@@ -155,6 +179,16 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in "\\PC{0,12}") {
             let _ = (parse_size(&text), parse_time(&text));
+        }
+
+        #[test]
+        fn exact_forms_read_back(n in 0_u64..1 << 50) {
+            prop_assert_eq!(parse_size(&exact_size(n)), Some(n));
+            prop_assert_eq!(parse_size(&exact_size(n << 10)), Some(n << 10));
+            let time = Duration::from_millis(n);
+            prop_assert_eq!(parse_time(&exact_time(time)), Some(time));
+            let time = Duration::from_secs(n % 1000 * 3600);
+            prop_assert_eq!(parse_time(&exact_time(time)), Some(time));
         }
 
         #[test]

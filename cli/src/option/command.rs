@@ -78,6 +78,8 @@ pub struct CommandDef {
     pub announces: bool,
     /// Writes a log file.
     pub log_file: bool,
+    /// Exit statuses worth knowing, beyond those of options and configuration.
+    pub statuses: &'static [u8],
     /// Present in this version.
     pub available: bool,
 }
@@ -119,6 +121,7 @@ const fn row(command: Command, name: &'static str, help: &'static str, stanza: S
         stanza,
         announces: true,
         log_file: true,
+        statuses: &[],
         available: true,
     }
 }
@@ -127,6 +130,11 @@ impl CommandDef {
     const fn takes(mut self, params: &'static [&'static str], optional: usize) -> Self {
         self.params = params;
         self.optional = optional;
+        self
+    }
+
+    const fn ends(mut self, statuses: &'static [u8]) -> Self {
+        self.statuses = statuses;
         self
     }
 
@@ -155,27 +163,38 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Annotate, "annotate", "Change the notes of a backup.", Required).later(),
     row(C::ArchiveGet, "archive-get", "Fetch one WAL file from the archive.", Required)
         .takes(&["wal-name", "destination"], 0)
+        .ends(&[1, 45, 95, 103])
         .fileless(),
     row(C::ArchivePush, "archive-push", "Store one WAL file in the archive.", Required)
         .takes(&["wal-path"], 0)
+        .ends(&[44, 45, 62, 95, 103, 104])
         .fileless(),
-    row(C::Backup, "backup", "Back up a cluster.", Required),
-    row(C::Check, "check", "Try out the configuration and the archive.", Optional).fileless(),
+    row(C::Backup, "backup", "Back up a cluster.", Required).ends(&[50, 51, 55, 56, 57, 62, 63, 82, 95, 104]),
+    row(C::Check, "check", "Try out the configuration and the archive.", Optional)
+        .ends(&[27, 28, 58, 67, 68, 82, 87])
+        .fileless(),
     row(C::Clone, "clone", "Make, list or remove writable clones of a backup.", Required)
-        .takes(&["create|list|destroy"], 0),
+        .takes(&["create|list|destroy"], 0)
+        .ends(&[40, 50, 75, 95]),
     row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
     row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).quiet(),
-    row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required).takes(&["mountpoint"], 0),
+    row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required)
+        .takes(&["mountpoint"], 0)
+        .ends(&[55, 63, 95]),
     row(C::RepoGet, "repo-get", "Print a repository file.", Optional).takes(&["file"], 0).quiet().later(),
     row(C::RepoLs, "repo-ls", "List repository files.", Optional).takes(&["path"], 1).quiet().later(),
-    row(C::Restore, "restore", "Restore a cluster from a backup.", Required),
-    row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required),
-    row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required),
-    row(C::StanzaUpgrade, "stanza-upgrade", "Take a stanza to the cluster's new version.", Required),
+    row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
+        .ends(&[26, 38, 40, 50, 58, 63, 75, 76, 78, 95]),
+    row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required)
+        .ends(&[28, 40, 50, 56, 62, 95]),
+    row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required).ends(&[38, 50, 55]),
+    row(C::StanzaUpgrade, "stanza-upgrade", "Take a stanza to the cluster's new version.", Required)
+        .ends(&[50, 55, 56, 62, 95]),
     row(C::Start, "start", "Allow work on this host again.", Optional),
     row(C::Stop, "stop", "Forbid work on this host.", Optional),
-    row(C::Verify, "verify", "Read and check everything a stanza has stored.", Required),
+    row(C::Verify, "verify", "Read and check everything a stanza has stored.", Required)
+        .ends(&[26, 29, 55, 63, 95, 104]),
     row(C::Version, "version", "Print the version.", Never).quiet(),
 ];
 

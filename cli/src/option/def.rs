@@ -116,7 +116,9 @@ pub struct Def {
     pub required: Commands,
     /// Why a value is accepted here but has no effect of its own.
     pub effect: Option<&'static str>,
-    /// Left out of help.
+    /// Understood and checked, but about something this version cannot do; see `check_supported`.
+    pub later: bool,
+    /// Left out of help, and not found by a beginning of its name.
     pub hidden: bool,
 }
 
@@ -138,6 +140,7 @@ impl Def {
             depend: None,
             required: 0,
             effect: None,
+            later: false,
             hidden: false,
         }
     }
@@ -199,6 +202,11 @@ impl Def {
 
     pub(super) const fn ignored(mut self, effect: &'static str) -> Self {
         self.effect = Some(effect);
+        self
+    }
+
+    pub(super) const fn later(mut self) -> Self {
+        self.later = true;
         self
     }
 

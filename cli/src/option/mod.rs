@@ -19,6 +19,8 @@ mod resolve;
 mod rules;
 mod settings;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use command::Command;

@@ -234,7 +234,7 @@ pub fn check_supported(settings: &Settings) -> Result<(), OptionError> {
 /// All rows that `command` takes and help shows, by name.
 #[must_use]
 pub fn options_of(command: Command) -> Vec<&'static Def> {
-    let mut rows: Vec<_> = TABLE.iter().filter(|d| d.is_valid_for(command) && !d.hidden).collect();
+    let mut rows: Vec<_> = TABLE.iter().filter(|d| d.is_valid_for(command) && !d.hidden && !d.later).collect();
     rows.sort_by_key(|d| d.name);
     rows
 }

@@ -104,7 +104,7 @@ const fn repo(def: Def) -> Def {
 }
 /// A property of a repository kept in an object store.
 const fn object(def: Def) -> Def {
-    def.group(Repo).on(STORE)
+    def.group(Repo).on(STORE).later()
 }
 const fn s3(def: Def) -> Def {
     object(def).when(Opt::RepoType, &["s3"])
@@ -120,10 +120,10 @@ const fn sftp(def: Def) -> Def {
 }
 /// A property of a host that pgBackRest would reach through ssh or TLS.
 const fn pg_host(def: Def) -> Def {
-    def.group(Pg).on(SERVER).when(Opt::PgHost, &[])
+    def.group(Pg).on(SERVER).when(Opt::PgHost, &[]).later()
 }
 const fn repo_host(def: Def) -> Def {
-    def.group(Repo).on(STORE & !BACKUP & !EXPIRE).when(Opt::RepoHost, &[])
+    def.group(Repo).on(STORE & !BACKUP & !EXPIRE).when(Opt::RepoHost, &[]).later()
 }
 
 options! {
@@ -270,7 +270,7 @@ options! {
     // Stanza.
     PgDatabase "pg-database" "database to connect to"
         = Def::new(Type::Text, Some("postgres")).group(Pg).on(SERVER);
-    PgHost "pg-host" "host of the cluster" = text().group(Pg).on(SERVER).was(&["db-host", "db?-host"]);
+    PgHost "pg-host" "host of the cluster" = text().group(Pg).on(SERVER).was(&["db-host", "db?-host"]).later();
     PgHostCaFile "pg-host-ca-file" "certificate authority of the host" = pg_host(path());
     PgHostCaPath "pg-host-ca-path" "certificate authorities of the host" = pg_host(path());
     PgHostCertFile "pg-host-cert-file" "certificate shown to the host" = pg_host(path());
@@ -324,7 +324,7 @@ options! {
         = repo(word(&["full", "diff", "incr"], "full")).on(BACKUP | EXPIRE).was(&["retention-archive-type"]);
     RepoRetentionHistory "repo-retention-history" "days to keep the history of backups" = repo(int(0, 9_999_999)).on(BACKUP | EXPIRE);
     RepoHost "repo-host" "host of the repository"
-        = text().group(Repo).on(STORE & !BACKUP & !EXPIRE).was(&["backup-host"]);
+        = text().group(Repo).on(STORE & !BACKUP & !EXPIRE).was(&["backup-host"]).later();
     RepoHostCaFile "repo-host-ca-file" "certificate authority of the host" = repo_host(path());
     RepoHostCaPath "repo-host-ca-path" "certificate authorities of the host" = repo_host(path());
     RepoHostCertFile "repo-host-cert-file" "certificate shown to the host" = repo_host(path());
@@ -416,8 +416,8 @@ mod tests {
             assert!(seen.insert(def.name), "{} twice", def.name);
             assert!(!def.help.ends_with('.') && def.help.len() < 80, "{}", def.name);
             match def.group {
-                Group::Repo => assert!(def.name.starts_with("repo-"), "{}", def.name),
-                Group::Pg => assert!(def.name.starts_with("pg-"), "{}", def.name),
+                Repo => assert!(def.name.starts_with("repo-"), "{}", def.name),
+                Pg => assert!(def.name.starts_with("pg-"), "{}", def.name),
                 Group::None => {}
             }
             assert!(!def.secret || def.default.is_none(), "{} is secret and has a default", def.name);

@@ -1,0 +1,213 @@
+//! `help`: commands, the options of one, one option with its current value. All text comes from the tables.
+
+use super::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::command::{COMMANDS, StanzaUse};
+use crate::option::def::{Group, Scope};
+use crate::option::lookup::{self, Lookup};
+use crate::option::{self, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, options_of};
+use crate::render;
+use crate::run::plain;
+use crate::{VERSION, size};
+use std::fmt::Write as _;
+
+/// Lines are broken before this column.
+const WIDTH: usize = 100;
+
+pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    let program = context.settings.program();
+    let params: Vec<_> = context.settings.params().iter().map(|p| p.to_string_lossy()).collect();
+    let text = match params.as_slice() {
+        [] => overview(program),
+        [command] => of_command(program, named(command)?),
+        [command, option, ..] => {
+            let command = named(command)?;
+            of_option(program, command, option, &current(context.invocation, command)?)?
+        }
+    };
+    render::print(&text)?;
+    Ok(Status::OK)
+}
+
+fn named(name: &str) -> Result<Command, OptionError> {
+    Command::by_name(name)
+        .filter(|c| c.def().available)
+        .ok_or_else(|| OptionError::new(Status::COMMAND_INVALID, format!("there is no command '{name}'")))
+}
+
+/// The settings a command would have now.
+fn current(invocation: &Invocation, command: Command) -> Result<Settings, OptionError> {
+    option::load_for_help(invocation, command)
+}
+
+fn overview(program: &Program) -> String {
+    let mut text = format!(
+        "{} {VERSION}: backup, restore and instant clones of PostgreSQL\n\nUsage:\n    {} [options] <command> [parameters]\n\nCommands:\n",
+        program.name, program.name
+    );
+    for command in COMMANDS.iter().filter(|c| c.available) {
+        entry(&mut text, command.name, 18, command.help);
+    }
+    let _ = writeln!(
+        text,
+        "\n'{0} help <command>' lists its options, '{0} help <command> <option>' explains one.",
+        program.name
+    );
+    text
+}
+
+fn of_command(program: &Program, command: Command) -> String {
+    let def = command.def();
+    let stanza = match def.stanza {
+        StanzaUse::Required => " --stanza=<name>",
+        StanzaUse::Optional => " [--stanza=<name>]",
+        StanzaUse::Never => "",
+    };
+    let mut text = format!("{}: {}\n\nUsage:\n    {}{stanza} [options] {}", def.name, def.help, program.name, def.name);
+    for (at, param) in def.params.iter().enumerate() {
+        let optional = at + def.optional >= def.params.len();
+        let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
+    }
+    text.push('\n');
+    let options = options_of(command);
+    for heading in ["Command", "General", "Log", "Repository", "Stanza"] {
+        let rows: Vec<_> = options.iter().filter(|d| heading_of(d) == heading).collect();
+        if !rows.is_empty() {
+            let _ = writeln!(text, "\n{heading} options:");
+        }
+        for row in rows {
+            let default = row.default_for(command).map(|d| format!(" [{}]", program.fill(shown_default(d))));
+            let note = if row.effect.is_some() { " (no effect)" } else { "" };
+            entry(
+                &mut text,
+                &format!("--{}", typed_name(row)),
+                30,
+                &format!("{}{}{note}", row.help, default.unwrap_or_default()),
+            );
+        }
+    }
+    if !def.statuses.is_empty() {
+        text.push_str("\nExit statuses:\n");
+        for status in std::iter::once(&0).chain(def.statuses) {
+            entry(&mut text, &status.to_string(), 5, Status(*status).meaning());
+        }
+    }
+    text
+}
+
+fn of_option(program: &Program, command: Command, name: &str, settings: &Settings) -> Result<String, OptionError> {
+    let (def, index) = match lookup::by_prefix(name) {
+        Lookup::Found(def, index) => (def, index),
+        Lookup::NumberMissing(def) => (def, 1),
+        _ => return Err(OptionError::new(Status::OPTION_INVALID, format!("there is no option '{name}'"))),
+    };
+    if !def.is_valid_for(command) {
+        let message = format!("option '{name}' is not valid for command {}", command.name());
+        return Err(OptionError::new(Status::OPTION_INVALID, message));
+    }
+    let mut text = format!("{} --{}: {}\n\n", command.name(), typed_name(def), def.help);
+    let mut fact = |name: &str, value: &str| entry(&mut text, name, 13, value);
+    fact("value", &kind(def.type_for(command)));
+    if let Some(default) = def.default_for(command) {
+        fact("default", &program.fill(shown_default(default)));
+    }
+    let setting = settings.setting(def.opt, index).filter(|s| s.source != Source::Default);
+    if let Some(value) = setting.and_then(|s| s.value.as_ref()) {
+        fact("current", &plain(value));
+    }
+    let variable = def.display(index).to_ascii_uppercase().replace('-', "_");
+    fact("environment", &format!("{}{variable}", program.env_prefix));
+    fact(
+        "file",
+        match def.scope {
+            Scope::CommandLine => "not in files",
+            Scope::Stanza => "in the section of a stanza",
+            Scope::Global => "in any section",
+        },
+    );
+    if def.secret {
+        fact("secret", "not allowed on the command line");
+    }
+    if let Some(depend) = def.depend {
+        let how = if depend.values.is_empty() { String::new() } else { format!(" = {}", depend.values.join(" or ")) };
+        fact("only with", &format!("{}{how}", typed_name(depend.on.def())));
+    }
+    if !def.aliases.is_empty() {
+        fact("old names", &def.aliases.join(", ").replace('?', "N"));
+    }
+    if let Some(effect) = def.effect {
+        fact("no effect", effect);
+    }
+    Ok(text)
+}
+
+fn shown_default(default: &'static str) -> &'static str {
+    if default == "#" { "number of cores" } else { default }
+}
+
+/// `repo<N>-path`.
+fn typed_name(def: &Def) -> String {
+    match def.group {
+        Group::None => def.name.to_owned(),
+        Group::Repo => format!("repo<N>{}", def.rest()),
+        Group::Pg => format!("pg<N>{}", def.rest()),
+    }
+}
+
+fn heading_of(def: &Def) -> &'static str {
+    /// Options of fewer commands than this belong to the command.
+    const FEW: u32 = 5;
+    match def.group {
+        Group::Repo => "Repository",
+        Group::Pg => "Stanza",
+        Group::None if def.name.starts_with("log-") => "Log",
+        Group::None if def.commands.count_ones() < FEW || matches!(def.name, "set" | "type" | "repo") => "Command",
+        Group::None => "General",
+    }
+}
+
+fn kind(ty: Type) -> String {
+    match ty {
+        Type::Bool => "y or n".to_owned(),
+        Type::Int(least, most) => format!("a whole number, {least} to {most}"),
+        Type::Size(least, most) => {
+            format!("a size, {} to {}, such as 20MiB", size::exact_size(least), size::exact_size(most))
+        }
+        Type::Time(least, most) => {
+            let exact = |ms| plain(&Value::Time(std::time::Duration::from_millis(ms)));
+            format!("a time, {} to {}: seconds, or with a unit such as 15m", exact(least), exact(most))
+        }
+        Type::Path => "an absolute path".to_owned(),
+        Type::AnyPath => "a path".to_owned(),
+        Type::Text => "a text".to_owned(),
+        Type::List => "a text; may be repeated".to_owned(),
+        Type::Hash => "key=value; may be repeated".to_owned(),
+        Type::Enum(words) => words.join(", "),
+    }
+}
+
+/// Writes `  name   words`, the words broken at [`WIDTH`] and kept in their column.
+fn entry(text: &mut String, name: &str, column: usize, words: &str) {
+    let indent = 2 + column;
+    let _ = write!(text, "  {name:<column$}");
+    let mut at = indent.max(2 + name.len());
+    if name.len() >= column {
+        let _ = write!(text, "\n{:indent$}", "");
+        at = indent;
+    }
+    let start = at;
+    for word in words.split(' ') {
+        let len = word.chars().count();
+        if at > start && at + 1 + len > WIDTH {
+            let _ = write!(text, "\n{:indent$}", "");
+            at = indent;
+        } else if at > start {
+            text.push(' ');
+            at += 1;
+        }
+        text.push_str(word);
+        at += len;
+    }
+    text.push('\n');
+}

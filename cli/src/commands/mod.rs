@@ -1,0 +1,45 @@
+//! The commands: one file each, which reads options, calls one engine operation and renders its result.
+
+mod control;
+mod help;
+mod start;
+mod stop;
+mod version;
+
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::{Command, Invocation, OptionError, Settings};
+use pgkeep_engine::observe::{Cancel, Observer};
+
+/// What a command is given.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Its options.
+    pub settings: &'a Settings,
+    /// What they were read from, for those that resolve options anew for another stanza or command.
+    pub invocation: &'a Invocation,
+    /// Set by the first signal.
+    pub cancel: &'a Cancel,
+    /// Shows progress if somebody watches.
+    pub observer: &'a dyn Observer,
+}
+
+/// A command's code. Answers with the exit status; anything that went wrong is logged further up.
+pub type Operation = fn(&Context<'_>) -> Result<Status, Failure>;
+
+/// The code of a command.
+///
+/// # Errors
+/// Status 48 for a command that this version does not have.
+pub fn of(command: Command) -> Result<Operation, Failure> {
+    match command {
+        Command::Help => Ok(help::run),
+        Command::Start => Ok(start::run),
+        Command::Stop => Ok(stop::run),
+        Command::Version => Ok(version::run),
+        other => {
+            let message = format!("command '{}' does not exist in this version", other.name());
+            Err(OptionError::new(Status::COMMAND_INVALID, message).into())
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What a command can fail with, and how that is told: the chain of causes in one line, then hints.
+
+use crate::exit::Status;
+use crate::hint;
+use crate::option::OptionError;
+use std::error::Error as _;
+
+/// The end of a command that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Options, parameters or configuration.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// The operation.
+    #[error(transparent)]
+    Engine(#[from] pgkeep_engine::Error),
+    /// Whoever reads our output went away or cannot take it.
+    #[error("cannot write to standard output")]
+    Output(#[source] std::io::Error),
+}
+
+impl Failure {
+    /// A local file failed.
+    pub fn file(error: pgkeep_engine::FileError) -> Self {
+        Self::Engine(error.into())
+    }
+
+    /// The exit status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Option(e) => e.status,
+            Self::Engine(e) => Status::of(e.kind()),
+            // A reader that has seen enough, like head(1), is no failure.
+            Self::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Status::OK,
+            Self::Output(_) => Status::FILE_WRITE,
+        }
+    }
+
+    /// What the ERROR line says after `ERROR: `: status, causes, and a line per hint.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let mut text = format!("{}: {self}", self.status());
+        let mut last = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            // Some wrappers repeat what they wrap.
+            if !last.ends_with(&cause_text) {
+                text.push_str(": ");
+                text.push_str(&cause_text);
+            }
+            last = cause_text;
+            source = cause.source();
+        }
+        for hint in self.hints() {
+            text.push_str("\nhint: ");
+            text.push_str(&hint);
+        }
+        text
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Option(e) => e.hints.clone(),
+            Self::Engine(e) => hint::of(e.kind()).iter().map(|h| (*h).to_owned()).collect(),
+            Self::Output(_) => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgkeep_engine::{Error, FileError, Kind};
+
+    #[test]
+    fn the_chain_is_one_line_and_hints_follow() {
+        let io = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let error: Error = FileError::at("open", "/p/global/pg_control")(io).into();
+        let failure = Failure::from(error.during("cannot back up stanza 'demo'"));
+        assert_eq!(failure.status().0, 55);
+        let report = failure.report();
+        let first = "[055]: cannot back up stanza 'demo': cannot open '/p/global/pg_control': entity not found";
+        assert_eq!(report.lines().next(), Some(first));
+
+        let failure = Failure::from(Error::refused(Kind::LockAcquire, "backup of stanza 'demo' is running"));
+        let report = failure.report();
+        assert!(report.starts_with("[050]: backup of stanza 'demo' is running\nhint: "), "{report}");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert_eq!(Failure::Output(closed).status(), Status::OK);
+        assert_eq!(Failure::Output(std::io::Error::other("x")).status(), Status::FILE_WRITE);
+    }
+}

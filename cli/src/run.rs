@@ -1,0 +1,128 @@
+//! One run of the program, whatever the command.
+
+use crate::VERSION;
+use crate::commands::{self, Context};
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::log;
+use crate::option::{self, Def, Invocation, Level, Notice, Opt, Settings, Source, Value};
+use crate::render::progress;
+use crate::signal;
+use pgkeep_engine::observe::Cancel;
+use std::time::{Duration, Instant};
+
+/// Does what the invocation asks for and answers with the exit status. Prints and logs as it goes.
+pub fn run(invocation: &Invocation) -> Status {
+    let begun = Instant::now();
+    let loaded = match option::load(invocation) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let failure = Failure::from(error);
+            log::early_error(&failure.report());
+            return failure.status();
+        }
+    };
+    let settings = &loaded.settings;
+    log::init(settings);
+    for notice in &loaded.notices {
+        tell(notice);
+    }
+    announce(settings, &begin_line(settings));
+    let outcome = operate(settings, invocation);
+    let (status, end) = match outcome {
+        Ok(status) => (status, completed(settings, begun.elapsed())),
+        Err(failure) => {
+            let status = failure.status();
+            if status != Status::OK {
+                tracing::error!("{}", failure.report());
+            }
+            (status, format!("aborted with exception {status}"))
+        }
+    };
+    announce(settings, &format!("{} command end: {end}", settings.command().name()));
+    status
+}
+
+fn operate(settings: &Settings, invocation: &Invocation) -> Result<Status, Failure> {
+    let cancel = Cancel::default();
+    signal::install(&cancel)?;
+    let observer = progress::observer();
+    let operation = commands::of(settings.command())?;
+    operation(&Context { settings, invocation, cancel: &cancel, observer: &*observer })
+}
+
+fn tell(notice: &Notice) {
+    match notice.level {
+        Level::Warn => tracing::warn!("{}", notice.text),
+        Level::Info => tracing::info!("{}", notice.text),
+        Level::Debug => tracing::debug!("{}", notice.text),
+    }
+}
+
+/// Logs at INFO, or at DEBUG for commands whose output is read by programs.
+fn announce(settings: &Settings, text: &str) {
+    if settings.command().def().announces {
+        tracing::info!("{text}");
+    } else {
+        tracing::debug!("{text}");
+    }
+}
+
+fn completed(settings: &Settings, took: Duration) -> String {
+    // Without timestamps people compare logs, so no time is wanted here either.
+    if settings.flag(Opt::LogTimestamp) {
+        format!("completed successfully ({}ms)", took.as_millis())
+    } else {
+        "completed successfully".to_owned()
+    }
+}
+
+/// `backup command begin 0.1.0: --delta --stanza=demo`: every option that somebody set, by name.
+#[must_use]
+fn begin_line(settings: &Settings) -> String {
+    let mut options: Vec<_> = settings
+        .iter()
+        .filter(|(_, _, setting)| setting.source != Source::Default)
+        .flat_map(|(opt, index, setting)| shown(opt.def(), index, setting.value.as_ref()))
+        .collect();
+    options.sort();
+    let name = settings.command().name();
+    let params = settings.params().iter().map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>();
+    let params = if params.is_empty() { String::new() } else { format!(" [{}]", params.join(", ")) };
+    let options = options.iter().map(|o| format!(" {o}")).collect::<String>();
+    format!("{name} command begin {VERSION}:{params}{options}")
+}
+
+/// An option as it would be typed, secrets redacted; one text per element of a list.
+fn shown(def: &Def, index: u16, value: Option<&Value>) -> Vec<String> {
+    let name = def.display(index);
+    let one = |text: &str| {
+        if text.contains(' ') { format!("--{name}=\"{text}\"") } else { format!("--{name}={text}") }
+    };
+    match value {
+        None => vec![format!("--no-{name}")],
+        Some(Value::Bool(true)) => vec![format!("--{name}")],
+        Some(Value::Bool(false)) => vec![format!("--no-{name}")],
+        Some(Value::Secret(_)) => vec![format!("--{name}=<redacted>")],
+        Some(Value::Int(n)) => vec![one(&n.to_string())],
+        Some(Value::Size(n)) => vec![one(&crate::size::exact_size(*n))],
+        Some(Value::Time(t)) => vec![one(&crate::size::exact_time(*t))],
+        Some(Value::Text(text)) => vec![one(text)],
+        Some(Value::List(list)) => list.iter().map(|text| one(text)).collect(),
+        Some(Value::Hash(pairs)) => pairs.iter().map(|(k, v)| one(&format!("{k}={v}"))).collect(),
+    }
+}
+
+/// A value as it would be written in a file; used by help.
+pub(crate) fn plain(value: &Value) -> String {
+    match value {
+        Value::Bool(yes) => if *yes { "y" } else { "n" }.to_owned(),
+        Value::Int(n) => n.to_string(),
+        Value::Size(n) => crate::size::exact_size(*n),
+        Value::Time(t) => crate::size::exact_time(*t),
+        Value::Text(text) => text.clone(),
+        Value::Secret(_) => "<redacted>".to_owned(),
+        Value::List(list) => list.join(", "),
+        Value::Hash(pairs) => pairs.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(", "),
+    }
+}

@@ -1,0 +1,280 @@
+//! The built binary: what only a process can show. Statuses, streams, names, files, signals.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn pgkeep() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgkeep"));
+    command.env_clear().env("TZ", "UTC").stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    pgkeep().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Status, standard output, standard error.
+fn told(output: &Output) -> (i32, String, String) {
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Directories of one test.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = pgkeep();
+        let option = |name: &str, path: &str| format!("--{name}={}", self.path(path).display());
+        command.args([option("lock-path", "lock"), option("log-path", "log")]).args(["--no-config", "--allow-root"]);
+        command.args([option("config-include-path", "")]).args(args);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        told(&self.command(args).output().unwrap())
+    }
+}
+
+/// A log line without its time, which must have the known shape.
+fn without_time(line: &str) -> &str {
+    let (time, rest) = line.split_at(24);
+    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
+    assert_eq!(shape, "9999-99-99 99:99:99.999 ", "{line}");
+    rest
+}
+
+#[test]
+fn version_has_three_forms() {
+    let plain = format!("pgkeep {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(told(&run(&["version"])), (0, plain.clone(), String::new()));
+    assert_eq!(told(&run(&["--version"])), (0, plain, String::new()));
+    assert_eq!(told(&run(&["version", "--output", "num"])), (0, "1000".to_owned(), String::new()));
+}
+
+#[test]
+fn under_the_name_pgbackrest_it_is_a_stand_in() {
+    let told = |args: &[&str]| told(&pgkeep().arg0("pgbackrest").args(args).output().unwrap());
+    assert_eq!(told(&["version"]).1, "pgBackRest 2.59.1\n");
+    assert_eq!(told(&["version", "--output=num"]).1, "2059001");
+    assert!(told(&["help", "backup", "repo1-path"]).1.contains("/var/lib/pgbackrest"));
+}
+
+#[test]
+fn help_lists_what_there_is() {
+    let expected = "\
+pgkeep 0.1.0: backup, restore and instant clones of PostgreSQL
+
+Usage:
+    pgkeep [options] <command> [parameters]
+
+Commands:
+  archive-get       Fetch one WAL file from the archive.
+  archive-push      Store one WAL file in the archive.
+  backup            Back up a cluster.
+  check             Try out the configuration and the archive.
+  clone             Make, list or remove writable clones of a backup.
+  help              Explain commands and options.
+  info              List stanzas, backups and archived WAL.
+  mount             Serve all backups of a stanza as a read-only tree.
+  restore           Restore a cluster from a backup.
+  stanza-create     Create a stanza in every repository.
+  stanza-delete     Remove a stanza from one repository.
+  stanza-upgrade    Take a stanza to the cluster's new version.
+  start             Allow work on this host again.
+  stop              Forbid work on this host.
+  verify            Read and check everything a stanza has stored.
+  version           Print the version.
+
+'pgkeep help <command>' lists its options, 'pgkeep help <command> <option>' explains one.
+";
+    for args in [&["help"][..], &["--help"], &["-h"], &[]] {
+        assert_eq!(told(&run(args)), (0, expected.to_owned(), String::new()), "{args:?}");
+    }
+}
+
+#[test]
+fn help_of_a_command_fits_its_columns() {
+    let (status, help, errors) = told(&run(&["stop", "--help"]));
+    assert_eq!((status, errors.as_str()), (0, ""));
+    let expected = "\
+stop: Forbid work on this host.
+
+Usage:
+    pgkeep [--stanza=<name>] [options] stop
+
+Command options:
+  --force                       insist: see the command's help [n]
+
+General options:
+  --allow-root                  run although the user is root [n]
+";
+    assert!(help.starts_with(expected), "{help}");
+    for command in ["backup", "restore", "archive-push", "archive-get", "check", "info", "verify", "clone", "mount"] {
+        let (status, help, _) = told(&run(&["help", command]));
+        assert_eq!(status, 0);
+        for line in help.lines() {
+            assert!(line.chars().count() <= 100 && line.trim_end() == line, "{command}: '{line}'");
+        }
+    }
+    assert!(told(&run(&["help", "restore"])).1.contains("75   no backup fits"));
+}
+
+#[test]
+fn help_of_an_option_shows_its_current_value() {
+    let output = pgkeep().env("PGKEEP_LOG_PATH", "/x").args(["help", "backup", "log-path"]).output().unwrap();
+    let expected = "\
+backup --log-path: directory of log files
+
+  value        an absolute path
+  default      /var/log/pgkeep
+  current      /x
+  environment  PGKEEP_LOG_PATH
+  file         in any section
+";
+    assert_eq!(told(&output), (0, expected.to_owned(), String::new()));
+    let output =
+        pgkeep().env("PGKEEP_REPO1_CIPHER_PASS", "hush").args(["help", "backup", "repo-cipher-pass"]).output().unwrap();
+    let help = text(&output.stdout);
+    assert!(help.contains("<redacted>") && !help.contains("hush"), "{help}");
+    assert_eq!(run(&["help", "frob"]).status.code(), Some(48));
+    assert_eq!(run(&["help", "backup", "frob"]).status.code(), Some(31));
+    assert_eq!(run(&["help", "info", "start-fast"]).status.code(), Some(31));
+}
+
+#[test]
+fn refusals_are_one_error_on_standard_error() {
+    let (status, out, error) = told(&run(&["--stanza=demo", "--repo1-cipher-pass=hush", "backup"]));
+    assert_eq!((status, out.as_str()), (31, ""));
+    let mut lines = error.lines();
+    assert_eq!(
+        lines.next(),
+        Some("ERROR: [031]: option 'repo1-cipher-pass' is a secret and not allowed on the command line")
+    );
+    assert!(lines.all(|l| l.starts_with("       hint: ")) && !error.contains("hush"), "{error}");
+    for (args, status) in
+        [(&["frob"][..], 48), (&["--bogus"], 31), (&["--no-config", "backup"], 31), (&["--stanza=x"], 30)]
+    {
+        let (code, out, error) = told(&run(args));
+        // As root the user is refused first, otherwise the missing stanza.
+        assert!(code == status || code == 37, "{args:?} {code}");
+        assert_eq!(out, "");
+        assert!(error.starts_with(&format!("ERROR: [{code:03}]: ")), "{error}");
+    }
+}
+
+#[test]
+fn stop_and_start_leave_a_file_and_lines() {
+    let host = Host::new();
+    assert_eq!(host.run(&["--stanza=demo", "stop"]), (0, String::new(), String::new()));
+    assert!(host.path("lock/demo.stop").is_file());
+    let (status, out, _) = host.run(&["--stanza=demo", "stop"]);
+    assert_eq!((status, without_time(out.trim_end())), (0, "P00   WARN: there is a stop file for demo already"));
+    let (status, out, error) = host.run(&["--stanza=demo", "--log-level-stderr=warn", "stop"]);
+    assert_eq!((status, out.as_str(), error.as_str()), (0, "", "WARN: there is a stop file for demo already\n"));
+    assert_eq!(host.run(&["--stanza=demo", "start"]), (0, String::new(), String::new()));
+    assert!(!host.path("lock/demo.stop").exists());
+    let (status, out, _) = host.run(&["--log-timestamp=n", "--log-level-console=info", "start"]);
+    let path = |name| host.path(name).display().to_string();
+    let expected = format!(
+        "P00   INFO: start command begin {}: --allow-root --config-include-path={} --lock-path={} --log-level-console=info \
+         --log-path={} --no-config --no-log-timestamp\n\
+         P00   WARN: there is no stop file for all\n\
+         P00   INFO: start command end: completed successfully\n",
+        env!("CARGO_PKG_VERSION"),
+        path("").trim_end_matches('/'),
+        path("lock"),
+        path("log")
+    );
+    assert_eq!((status, out), (0, expected));
+    let log = std::fs::read_to_string(host.path("log/demo-stop.log")).unwrap();
+    assert_eq!(log.matches("PROCESS START").count(), 3);
+    let ends = log.lines().filter(|l| l.contains("P00   INFO: stop command end: completed successfully (")).count();
+    assert_eq!(ends, 3, "{log}");
+    assert!(host.path("log/all-start.log").is_file());
+}
+
+#[test]
+fn stop_with_force_ends_the_holder_of_a_lock_and_nobody_else() {
+    let host = Host::new();
+    std::fs::create_dir_all(host.path("lock")).unwrap();
+    let sleeper = || Command::new("sleep").arg("600").spawn().unwrap();
+    let (mut holder, mut other, mut stale) = (sleeper(), sleeper(), sleeper());
+    let lock = |name: &str, pid: u32| {
+        let path = host.path(&format!("lock/{name}"));
+        std::fs::write(&path, format!("{{\"execId\":\"x\",\"pid\":{pid}}}")).unwrap();
+        std::fs::File::open(&path).unwrap()
+    };
+    let held = lock("my-demo-backup-1.lock", holder.id());
+    let others = lock("demo-backup-1.lock", other.id());
+    drop(lock("my-demo-archive-1.lock", stale.id()));
+    for file in [&held, &others] {
+        rustix::fs::flock(file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    }
+    let (status, out, _) = host.run(&["--stanza=my-demo", "--force", "--log-level-console=info", "stop"]);
+    assert_eq!(status, 0, "{out}");
+    assert!(out.contains(&format!("sent a term signal to process {}", holder.id())), "{out}");
+    use std::os::unix::process::ExitStatusExt as _;
+    assert_eq!(holder.wait().unwrap().signal(), Some(15));
+    for child in [&mut other, &mut stale] {
+        assert!(child.try_wait().unwrap().is_none(), "only the holder is ended");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn failures_end_with_their_number_everywhere() {
+    let host = Host::new();
+    std::fs::write(host.path("lock"), "a file").unwrap();
+    let (status, out, error) = host.run(&["--log-level-console=info", "--stanza=demo", "stop"]);
+    assert_eq!((status, error.as_str()), (47, ""));
+    let lines: Vec<_> = out.lines().filter(|l| l.starts_with("20")).map(without_time).collect();
+    assert!(lines[1].starts_with("P00  ERROR: [047]: cannot create '"), "{out}");
+    assert_eq!(lines[2], "P00   INFO: stop command end: aborted with exception [047]");
+    assert!(std::fs::read_to_string(host.path("log/demo-stop.log")).unwrap().contains("[047]"));
+}
+
+#[test]
+fn a_log_file_that_cannot_be_is_warned_of_once() {
+    let host = Host::new();
+    std::fs::write(host.path("log"), "a file").unwrap();
+    let (status, out, _) = host.run(&["--stanza=demo", "stop"]);
+    assert_eq!(status, 0);
+    assert_eq!(out.matches("WARN").count(), 1, "{out}");
+    assert!(out.contains("going on without a log file"), "{out}");
+}
+
+#[test]
+fn a_closed_pipe_is_quiet() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = pgkeep().arg("help").stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
+fn a_file_of_configuration_is_read_from_where_it_is_named() {
+    let host = Host::new();
+    let config = host.path("my.conf");
+    std::fs::write(&config, format!("[global]\nlock-path={}\nallow-root=y\nfoo=1\n", host.path("other").display()))
+        .unwrap();
+    let log = format!("--log-path={}", host.path("log").display());
+    let args = [&format!("--config={}", config.display()), &log, "--stanza=s", "stop"];
+    let (status, out, _) = told(&pgkeep().args(args).output().unwrap());
+    assert_eq!(status, 0);
+    assert!(out.contains("WARN: option 'foo' in section 'global', line 4"), "{out}");
+    assert!(Path::new(&host.path("other/s.stop")).is_file());
+}
