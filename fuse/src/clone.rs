@@ -140,12 +140,12 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
     }
     let data = layout.data();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(&data, flags, Mode::empty())
-        .map_err(|error| FileError::at("open", &data)(error.into()))?;
+    let root =
+        rustix::fs::open(&data, flags, Mode::empty()).map_err(|error| FileError::at("open", &data)(error.into()))?;
     let maps = Arc::clone(&opened.maps);
     let backing = backing::Backing::new(root, opened.dirty, opened.table, opened.info.page_size, snapshot, opened.maps)
         .map_err(FileError::at("open", &data))?;
-    let pool = Pool::start(FETCH_THREADS).map_err(FileError::at("serve", dir))?;
+    let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
         let result = recover::close(&layout, &maps);

@@ -100,7 +100,10 @@ impl Session {
                 self.at_end = None;
                 return Err(Error::refused(
                     Kind::Kernel,
-                    format!("'{}' is still in use; it was detached and ends with its last user", self.mountpoint.display()),
+                    format!(
+                        "'{}' is still in use; it was detached and ends with its last user",
+                        self.mountpoint.display()
+                    ),
                 ));
             }
             std::thread::sleep(Duration::from_millis(2));

@@ -176,7 +176,8 @@ pub(super) fn set_facts(backing: &Backing, number: u64, facts: &Facts) -> Outcom
         return result;
     }
     backing.named(&node, |parent, name| {
-        let handle = rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let handle =
+            rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let backing = rustix::fs::fstat(&handle)?.st_ino;
         if backing == node.backing {
             set_by_name(parent, name, facts)?;

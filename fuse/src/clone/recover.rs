@@ -32,10 +32,7 @@ pub(super) struct Opened {
 /// Locks a complete clone and brings its maps to a state that can be trusted.
 pub(super) fn open(layout: &Layout) -> Result<Opened> {
     if !layout.is_complete() {
-        return Err(Error::refused(
-            Kind::PathMissing,
-            format!("'{}' is not a complete clone", layout.root.display()),
-        ));
+        return Err(Error::refused(Kind::PathMissing, format!("'{}' is not a complete clone", layout.root.display())));
     }
     let lock = super::state::lock(layout)?;
     let info = CloneInfo::load(layout)?;
@@ -51,8 +48,10 @@ pub(super) fn open(layout: &Layout) -> Result<Opened> {
     let last = SessionState::load(layout)?;
     let boot = boot_id()?;
     if !last.clean && last.boot != boot {
-        tracing::info!("the host went down while clone '{}' was served; pages not synced then are the backup's again",
-            layout.root.display());
+        tracing::info!(
+            "the host went down while clone '{}' was served; pages not synced then are the backup's again",
+            layout.root.display()
+        );
         copy(&maps.durable, &maps.present, &layout.file("present"))?;
     }
     SessionState { boot, clean: false }.save(layout)?;

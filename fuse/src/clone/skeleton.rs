@@ -153,8 +153,11 @@ impl Skeleton<'_> {
         let mut control = None;
         let (queue, waiting) = sync_channel::<Small>(QUEUE_FILES_MAX);
         let waiting = Mutex::new(waiting);
-        let target = Target { data: self.data.as_fd().try_clone_to_owned().map_err(FileError::at("open", &self.data_path))?,
-            path: self.data_path.clone(), as_root: self.as_root };
+        let target = Target {
+            data: self.data.as_fd().try_clone_to_owned().map_err(FileError::at("open", &self.data_path))?,
+            path: self.data_path.clone(),
+            as_root: self.as_root,
+        };
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..self.options.threads.max(1))
                 .map(|_| scope.spawn(|| copy_all(&waiting, snapshot, &target)))
@@ -170,9 +173,9 @@ impl Skeleton<'_> {
             drop(queue);
             let mut result = Ok(());
             for worker in workers {
-                let copied = worker.join().unwrap_or_else(|_| {
-                    Err(Error::refused(Kind::Assert, "a thread that copies files panicked"))
-                });
+                let copied = worker
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::refused(Kind::Assert, "a thread that copies files panicked")));
                 if result.is_ok() {
                     result = copied;
                 }
@@ -220,9 +223,7 @@ impl Skeleton<'_> {
     }
 
     fn is_left_out(&self, path: &str) -> bool {
-        let below = |above: &str| {
-            path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
+        let below = |above: &str| path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         self.options.remove.iter().any(|removed| below(removed))
             || self.options.write.iter().any(|added| added.path == path)
     }

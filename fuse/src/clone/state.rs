@@ -236,12 +236,8 @@ impl FileTable {
 /// Takes the clone's lock; it is given back when the file is dropped or the process dies.
 pub(super) fn lock(layout: &Layout) -> Result<File> {
     let path = layout.file("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(FileError::at("open", &path))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(FileError::at("open", &path))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::refused(

@@ -1,5 +1,5 @@
 //! A backup that is a plain directory, mounts that never outlive their test, and a daemon that can be killed.
-#![allow(dead_code, reason = "each test target uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test target uses its part")]
 
 use pgkeep_engine::view::{Content, Entry, EntryKind, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind, Result};
@@ -173,6 +173,15 @@ impl Place {
         clone::create(&self.clone_dir(), &DirectorySnapshot::new(&self.base()), &Default::default()).unwrap();
     }
 
+    /// Makes the clone believe that the host went down: its record names another boot.
+    pub fn pretend_reboot(&self) {
+        let path = self.clone_dir().join("meta/session.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        assert!(text.contains(boot.trim()));
+        std::fs::write(&path, text.replace(boot.trim(), "another")).unwrap();
+    }
+
     pub fn serve(&self) -> pgkeep_fuse::Session {
         self.serve_snapshot(DirectorySnapshot::new(&self.base()))
     }
@@ -202,8 +211,7 @@ pub fn daemon_main() {
     let Ok(root) = std::env::var(DAEMON) else { return };
     let root = Path::new(&root);
     let snapshot = Arc::new(DirectorySnapshot::new(&root.join("base")));
-    let session =
-        clone::serve(&root.join("clone"), snapshot, &root.join("mnt"), &MountOptions::default()).unwrap();
+    let session = clone::serve(&root.join("clone"), snapshot, &root.join("mnt"), &MountOptions::default()).unwrap();
     println!("\nserving");
     session.join().unwrap();
 }
@@ -229,6 +237,11 @@ impl Daemon {
         assert!(lines.any(|line| line.unwrap() == "serving"), "the daemon did not start");
         std::thread::spawn(move || lines.for_each(drop));
         Self { child }
+    }
+
+    /// Waits for its orderly end, which someone's unmounting begins.
+    pub fn wait(mut self) {
+        assert!(self.child.wait().unwrap().success());
     }
 
     /// Kills it as the kernel does when memory runs out. The mount stays, dead.
