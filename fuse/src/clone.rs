@@ -145,7 +145,7 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
     let maps = Arc::clone(&opened.maps);
     let backing = backing::Backing::new(root, opened.dirty, opened.table, opened.info.page_size, snapshot, opened.maps)
         .map_err(FileError::at("open", &data))?;
-    let pool = Pool::start(FETCH_THREADS).map_err(FileError::at("serve", dir))?;
+    let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
         let result = recover::close(&layout, &maps);

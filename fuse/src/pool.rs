@@ -17,13 +17,13 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads.
-    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+    /// Starts `threads` threads called `name`.
+    pub(crate) fn start(name: &str, threads: usize) -> std::io::Result<Self> {
         let (queue, jobs) = sync_channel::<Job>(QUEUE_JOBS_MAX);
         let jobs = Arc::new(Mutex::new(jobs));
         for number in 0..threads.max(1) {
             let jobs = Arc::clone(&jobs);
-            std::thread::Builder::new().name(format!("clone-fetch-{number}")).spawn(move || work(&jobs))?;
+            std::thread::Builder::new().name(format!("{name}-{number}")).spawn(move || work(&jobs))?;
         }
         Ok(Self { queue })
     }
