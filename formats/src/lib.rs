@@ -7,6 +7,8 @@
 
 pub mod codec;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod id;
 pub mod pg;
 pub mod repo;

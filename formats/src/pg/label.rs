@@ -9,6 +9,7 @@
 
 use super::lsn::Lsn;
 use super::timeline::TimelineId;
+use super::version::Version;
 use super::wal::SegmentName;
 use crate::FormatError;
 
@@ -196,45 +197,51 @@ pub struct TablespaceMapEntry {
     pub path: Vec<u8>,
 }
 
-/// Parses `tablespace_map`: lines of oid, one space, path, in which a backslash protects a line break or another
-/// backslash.
+/// Parses `tablespace_map`: lines of oid, one space, path, in which a backslash protects a line break and, from 14
+/// on, another backslash.
 ///
 /// # Errors
 /// [`FormatError::BadText`] for a line the server would refuse, or an end in the middle of one.
-pub fn parse_tablespace_map(bytes: &[u8]) -> Result<Vec<TablespaceMapEntry>, FormatError> {
+pub fn parse_tablespace_map(bytes: &[u8], version: Version) -> Result<Vec<TablespaceMapEntry>, FormatError> {
     let mut entries = Vec::new();
     let mut line = Vec::new();
-    let mut escaped = false;
-    for byte in bytes.iter().copied() {
+    let mut rest = bytes;
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
         match byte {
+            b'\\' if version.facts().map_escapes_backslash => {
+                let (protected, after) = rest.split_first().ok_or_else(|| bad_map_line(&line))?;
+                line.push(*protected);
+                rest = after;
+            }
+            b'\\' => {
+                let protected = rest.first().copied().filter(|b| is_line_break(*b));
+                line.push(protected.unwrap_or(b'\\'));
+                rest = rest.get(usize::from(protected.is_some())..).unwrap_or_default();
+            }
             // An empty line is the second half of a line end of two bytes.
-            b'\n' | b'\r' if !escaped && line.is_empty() => {}
-            b'\n' | b'\r' if !escaped => {
+            byte if is_line_break(*byte) && line.is_empty() => {}
+            byte if is_line_break(*byte) => {
                 entries.push(parse_map_line(&line)?);
                 line.clear();
             }
-            b'\\' if !escaped => escaped = true,
-            _ => {
-                line.push(byte);
-                escaped = false;
-            }
+            byte => line.push(*byte),
         }
     }
-    if escaped || !line.is_empty() {
-        return Err(bad_map_line(&line));
-    }
-    Ok(entries)
+    if line.is_empty() { Ok(entries) } else { Err(bad_map_line(&line)) }
 }
 
-/// The content of `tablespace_map`, as the server writes it.
+/// The content of `tablespace_map`, as the server of that version writes it. 13 cannot express a path with a
+/// backslash before a line break or at its end.
 #[must_use]
-pub fn format_tablespace_map(entries: &[TablespaceMapEntry]) -> Vec<u8> {
+pub fn format_tablespace_map(entries: &[TablespaceMapEntry], version: Version) -> Vec<u8> {
+    let escapes_backslash = version.facts().map_escapes_backslash;
     let mut out = Vec::new();
     for entry in entries {
         out.extend_from_slice(entry.oid.to_string().as_bytes());
         out.push(b' ');
         for byte in entry.path.iter().copied() {
-            if matches!(byte, b'\n' | b'\r' | b'\\') {
+            if is_line_break(byte) || byte == b'\\' && escapes_backslash {
                 out.push(b'\\');
             }
             out.push(byte);
@@ -242,6 +249,10 @@ pub fn format_tablespace_map(entries: &[TablespaceMapEntry]) -> Vec<u8> {
         out.push(b'\n');
     }
     out
+}
+
+fn is_line_break(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
 }
 
 fn parse_map_line(line: &[u8]) -> Result<TablespaceMapEntry, FormatError> {
@@ -324,17 +335,23 @@ mod tests {
         assert_eq!((file.checkpoint, file.start), (sample().checkpoint, sample().start));
     }
 
+    fn paths(text: &[u8], version: Version) -> Vec<String> {
+        let entries = parse_tablespace_map(text, version).unwrap();
+        entries.iter().map(|e| String::from_utf8(e.path.clone()).unwrap()).collect()
+    }
+
     #[test]
     fn tablespace_maps_unescape_as_the_server_does() {
         let text = b"16384 /plain\r\n16385 /with space\n16386  /leading\n16387 /line\\\nbreak\\\\slash\n";
-        let entries = parse_tablespace_map(text).unwrap();
-        let paths: Vec<_> = entries.iter().map(|e| String::from_utf8(e.path.clone()).unwrap()).collect();
-        assert_eq!(paths, ["/plain", "/with space", " /leading", "/line\nbreak\\slash"]);
-        assert_eq!(entries[3].oid, 16387);
+        let expected = ["/plain", "/with space", " /leading", "/line\nbreak\\slash"];
+        assert_eq!(paths(text, Version::V14), expected);
+        assert_eq!(paths(b"16387 /line\\\nbreak\\slash\\\\\n\n", Version::V13), ["/line\nbreak\\slash\\\n"]);
         for text in ["16384", "16384 \n", " /x\n", "x /y\n", "0 /x\n", "4294967296 /x\n", "1 /x", "1 /x\\"] {
-            assert!(parse_tablespace_map(text.as_bytes()).is_err(), "{text:?}");
+            for version in Version::ALL {
+                assert!(parse_tablespace_map(text.as_bytes(), version).is_err(), "{text:?}");
+            }
         }
-        assert_eq!(parse_tablespace_map(b""), Ok(Vec::new()));
+        assert_eq!(parse_tablespace_map(b"", Version::V18), Ok(Vec::new()));
     }
 
     proptest! {
@@ -343,7 +360,8 @@ mod tests {
             map in proptest::collection::vec((1u32.., proptest::collection::vec(any::<u8>(), 1..20)), 0..5),
         ) {
             let entries: Vec<_> = map.into_iter().map(|(oid, path)| TablespaceMapEntry { oid, path }).collect();
-            prop_assert_eq!(parse_tablespace_map(&format_tablespace_map(&entries)), Ok(entries));
+            let text = format_tablespace_map(&entries, Version::V18);
+            prop_assert_eq!(parse_tablespace_map(&text, Version::V18), Ok(entries));
         }
 
         #[test]

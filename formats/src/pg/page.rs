@@ -292,14 +292,17 @@ mod tests {
         }
     }
 
-    /// Prints the speed; asserts nothing about it.
+    /// Prints the speed, best of a few rounds over memory that is in the cache; asserts nothing about it.
     #[test]
     fn checksum_speed() {
-        let pages = vec![0x5au8; 32 << 20];
-        let start = std::time::Instant::now();
-        let sum = pages.chunks_exact(8192).zip(0..).fold(0u32, |a, (p, i)| a ^ u32::from(checksum(p, i)));
-        let speed = pages.len() as f64 / start.elapsed().as_secs_f64() / 1e9;
-        println!("page checksums: {speed:.1} GB/s ({sum:04x})");
+        let pages = vec![0x5au8; 4 << 20];
+        let round = |_| {
+            let start = std::time::Instant::now();
+            let sum = pages.chunks_exact(8192).zip(0..).fold(0, |a, (p, i)| a ^ checksum(p, i));
+            std::hint::black_box(sum);
+            pages.len() as f64 / start.elapsed().as_secs_f64() / 1e9
+        };
+        println!("page checksums: {:.1} GB/s", (0..8).map(round).fold(0.0, f64::max));
     }
 
     proptest! {

@@ -56,6 +56,8 @@ pub struct Facts {
     pub backup_functions: BackupFunctions,
     /// From 15 on: setting `archive_library` may stand in for `archive_command`.
     pub archive_library: bool,
+    /// From 14 on: a backslash in `tablespace_map` is itself protected by one; 13 protects line breaks only.
+    pub map_escapes_backslash: bool,
     /// From 17 on: `summarize_wal`, `pg_wal/summaries`, and `backup_label` files that name an incremental's parent.
     pub wal_summaries: bool,
     /// From 18 on: initdb turns data checksums on unless told otherwise.
@@ -81,6 +83,7 @@ static TABLE: [Facts; 6] = [
         tablespace_directory: "PG_13_202007201",
         backup_functions: OLD_FUNCTIONS,
         archive_library: false,
+        map_escapes_backslash: false,
         wal_summaries: false,
         checksums_by_default: false,
         control: CONTROL_1300,
@@ -93,6 +96,7 @@ static TABLE: [Facts; 6] = [
         tablespace_directory: "PG_14_202107181",
         backup_functions: OLD_FUNCTIONS,
         archive_library: false,
+        map_escapes_backslash: true,
         wal_summaries: false,
         checksums_by_default: false,
         control: CONTROL_1300,
@@ -105,6 +109,7 @@ static TABLE: [Facts; 6] = [
         tablespace_directory: "PG_15_202209061",
         backup_functions: NEW_FUNCTIONS,
         archive_library: true,
+        map_escapes_backslash: true,
         wal_summaries: false,
         checksums_by_default: false,
         control: CONTROL_1300,
@@ -117,6 +122,7 @@ static TABLE: [Facts; 6] = [
         tablespace_directory: "PG_16_202307071",
         backup_functions: NEW_FUNCTIONS,
         archive_library: true,
+        map_escapes_backslash: true,
         wal_summaries: false,
         checksums_by_default: false,
         control: CONTROL_1300,
@@ -129,6 +135,7 @@ static TABLE: [Facts; 6] = [
         tablespace_directory: "PG_17_202406281",
         backup_functions: NEW_FUNCTIONS,
         archive_library: true,
+        map_escapes_backslash: true,
         wal_summaries: true,
         checksums_by_default: false,
         control: CONTROL_1700,
@@ -141,6 +148,7 @@ static TABLE: [Facts; 6] = [
         tablespace_directory: "PG_18_202506291",
         backup_functions: NEW_FUNCTIONS,
         archive_library: true,
+        map_escapes_backslash: true,
         wal_summaries: true,
         checksums_by_default: true,
         control: CONTROL_1800,
