@@ -8,6 +8,7 @@
 
 pub mod argv;
 pub mod command;
+mod compose;
 pub mod def;
 pub mod env;
 mod error;
@@ -24,6 +25,7 @@ mod tests;
 mod value;
 
 pub use command::Command;
+pub use compose::restore_command;
 pub use def::{Def, Type};
 pub use error::OptionError;
 pub use program::{PGBACKREST, PGKEEP, Program};

@@ -491,6 +491,21 @@ fn accessors_agree_with_the_types_of_the_table() {
 }
 
 #[test]
+fn the_server_is_told_what_was_typed() {
+    let host = Host::with("[global]\nrepo1-path=/r\n[demo]\npg1-path=/pg\n").var("PGKEEP_REPO1_CIPHER_PASS", "hush");
+    let settings = host.get("--stanza=demo --repo=1 --log-level-console=info --type=time --target=x --delta restore");
+    assert_eq!(
+        restore_command(&settings),
+        "/usr/bin/pgkeep --pg1-path=/pg --repo=1 --stanza=demo archive-get %f \"%p\""
+    );
+    let settings = host.get("--stanza=demo --no-config --pg1-path=/p$q --repo1-path=/a%b restore --cmd=wrap");
+    assert_eq!(
+        restore_command(&settings),
+        "wrap --no-config \"--pg1-path=/p\\$q\" --repo1-path=/a%%b --stanza=demo archive-get %f \"%p\""
+    );
+}
+
+#[test]
 fn one_stanza_of_several_is_resolved_for_itself() {
     let host = Host::with("[global]\nrepo1-path=/r\n[a]\npg1-path=/a\n[b:check]\npg1-path=/b\n");
     let all = host.get("check");
