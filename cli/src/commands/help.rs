@@ -87,7 +87,7 @@ fn of_command(program: &Program, command: Command) -> String {
         }
     }
     if !inert.is_empty() {
-        let names: Vec<_> = inert.into_iter().map(typed_name).collect();
+        let names: Vec<_> = inert.iter().map(typed_name).collect();
         text.push_str("\nAccepted for compatibility, without effect:\n");
         entry(&mut text, "", 0, &names.join(", "));
     }

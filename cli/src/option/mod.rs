@@ -1,7 +1,7 @@
 //! Options: one table, and what reads it.
 //!
 //! `Invocation` (arguments, environment, user) -> [`load`] -> [`Loaded`] with [`Settings`]. Rows are in
-//! [`table`]; [`lookup`] maps written names to rows; [`argv`], [`env`] and [`ini`] read the three places;
+//! [`table`]; [`lookup`] maps written names to rows; [`argv`], [`mod@env`] and [`ini`] read the three places;
 //! `resolve` merges them: command line over environment over file over default. Names and rules are
 //! pgBackRest's. Nothing here prints; what a person should know comes back as [`Notice`]s.
 //! Cost: well under a millisecond, because `archive-push` runs once per WAL segment.
