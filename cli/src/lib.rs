@@ -14,6 +14,7 @@ pub mod render;
 mod run;
 pub mod signal;
 pub mod size;
+pub mod zone;
 
 pub use run::run;
 
