@@ -17,7 +17,7 @@ pub use model::{
 
 use crate::lock::{self, LockName, LockType};
 use crate::repository::{OpenOptions, Repository};
-use crate::store::Store;
+use crate::store::{Depth, Store};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::{BackupType, StanzaHistory};
@@ -40,20 +40,26 @@ pub enum RepoAccess {
 }
 
 impl RepoAccess {
-    /// Opens a repository if there is one.
+    /// Opens a repository if there is one. A store that holds something, but no repository, has failed.
     #[must_use]
     pub fn open(store: Arc<dyn Store>, options: OpenOptions) -> Self {
+        let mut empty = true;
+        match store.list("", Depth::Children, &mut |_| empty = false) {
+            Err(e) => return Self::failed(e.into()),
+            Ok(()) if empty => return Self::Missing,
+            Ok(()) => {}
+        }
         match Repository::open(store, options) {
             Ok(repository) => Self::Open(Arc::new(repository)),
-            Err(e) => Self::failed(e),
+            Err(e) => Self::Failed(e),
         }
     }
 
-    /// For a failure to open a store or a repository: a place that does not exist holds nothing.
+    /// For a failure to open a store: a place that does not exist holds nothing.
     #[must_use]
     pub fn failed(error: Error) -> Self {
         match error.kind() {
-            Kind::FileMissing | Kind::PathMissing => Self::Missing,
+            Kind::PathMissing => Self::Missing,
             _ => Self::Failed(error),
         }
     }
@@ -192,7 +198,7 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
 fn without_history(repository: &Repository, stanza: &str) -> Result<Code> {
     for prefix in [layout::backups(stanza), layout::wal_of(stanza)] {
         let mut found = false;
-        repository.store().list(&prefix, crate::store::Depth::Children, &mut |_| found = true)?;
+        repository.store().list(&prefix, Depth::Children, &mut |_| found = true)?;
         if found {
             return Ok(Code::MissingStanzaData);
         }
