@@ -237,10 +237,7 @@ pub(super) fn path_text(path: &[u8]) -> Result<String> {
 }
 
 /// Moves the parent's records forward to `path`.
-pub(super) fn parent_record(
-    records: Option<&mut Peekable<ManifestReader>>,
-    path: &str,
-) -> Result<Option<FileRecord>> {
+pub(super) fn parent_record(records: Option<&mut Peekable<ManifestReader>>, path: &str) -> Result<Option<FileRecord>> {
     let Some(records) = records else { return Ok(None) };
     loop {
         let order = match records.peek() {

@@ -12,7 +12,13 @@ const BUMP_SECONDS_MAX: i64 = 60;
 ///
 /// # Errors
 /// `Clock` if that would take a time in the future.
-pub(super) fn make(kind: BackupType, full: Option<&str>, time: i64, zone: &TimeZone, existing: &[Commit]) -> Result<String> {
+pub(super) fn make(
+    kind: BackupType,
+    full: Option<&str>,
+    time: i64,
+    zone: &TimeZone,
+    existing: &[Commit],
+) -> Result<String> {
     let newest = match full {
         None => existing.iter().map(|c| c.label.as_str()).max(),
         Some(full) => existing.iter().map(|c| c.label.as_str()).filter(|l| l.starts_with(full)).max(),
@@ -23,7 +29,9 @@ pub(super) fn make(kind: BackupType, full: Option<&str>, time: i64, zone: &TimeZ
         // A full sorts behind the whole label of another backup if its time is after that backup's own time.
         let after = match (full, newest) {
             (_, None) => true,
-            (None, Some(newest)) => own_time(&part) > newest.rsplit('_').next().map_or("", own_time) && label.as_str() > newest,
+            (None, Some(newest)) => {
+                own_time(&part) > newest.rsplit('_').next().map_or("", own_time) && label.as_str() > newest
+            }
             (Some(_), Some(newest)) => own_time(&part) > newest.rsplit('_').next().map_or("", own_time),
         };
         if after {

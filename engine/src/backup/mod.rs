@@ -23,7 +23,9 @@ use crate::index::ChunkIndex;
 use crate::lock::{Lock, LockName, LockType, check_stopped};
 use crate::observe::{Cancel, Counter, Observer};
 use crate::pg::datadir::{self, Exclusions, WalkOptions};
-use crate::pg::server::{ArchiveMode, BackupStart, BackupStop, CheckpointPace, ConnectOptions, Connection, Database, Identity, Tablespace};
+use crate::pg::server::{
+    ArchiveMode, BackupStart, BackupStop, CheckpointPace, ConnectOptions, Connection, Database, Identity, Tablespace,
+};
 use crate::repository::manifests::{BuiltEntry, Manifest, ManifestBuilder, ManifestSummary};
 use crate::repository::{ChunkSource, Repository, WriterSession};
 use crate::{Error, Kind, Result};
@@ -156,8 +158,13 @@ pub fn run(
                     "execute non-exclusive backup start: backup begins after the {} checkpoint completes",
                     if options.start_fast { "requested immediate" } else { "next regular" }
                 );
-                let start = connection.backup_start(&format!("pgkeep backup started at {}", clock.now().as_secs()), pace)?;
-                tracing::info!("backup start archive = {}, lsn = {}", wal_name(&cluster, start.timeline, start.lsn), start.lsn);
+                let start =
+                    connection.backup_start(&format!("pgkeep backup started at {}", clock.now().as_secs()), pace)?;
+                tracing::info!(
+                    "backup start archive = {}, lsn = {}",
+                    wal_name(&cluster, start.timeline, start.lsn),
+                    start.lsn
+                );
                 Some(start)
             }
             None => None,
@@ -177,7 +184,8 @@ pub fn run(
         let mut plan = make_plan(options, &cluster, start.as_ref())?;
         let now = clock.now();
         let survey = plan::survey(&plan, parent_manifest.as_ref(), now.as_secs() as i64, cancel)?;
-        plan.trusted_before = prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
+        plan.trusted_before =
+            prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
         let shared = shared(repository, &session, options, cluster.page_size)?;
         observer.begin("backup", survey.bytes);
@@ -204,7 +212,9 @@ pub fn run(
 
         // 7. The WAL that makes it consistent is archived.
         let wal = match (&start, &stop) {
-            (Some(start), Some(stop)) => Some(wait_for_wal(repository, options, &cluster, &history, start, stop, cancel, clock)?),
+            (Some(start), Some(stop)) => {
+                Some(wait_for_wal(repository, options, &cluster, &history, start, stop, cancel, clock)?)
+            }
             _ => None,
         };
         cancel.check()?;
@@ -285,19 +295,20 @@ fn look(options: &BackupOptions, server: &mut Option<Connection>) -> Result<(Clu
                 format!("a server runs on '{}': stop it, or back it up online", options.pgdata.display()),
             ));
         }
-        return Ok((cluster(&control, Vec::new(), Vec::new())?, None));
+        return Ok((cluster(&control, Vec::new(), Vec::new()), None));
     };
     let identity = connection.identity()?;
     check_identity(options, &control, &identity)?;
     let (databases, tablespaces) = (connection.databases()?, connection.tablespaces()?);
-    let mut cluster = cluster(&control, databases, tablespaces)?;
+    let mut cluster = cluster(&control, databases, tablespaces);
     cluster.timeline = identity.timeline;
     Ok((cluster, Some(connection)))
 }
 
 fn check_identity(options: &BackupOptions, control: &ControlFile, identity: &Identity) -> Result<()> {
     let mismatch = |text: String| Err(Error::refused(Kind::DbMismatch, text));
-    let same_directory = match (std::fs::canonicalize(&identity.data_directory), std::fs::canonicalize(&options.pgdata)) {
+    let same_directory = match (std::fs::canonicalize(&identity.data_directory), std::fs::canonicalize(&options.pgdata))
+    {
         (Ok(a), Ok(b)) => a == b,
         _ => identity.data_directory == options.pgdata,
     };
@@ -325,21 +336,18 @@ fn check_identity(options: &BackupOptions, control: &ControlFile, identity: &Ide
     Ok(())
 }
 
-fn cluster(control: &ControlFile, databases: Vec<Database>, tablespaces: Vec<Tablespace>) -> Result<Cluster> {
-    let size = u64::from(control.wal_segment_size);
-    let wal_segment_size = WalSegmentSize::new(size)
-        .ok_or_else(|| Error::refused(Kind::FileInvalid, format!("pg_control has a WAL segment size of {size} bytes")))?;
-    Ok(Cluster {
+fn cluster(control: &ControlFile, databases: Vec<Database>, tablespaces: Vec<Tablespace>) -> Cluster {
+    Cluster {
         version: control.version,
         system_identifier: control.system_identifier,
         checksums: control.has_page_checksums(),
         page_size: control.block_size,
         segment_blocks: control.segment_blocks,
-        wal_segment_size,
+        wal_segment_size: control.wal_segment_size,
         timeline: control.timeline,
         databases,
         tablespaces,
-    })
+    }
 }
 
 fn current_history(repository: &Repository, options: &BackupOptions, cluster: &Cluster) -> Result<StanzaHistory> {
@@ -381,7 +389,13 @@ fn make_plan(options: &BackupOptions, cluster: &Cluster, start: Option<&BackupSt
     })
 }
 
-fn trusted_before(options: &BackupOptions, survey: &Survey, prior: &Commit, cluster: &Cluster, online: bool) -> Option<i128> {
+fn trusted_before(
+    options: &BackupOptions,
+    survey: &Survey,
+    prior: &Commit,
+    cluster: &Cluster,
+    online: bool,
+) -> Option<i128> {
     let reason = if options.delta {
         tracing::debug!("all files are compared by content, as option delta asks");
         return None;
@@ -401,7 +415,12 @@ fn trusted_before(options: &BackupOptions, survey: &Survey, prior: &Commit, clus
     }
 }
 
-fn shared(repository: &Arc<Repository>, session: &WriterSession, options: &BackupOptions, page_size: u32) -> Result<Shared> {
+fn shared(
+    repository: &Arc<Repository>,
+    session: &WriterSession,
+    options: &BackupOptions,
+    page_size: u32,
+) -> Result<Shared> {
     let cut = repository.config().cut;
     let secret = repository.keyring().cut_key("gear")?;
     Ok(Shared {
@@ -456,7 +475,8 @@ fn wait_for_wal(
     clock: &dyn Clock,
 ) -> Result<(String, String)> {
     let size = cluster.wal_segment_size;
-    let names: Vec<String> = WalSegment::range(start.timeline, start.lsn, stop.lsn, size).map(|s| s.name(size)).collect();
+    let names: Vec<String> =
+        WalSegment::range(start.timeline, start.lsn, stop.lsn, size).map(|s| s.name(size)).collect();
     let bounds = match (names.first(), names.last()) {
         (Some(first), Some(last)) => (first.clone(), last.clone()),
         _ => (wal_name(cluster, start.timeline, start.lsn), wal_name_before(cluster, stop.lsn)),
@@ -469,7 +489,12 @@ fn wait_for_wal(
 }
 
 /// `pg_control` and the label files, in path order.
-fn late_entries(options: &BackupOptions, control: &[u8], stop: Option<&BackupStop>, now: Duration) -> Result<Vec<BuiltEntry>> {
+fn late_entries(
+    options: &BackupOptions,
+    control: &[u8],
+    stop: Option<&BackupStop>,
+    now: Duration,
+) -> Result<Vec<BuiltEntry>> {
     let file = |path: &str, bytes: Vec<u8>, user: &str, group: &str| BuiltEntry {
         path: path.to_owned(),
         node: Node::File,
@@ -507,7 +532,7 @@ fn owner(options: &BackupOptions) -> Result<(String, String)> {
 
 /// Splits the links of the new manifest into tablespaces and others.
 fn links(summary: &ManifestSummary, cluster: &Cluster) -> (Vec<TablespaceRef>, Vec<LinkRef>) {
-    let known = |oid| cluster.tablespaces.iter().find(|t| t.oid == oid).map(|t| t.name.clone());
+    let known = |oid: u32| cluster.tablespaces.iter().find(|t| t.oid == oid).map(|t| t.name.clone());
     let (mut tablespaces, mut links) = (Vec::new(), Vec::new());
     for (name, destination) in summary.links.clone() {
         match name.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse().ok()) {

@@ -6,10 +6,10 @@
 //! changed once more within the same tick of the file system's clock.
 
 use super::dispatch::{parent_record, path_text};
+use crate::Result;
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, WalkOptions};
 use crate::repository::manifests::Manifest;
-use crate::Result;
 use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::page::PageCheck;
 use pgkeep_formats::repo::manifest::Entry;
@@ -86,7 +86,8 @@ pub(super) fn survey(plan: &Plan, parent: Option<&Arc<Manifest>>, now: i64, canc
             if time < then_time {
                 survey.distrust = Some(format!("file '{path}' has an earlier time than in the prior backup"));
             } else if time == then_time && entry.size != then.size {
-                survey.distrust = Some(format!("file '{path}' has another size but the same time as in the prior backup"));
+                survey.distrust =
+                    Some(format!("file '{path}' has another size but the same time as in the prior backup"));
             }
         }
         Ok(())

@@ -4,9 +4,9 @@
 //! Memory: [`window`] tasks of at most 1 MiB plaintext each are under way, sealed or not; a pack is filled here, and each
 //! uploader holds one. A channel that closes is the signal to end; the first error is the one reported.
 
+use super::Plan;
 use super::dispatch::{Dispatcher, Item, Wait};
 use super::task::{Done, Output, Shared, Task, What, Worker};
-use super::Plan;
 use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pack::{FinishedPack, PackedChunk};
 use crate::repository::manifests::{Manifest, ManifestBuilder};
@@ -60,7 +60,8 @@ impl Copy<'_> {
         let (pack_out, pack_in) = bounded::<FinishedPack>(0);
         let (durable_out, durable_in) = unbounded::<Result<FinishedPack>>();
         for _ in 0..window {
-            drop(permit_out.send(()));
+            // The channel has room for all of them.
+            let _ = permit_out.send(());
         }
         let store = Arc::clone(session.repository().store());
         std::thread::scope(|scope| {
@@ -77,7 +78,9 @@ impl Copy<'_> {
             named("pgkeep-walk".into()).spawn_scoped(scope, move || dispatcher.run()).map_err(failed)?;
             for n in 1..=self.jobs {
                 let (tasks, done, shared) = (task_in.clone(), done_out.clone(), self.shared);
-                named(format!("pgkeep-{n:02}")).spawn_scoped(scope, move || work(shared, &tasks, &done)).map_err(failed)?;
+                named(format!("pgkeep-{n:02}"))
+                    .spawn_scoped(scope, move || work(shared, &tasks, &done))
+                    .map_err(failed)?;
             }
             for n in 1..=UPLOADERS {
                 let (packs, durable, store) = (pack_in.clone(), durable_out.clone(), Arc::clone(&store));
@@ -187,7 +190,8 @@ impl Sequencer<'_> {
     }
 
     fn durable(&mut self, message: Result<Result<FinishedPack>, crossbeam_channel::RecvError>) -> Result<()> {
-        let pack = message.map_err(|_| Error::refused(Kind::Assert, "an uploader ended before its work was done"))??;
+        let pack =
+            message.map_err(|_| Error::refused(Kind::Assert, "an uploader ended before its work was done"))??;
         self.uploading -= 1;
         self.session.note_durable(&pack)
     }
@@ -207,7 +211,7 @@ impl Sequencer<'_> {
             self.finished.insert(self.next, finished);
             self.next += 1;
             // The dispatcher may have ended; then nobody needs the permit.
-            drop(self.permits.try_send(()));
+            let _ = self.permits.try_send(());
         }
         Ok(())
     }
@@ -309,7 +313,12 @@ impl Sequencer<'_> {
     }
 
     /// False if the file had vanished.
-    fn complete_pooled(&mut self, built: &mut crate::repository::manifests::BuiltEntry, sequence: u64, index: usize) -> bool {
+    fn complete_pooled(
+        &mut self,
+        built: &mut crate::repository::manifests::BuiltEntry,
+        sequence: u64,
+        index: usize,
+    ) -> bool {
         let Some(done) = self.finished.get_mut(&sequence) else { return false };
         let Some(part) = done.output.pool.get_mut(index) else { return false };
         let Some(len) = part.len else { return false };

@@ -3,13 +3,13 @@
 //! A task is small enough that a window of them bounds memory, and carries everything it needs, so workers share nothing
 //! but the index and the session's counter.
 
+use crate::Result;
 use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, SessionSealer};
 use crate::index::ChunkIndex;
 use crate::pg::read::{Pages, RegionReader, is_zero};
 use crate::repository::manifests::Manifest;
 use crate::repository::{RepositoryIndex, seal_data};
-use crate::Result;
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::config::CutMode;
@@ -82,7 +82,12 @@ pub(super) enum What {
     /// As in the parent, under its ordinal.
     Parent(u32),
     /// A chunk; sealed unless the repository has it.
-    Chunk { id: ChunkId, kind: ChunkKind, plain_len: u32, sealed: Option<(Encoding, Vec<u8>)> },
+    Chunk {
+        id: ChunkId,
+        kind: ChunkKind,
+        plain_len: u32,
+        sealed: Option<(Encoding, Vec<u8>)>,
+    },
 }
 
 /// One file of a finished pool.
