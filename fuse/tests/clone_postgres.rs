@@ -1,4 +1,5 @@
 //! A real PostgreSQL on a clone of a stopped cluster: it reads, writes, is killed with its file system, and recovers.
+#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
 mod support;
 
