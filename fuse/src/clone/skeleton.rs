@@ -126,7 +126,7 @@ fn record(layout: &Layout, skeleton: &Skeleton<'_>) -> Result<CloneInfo> {
     for name in ["present", "durable"] {
         reserve(&layout.file(name), skeleton.table.map_bytes())?;
     }
-    SessionState { boot: boot_id()?, clean: true }.save(layout)?;
+    SessionState { boot: boot_id(layout)?, clean: true }.save(layout)?;
     rustix::fs::syncfs(&skeleton.data).map_err(|e| at("sync", &data, e))?;
     write_new(&layout.file("complete"), b"")?;
     sync_directory(&layout.meta())?;

@@ -16,7 +16,7 @@
 use super::bitmap::Bitmap;
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use pgkeep_formats::codec::{Reader, Writer};
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
@@ -130,7 +130,7 @@ impl CloneInfo {
 /// How the last session left the clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionState {
-    /// The boot in which `present` was written.
+    /// The boot and mount in which `present` was written, [`boot_id`].
     pub(super) boot: String,
     /// True if the last session made everything durable before it ended.
     pub(super) clean: bool,
@@ -156,12 +156,20 @@ impl SessionState {
     }
 }
 
-/// Names this boot of this machine: page cache written in it is still there.
-pub(super) fn boot_id() -> Result<String> {
+/// Names this boot of this machine and this mount of the clone's file system: page cache written in it is still there.
+/// A mount seen from elsewhere has another name; that only costs trust, never data that was synced.
+pub(super) fn boot_id(layout: &Layout) -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = std::fs::read_to_string(path).map_err(FileError::at("read", path))?;
-    Ok(text.trim().to_owned())
+    let boot = std::fs::read_to_string(path).map_err(FileError::at("read", path))?;
+    let unique = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+    let meta = layout.meta();
+    let stat = rustix::fs::statx(rustix::fs::CWD, &meta, AtFlags::empty(), unique | StatxFlags::MNT_ID)
+        .map_err(|error| FileError::at("stat", &meta)(error.into()))?;
+    Ok(format!("{} {}:{} {}", boot.trim(), stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
 }
+
+/// Asks for a mount's number that is never given out again (Linux 6.8); older kernels answer with one that may be.
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// One base-backed file.
 #[derive(Debug, Clone, PartialEq, Eq)]
