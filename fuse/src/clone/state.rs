@@ -115,9 +115,10 @@ impl CloneInfo {
             .iter()
             .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
             .collect();
+        let page_size = u32::try_from(number("pageSize")?).ok().filter(|bytes| is_page_size(*bytes));
         Ok(Self {
             identity,
-            page_size: u32::try_from(number("pageSize")?).map_err(|_| invalid(&path, "'pageSize' is out of range"))?,
+            page_size: page_size.ok_or_else(|| invalid(&path, "'pageSize' is out of range"))?,
             files: number("files")?,
             base_files: number("baseFiles")?,
             bytes: number("bytes")?,
@@ -125,6 +126,11 @@ impl CloneInfo {
             data_inode: number("dataInode")?,
         })
     }
+}
+
+/// True for sizes a PostgreSQL page can have, with some room.
+pub(super) fn is_page_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (512..=65_536).contains(&bytes)
 }
 
 /// How the last session left the clone.
@@ -194,7 +200,9 @@ impl FileTable {
     pub(super) fn add(&mut self, path: &str, size: u64, page_size: u32) -> u64 {
         let number = self.entries.len() as u64;
         self.entries.push(BaseEntry { path: path.to_owned(), size, block: self.end });
-        self.end += BLOCK_HEADER_BYTES + Bitmap::stored_bytes(size.div_ceil(u64::from(page_size)));
+        let block = BLOCK_HEADER_BYTES + Bitmap::stored_bytes(size.div_ceil(u64::from(page_size)));
+        // An absurd sum of a damaged table is found when it is compared with the maps' size.
+        self.end = self.end.saturating_add(block);
         number
     }
 
@@ -334,6 +342,9 @@ mod tests {
         assert_eq!(FileTable::load(&layout, 8192).unwrap_err().kind(), Kind::Format);
         std::fs::write(layout.file("session.json"), b"{\"boot\":1}").unwrap();
         assert_eq!(SessionState::load(&layout).unwrap_err().kind(), Kind::FileInvalid);
+        let absurd = "{\"version\":1,\"identity\":{},\"pageSize\":0}";
+        std::fs::write(layout.file("clone.json"), absurd).unwrap();
+        assert_eq!(CloneInfo::load(&layout).unwrap_err().kind(), Kind::FileInvalid);
         std::fs::write(layout.file("clone.json"), b"{\"version\":99}").unwrap();
         assert_eq!(CloneInfo::load(&layout).unwrap_err().kind(), Kind::FeatureNotSupported);
     }
