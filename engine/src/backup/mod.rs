@@ -93,6 +93,8 @@ pub struct BackupReport {
     pub commit: Commit,
     /// Bytes that were read.
     pub read: u64,
+    /// Number of files.
+    pub files: u64,
 }
 
 /// What must be known of the cluster, from the server or from `pg_control`.
@@ -276,7 +278,7 @@ pub fn run(
         |used, stored| Commit { repository_size: used, repository_delta: stored, ..commit },
         clock,
     )?;
-    Ok(BackupReport { commit, read: read + late_bytes })
+    Ok(BackupReport { commit, read: read + late_bytes, files: summary.root.files })
 }
 
 fn connect(options: &BackupOptions, cancel: &Cancel) -> Result<Option<Connection>> {
