@@ -232,6 +232,7 @@ fn commit(session: &WriterSession) -> Commit {
         system_identifier: 1,
         timeline: 1,
         start: 1,
+        copy_start_nanos: 0,
         stop: 2,
         lsn: None,
         wal: None,
