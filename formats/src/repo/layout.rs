@@ -30,6 +30,12 @@ pub fn key_slot(id: SlotId) -> String {
     format!("{KEY_SLOTS}{id}")
 }
 
+/// What a store is tried with before a repository is made in it; never there for long.
+#[must_use]
+pub fn key_probe(nonce: &str) -> String {
+    format!("keys/probe/{nonce}")
+}
+
 /// An epoch's public keys.
 #[must_use]
 pub fn key_epoch(epoch: u32) -> String {
@@ -128,6 +134,12 @@ pub fn expired(stanza: &str, session: SessionId) -> String {
 #[must_use]
 pub fn annotations_of(stanza: &str) -> String {
     format!("annotations/{stanza}/")
+}
+
+/// Prefix of a stanza's access traces.
+#[must_use]
+pub fn traces_of(stanza: &str) -> String {
+    format!("traces/{stanza}/")
 }
 
 /// A generation of the garbage collector.
