@@ -143,7 +143,8 @@ impl Keyring {
         if record.repo != self.repo {
             return Err(CryptoError::Misplaced { object: object(), what: "repository" });
         }
-        if object_key.rsplit('/').next() != Some(record.epoch.to_string().as_str()) {
+        // Names pad the number with zeros.
+        if object_key.rsplit('/').next().and_then(|n| n.parse().ok()) != Some(record.epoch) {
             return Err(CryptoError::Misplaced { object: object(), what: "epoch" });
         }
         let (data_public, gc_public) = (record.data_public, record.gc_public);
