@@ -11,6 +11,7 @@ pub mod hint;
 pub mod log;
 pub mod option;
 pub mod render;
+mod repos;
 mod run;
 pub mod signal;
 pub mod size;

@@ -133,6 +133,8 @@ options! {
     Beta "beta" "allow features that are not final" = flag("n").on(ALL).typed().hidden().ignored("there are none");
     BufferSize "buffer-size" "buffer size for reading and writing"
         = size(16 * KIB, 16 * MIB, "1MiB").on(STORE).ignored("buffers are sized by the work at hand");
+    CachePath "cache-path" "directory for what can be rebuilt: index segments, derived keys"
+        = Def::new(Type::Path, Some("/var/cache/@")).on(STORE);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
     Compress "compress" "compress (use compress-type=none instead)" = flag("y").on(BACKUP | PUSH).hidden();

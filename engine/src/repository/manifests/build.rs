@@ -64,6 +64,8 @@ pub struct ManifestSummary {
     pub manifest: Vec<ChunkId>,
     /// The root.
     pub root: ManifestRoot,
+    /// Path and destination of every link.
+    pub links: Vec<(String, String)>,
     used: Vec<u64>,
 }
 
@@ -83,6 +85,7 @@ pub struct ManifestBuilder {
     piece: PieceWriter,
     piece_first: (String, u32),
     last_path: Option<String>,
+    links: Vec<(String, String)>,
 }
 
 impl ManifestBuilder {
@@ -114,6 +117,7 @@ impl ManifestBuilder {
             piece: PieceWriter::default(),
             piece_first: (String::new(), 0),
             last_path: None,
+            links: Vec::new(),
         })
     }
 
@@ -250,6 +254,9 @@ impl ManifestBuilder {
         };
         let mut bad_pages = built.bad_pages;
         bad_pages.truncate(BAD_PAGES_MAX);
+        if let Node::LinkedDirectory(to) | Node::LinkedFile(to) = &built.node {
+            self.links.push((built.path.clone(), to.clone()));
+        }
         let is_file = matches!(built.node, Node::File | Node::LinkedFile(_));
         self.root.files += u64::from(is_file);
         self.root.bytes += built.size;
@@ -321,7 +328,7 @@ impl ManifestBuilder {
         for part in bytes.chunks(CHUNK_BYTES_MAX as usize) {
             manifest.push(session.add_metadata(&mut self.encoder, part)?.0);
         }
-        Ok(ManifestSummary { manifest, root: self.root, used: self.used })
+        Ok(ManifestSummary { manifest, root: self.root, links: self.links, used: self.used })
     }
 }
 
