@@ -11,8 +11,8 @@ use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::pg::wal::{ArchiveName, SegmentName, WalHeader, WalSegment, WalSegmentSize};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::StanzaHistory;
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Names read together: enough work for all threads, little memory.
 const BATCH: usize = 256;
@@ -24,6 +24,8 @@ struct Seen {
     whole: Vec<SegmentName>,
     size: Option<WalSegmentSize>,
     histories: BTreeMap<u32, TimelineHistory>,
+    /// Files that are there, but not whole.
+    bad: HashSet<String>,
 }
 
 /// Verifies one archive of a stanza; `backups` are those that need it, with their verdicts.
@@ -46,7 +48,7 @@ pub(super) fn check(
     let read = |batch: &mut Vec<String>, segments: &mut Vec<SegmentName>| -> Result<()> {
         let reader = Reader { repository, stanza, archive_id, history, findings, observer, seen: &seen };
         workers::each(jobs, batch.drain(..), cancel, |name| reader.file(&name))?;
-        segments.append(&mut seen.lock().unwrap_or_else(PoisonError::into_inner).whole);
+        segments.append(&mut lock(&seen).whole);
         Ok(())
     };
     repository.wal_list(stanza, archive_id, range, &mut |entry| {
@@ -54,19 +56,59 @@ pub(super) fn check(
         if batch.len() >= BATCH { read(&mut batch, &mut segments) } else { Ok(()) }
     })?;
     read(&mut batch, &mut segments)?;
-    let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
     let recorded = backups.first().and_then(|(b, _)| WalSegmentSize::new(b.wal_segment_size));
-    let Some(size) = seen.size.or(recorded) else { return Ok(Vec::new()) };
-    segments.sort_unstable();
+    let Some(size) = lock(&seen).size.or(recorded) else { return Ok(Vec::new()) };
+    let needs = needs(backups, size, findings, stanza);
+    let mut found = find(&mut segments, &needs, &lock(&seen).histories, size);
+    // A running server archives in parallel: what was missing when its directory was listed may be there by now.
+    for (first, last) in names_of(&found, size) {
+        let range = WalRange { from: Some(&first), to: Some(&last) };
+        repository.wal_list(stanza, archive_id, range, &mut |entry| {
+            if !lock(&seen).bad.contains(&entry.name) {
+                batch.push(entry.name);
+            }
+            Ok(())
+        })?;
+    }
+    if !batch.is_empty() {
+        read(&mut batch, &mut segments)?;
+        found = find(&mut segments, &needs, &lock(&seen).histories, size);
+    }
+    let present = present(&segments, size);
+    let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    check_timelines(stanza, archive_id, &present, &seen.histories, findings);
+    tell(&found, backups, size);
+    Ok(describe(&found, stanza, archive_id, size))
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn present(segments: &[SegmentName], size: WalSegmentSize) -> Present {
     let mut present = Present::default();
     for segment in segments.iter().filter_map(|name| name.segment(size).ok()) {
         present.add(segment.timeline.0, segment.number);
     }
-    check_timelines(stanza, archive_id, &present, &seen.histories, findings);
-    let needs = needs(backups, size, findings, stanza);
-    let found = gaps::find(&present, &needs, &seen.histories, size);
-    tell(&found, backups, size);
-    Ok(describe(&found, stanza, archive_id, size))
+    present
+}
+
+fn find(
+    segments: &mut Vec<SegmentName>,
+    needs: &[Need],
+    histories: &BTreeMap<u32, TimelineHistory>,
+    size: WalSegmentSize,
+) -> Gaps {
+    segments.sort_unstable();
+    segments.dedup();
+    gaps::find(&present(segments, size), needs, histories, size)
+}
+
+/// First and last name of each hole that does harm.
+fn names_of(found: &Gaps, size: WalSegmentSize) -> Vec<(String, String)> {
+    let harmful = |k: &GapKind| matches!(k, GapKind::Needed | GapKind::Lost);
+    let names = |h: &gaps::Hole| (name(h.timeline, h.first, size), name(h.timeline, h.last, size));
+    found.holes.iter().filter(|(_, kind)| harmful(kind)).map(|(hole, _)| names(hole)).collect()
 }
 
 struct Reader<'a> {
@@ -90,7 +132,7 @@ impl Reader<'_> {
             Ok(Some(content)) => content,
             // Expired since it was listed, or listed in a place where it does not belong.
             Ok(None) => return Ok(()),
-            Err(e) => return self.findings.failure(&object, e),
+            Err(e) => return self.bad(name, &object, e),
         };
         let len = content.len() as u64;
         self.findings.count(|c| {
@@ -106,13 +148,19 @@ impl Reader<'_> {
         };
         match judged {
             Ok(()) => Ok(()),
-            Err(e) => self.findings.failure(&object, e),
+            Err(e) => self.bad(name, &object, e),
         }
+    }
+
+    fn bad(&self, name: &str, object: &str, error: Error) -> Result<()> {
+        self.findings.failure(object, error)?;
+        lock(self.seen).bad.insert(name.to_owned());
+        Ok(())
     }
 
     fn timeline(&self, object: &str, timeline: TimelineId, content: &[u8]) -> Result<()> {
         let history = TimelineHistory::parse(timeline, content).map_err(Error::damaged(object))?;
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).histories.insert(timeline.0, history);
+        lock(self.seen).histories.insert(timeline.0, history);
         Ok(())
     }
 
@@ -139,7 +187,7 @@ impl Reader<'_> {
         if found.number != own.number || found.timeline > own.timeline {
             return wrong(format!("holds the pages of segment {}", found.name(header.segment_size)));
         }
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(self.seen);
         seen.size.get_or_insert(header.segment_size);
         seen.whole.push(name);
         Ok(())
