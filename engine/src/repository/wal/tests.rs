@@ -113,7 +113,7 @@ fn no_changed_byte_and_no_cut_goes_unnoticed() {
     }
     store.tamper(&key(), |bytes| bytes.push(0));
     never_the_same("one byte more");
-    assert_eq!(get(&repository, SEGMENT).unwrap().unwrap(), content);
+    assert!(get(&repository, SEGMENT).unwrap().unwrap() == content);
 }
 
 #[test]
