@@ -11,9 +11,11 @@ pub mod hint;
 pub mod log;
 pub mod option;
 pub mod render;
+mod repos;
 mod run;
 pub mod signal;
 pub mod size;
+pub mod zone;
 
 pub use run::run;
 

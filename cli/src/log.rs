@@ -10,6 +10,7 @@ mod line;
 
 use crate::option::{Opt, Settings};
 use crate::render::progress;
+use crate::zone;
 use file::LogFile;
 use line::Line;
 use pgkeep_engine::observe::DETAIL;
@@ -102,7 +103,7 @@ impl Lines {
 
     fn write(&self, level: LogLevel, message: &str) {
         let line = Line { level, worker: worker(), message };
-        let at = jiff::Zoned::now();
+        let at = zone::now();
         let at = self.timestamp.then_some(&at);
         // A progress bar must not be drawn into the middle of a line. Nobody is left to tell of a failed write.
         if level <= self.stderr {

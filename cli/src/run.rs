@@ -5,10 +5,12 @@ use crate::commands::{self, Context};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::log;
-use crate::option::{self, Def, Invocation, Level, Notice, Opt, Settings, Source, Value};
+use crate::option::{self, Command, Def, Invocation, Level, Notice, Opt, Settings, Source, Value};
 use crate::render::progress;
 use crate::signal;
 use pgkeep_engine::observe::Cancel;
+use pgkeep_engine::{Error, Kind};
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 /// Does what the invocation asks for and answers with the exit status. Prints and logs as it goes.
@@ -46,9 +48,25 @@ pub fn run(invocation: &Invocation) -> Status {
 fn operate(settings: &Settings, invocation: &Invocation) -> Result<Status, Failure> {
     let cancel = Cancel::default();
     signal::install(&cancel)?;
+    if let Some(nice) = settings.int(Opt::Priority).and_then(|n| i32::try_from(n).ok()) {
+        let refused = |e| Error::refused(Kind::Kernel, format!("cannot set the priority to {nice}: {e}"));
+        rustix::process::setpriority_process(None, nice).map_err(refused)?;
+    }
+    let repositoryless =
+        matches!(settings.command(), Command::Help | Command::Version | Command::Start | Command::Stop);
+    if !repositoryless {
+        option::check_supported(settings)?;
+    }
     let observer = progress::observer();
     let operation = commands::of(settings.command())?;
-    operation(&Context { settings, invocation, cancel: &cancel, observer: &*observer })
+    guarded(|| operation(&Context { settings, invocation, cancel: &cancel, observer: &*observer }))
+}
+
+/// Turns a panic into a failure: its own status (101) means something else to those who read ours.
+fn guarded(operation: impl FnOnce() -> Result<Status, Failure>) -> Result<Status, Failure> {
+    std::panic::catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
+        Err(Error::refused(Kind::Assert, "the program failed in itself; standard error says where").into())
+    })
 }
 
 fn tell(notice: &Notice) {
@@ -124,5 +142,32 @@ pub(crate) fn plain(value: &Value) -> String {
         Value::Secret(_) => "<redacted>".to_owned(),
         Value::List(list) => list.join(", "),
         Value::Hash(pairs) => pairs.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::option::Secret;
+
+    #[test]
+    fn options_are_shown_as_typed_without_secrets() {
+        let shown = |opt: Opt, index, value: Option<Value>| shown(opt.def(), index, value.as_ref()).join(" ");
+        assert_eq!(shown(Opt::Delta, 0, Some(Value::Bool(true))), "--delta");
+        assert_eq!(shown(Opt::Delta, 0, Some(Value::Bool(false))), "--no-delta");
+        assert_eq!(shown(Opt::Config, 0, None), "--no-config");
+        assert_eq!(
+            shown(Opt::RepoCipherPass, 2, Some(Value::Secret(Secret::new("x".into())))),
+            "--repo2-cipher-pass=<redacted>"
+        );
+        assert_eq!(shown(Opt::Target, 0, Some(Value::Text("a b".into()))), "--target=\"a b\"");
+        assert_eq!(shown(Opt::Exclude, 0, Some(Value::List(vec!["a".into(), "b".into()]))), "--exclude=a --exclude=b");
+        assert_eq!(shown(Opt::ArchiveTimeout, 0, Some(Value::Time(Duration::from_secs(60)))), "--archive-timeout=1m");
+    }
+
+    #[test]
+    fn a_panic_has_the_status_of_our_own_mistakes() {
+        let failure = guarded(|| panic!("as arranged by a test")).unwrap_err();
+        assert_eq!(failure.status(), Status::ASSERT);
     }
 }

@@ -74,7 +74,7 @@ pub fn human_size(bytes: u64) -> String {
 pub fn exact_size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let (mut n, mut unit) = (bytes, 0);
-    while n > 0 && n % 1024 == 0 && unit + 1 < UNITS.len() {
+    while n > 0 && n.is_multiple_of(1024) && unit + 1 < UNITS.len() {
         n /= 1024;
         unit += 1;
     }
@@ -85,7 +85,7 @@ pub fn exact_size(bytes: u64) -> String {
 #[must_use]
 pub fn exact_time(time: Duration) -> String {
     let ms = time.as_millis();
-    let fits = |(_, unit): &&(&str, u128)| ms % unit == 0;
+    let fits = |(_, unit): &&(&str, u128)| ms.is_multiple_of(*unit);
     let units = [("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
     match units.iter().find(fits).filter(|_| ms > 0) {
         Some((name, unit)) => format!("{}{name}", ms / unit),

@@ -1,4 +1,5 @@
 //! The built binary: what only a process can show. Statuses, streams, names, files, signals.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, too")]
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};

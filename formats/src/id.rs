@@ -72,7 +72,7 @@ identifier!(
     PackId, 32
 );
 identifier!(
-    /// Names an index segment: plain BLAKE3 over all its bytes.
+    /// Names an index segment: the repository's keyed content hash of its payload.
     IndexId, 32
 );
 identifier!(

@@ -175,12 +175,13 @@ fn may_allow_other() -> bool {
 
 /// Detaches what a dead daemon left at the mountpoint.
 fn clear_stale(mountpoint: &Path) -> Result<()> {
-    match std::fs::metadata(mountpoint) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+    // Not `stat`: the kernel answers that from what it remembers of the dead mount's root.
+    match rustix::fs::statfs(mountpoint) {
+        Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => {
             tracing::info!("detaching the mount that an earlier process left at '{}'", mountpoint.display());
             detach(mountpoint)
         }
-        Err(error) => Err(FileError::at("open", mountpoint)(error).into()),
+        Err(error) => Err(FileError::at("open", mountpoint)(error.into()).into()),
         Ok(_) => Ok(()),
     }
 }

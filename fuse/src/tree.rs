@@ -55,23 +55,26 @@ pub trait Catalog: Send + Sync {
     fn open(&self, label: &str) -> Result<Arc<dyn Snapshot>>;
 }
 
-/// The tree of a catalogue, to be served with [`serve`].
-pub struct ReadOnlyTree {
+/// The tree of a catalogue.
+struct ReadOnlyTree {
     shared: Arc<Shared>,
-    pool: Option<Pool>,
+    pool: Pool,
 }
 
 struct Shared {
     catalog: Box<dyn Catalog>,
     inodes: Inodes,
     labels: Mutex<Option<(Instant, Arc<Vec<String>>)>>,
-    snapshots: Mutex<HashMap<String, (Arc<dyn Snapshot>, u64)>>,
+    snapshots: Mutex<HashMap<String, Opened>>,
     handles: RwLock<HashMap<u64, Open>>,
     clock: AtomicU64,
     owners: Mutex<Owners>,
     mounted: SystemTime,
     owner: Owner,
 }
+
+/// A snapshot kept open, and when it was last used on the tree's clock.
+type Opened = (Arc<dyn Snapshot>, u64);
 
 /// One name of an open directory.
 type Listed = (FileType, OsString);
@@ -84,8 +87,7 @@ enum Open {
 
 impl ReadOnlyTree {
     /// A tree that asks `catalog` when the kernel asks it.
-    #[must_use]
-    pub fn new(catalog: impl Catalog + 'static) -> Self {
+    fn new(catalog: impl Catalog + 'static, pool: Pool) -> Self {
         let owner = Owner::of_process();
         let shared = Shared {
             catalog: Box::new(catalog),
@@ -98,7 +100,7 @@ impl ReadOnlyTree {
             mounted: SystemTime::now(),
             owner,
         };
-        Self { shared: Arc::new(shared), pool: None }
+        Self { shared: Arc::new(shared), pool }
     }
 }
 
@@ -107,10 +109,8 @@ impl ReadOnlyTree {
 /// # Errors
 /// What the file system or the kernel said.
 pub fn serve(catalog: impl Catalog + 'static, mountpoint: &Path, options: &MountOptions) -> Result<Session> {
-    let mut tree = ReadOnlyTree::new(catalog);
     let pool = Pool::start("tree-read", READ_THREADS).map_err(pgkeep_engine::FileError::at("serve", mountpoint))?;
-    tree.pool = Some(pool);
-    crate::mount::serve(tree, mountpoint, options, Access::ReadOnly, None)
+    crate::mount::serve(ReadOnlyTree::new(catalog, pool), mountpoint, options, Access::ReadOnly, None)
 }
 
 fn failed(what: &str, error: &Error) -> Errno {
@@ -305,12 +305,9 @@ impl Facts {
 
 impl ReadOnlyTree {
     /// Runs what may wait for the store away from the session's threads.
-    fn run(&self, request: &'static str, job: impl FnOnce(&Shared) + Send + 'static) {
+    fn run(&self, job: impl FnOnce(&Shared) + Send + 'static) {
         let shared = Arc::clone(&self.shared);
-        match &self.pool {
-            Some(pool) => pool.submit(move || job(&shared)),
-            None => guard(request, || job(&shared)),
-        }
+        self.pool.submit(move || job(&shared));
     }
 }
 
@@ -322,7 +319,7 @@ impl Filesystem for ReadOnlyTree {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_os_string();
-        self.run("lookup", move |shared| match shared.find(parent.0, &name) {
+        self.run(move |shared| match shared.find(parent.0, &name) {
             Ok((attr, ttl)) => reply.entry_with_ttls(&TTL, &ttl, &attr, Generation(0)),
             Err(error) => reply.error(error),
         });
@@ -333,7 +330,7 @@ impl Filesystem for ReadOnlyTree {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.run("getattr", move |shared| {
+        self.run(move |shared| {
             let facts = shared.inodes.get(number.0).and_then(|thing| shared.facts(&thing));
             match facts {
                 Ok(facts) => reply.attr(if number.0 == ROOT { &CATALOG_TTL } else { &TTL }, &facts.with(number.0)),
@@ -354,7 +351,7 @@ impl Filesystem for ReadOnlyTree {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        self.run("open", move |shared| match shared.open(number.0) {
+        self.run(move |shared| match shared.open(number.0) {
             Ok(open) => reply.opened(shared.keep(open), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
             Err(error) => reply.error(error),
         });
@@ -371,7 +368,7 @@ impl Filesystem for ReadOnlyTree {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.run("read", move |shared| match shared.read(handle, offset, size) {
+        self.run(move |shared| match shared.read(handle, offset, size) {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
         });
@@ -402,7 +399,7 @@ impl Filesystem for ReadOnlyTree {
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.run("opendir", move |shared| match shared.list(number.0) {
+        self.run(move |shared| match shared.list(number.0) {
             Ok(list) => reply.opened(shared.keep(Open::Directory(Arc::new(list))), FopenFlags::empty()),
             Err(error) => reply.error(error),
         });

@@ -1,4 +1,5 @@
 //! What a clone promises, one promise a test, through the kernel.
+#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
 mod support;
 
@@ -330,6 +331,103 @@ fn after_a_power_cut_unsynced_pages_are_the_backups_and_synced_ones_are_kept() {
     let mut model = noise(2, 3 << 20);
     model[..PAGE].copy_from_slice(&noise(70, PAGE));
     assert!(fs::read(&path).unwrap() == model);
+    session.unmount().unwrap();
+}
+
+fn command(program: &str, arguments: &[&std::ffi::OsStr]) {
+    let output = std::process::Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Stops a file system as a power cut does: nothing is written any more, not even the journal.
+fn cut_power(mounted: &Path) {
+    const SHUTDOWN: libc::c_ulong = 0x8004_587d;
+    const WITHOUT_LOG_FLUSH: u32 = 2;
+    let directory = File::open(mounted).unwrap();
+    // SAFETY: the request reads one number.
+    let result = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&directory), SHUTDOWN, &WITHOUT_LOG_FLUSH) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_real_power_cut_keeps_what_was_synced() {
+    let place = Place::new();
+    fill(&place);
+    let image = place.path("image");
+    File::create(&image).unwrap().set_len(256 << 20).unwrap();
+    command("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_ref()]);
+    let dir = place.clone_dir();
+    fs::create_dir(&dir).unwrap();
+    let attach = || command("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), dir.as_ref()]);
+    attach();
+    fs::remove_dir(dir.join("lost+found")).unwrap();
+    place.create();
+
+    let daemon = Daemon::start(&place);
+    let path = place.mountpoint().join("base/5/large");
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    for page in 0..64u64 {
+        file.write_all_at(&noise(page, PAGE), page * 3 * PAGE as u64).unwrap();
+    }
+    file.write_all_at(b"within a page", 200 * PAGE as u64 + 5).unwrap();
+    file.set_len(300 * PAGE as u64).unwrap();
+    file.sync_data().unwrap();
+    file.set_len(310 * PAGE as u64).unwrap();
+    file.sync_all().unwrap();
+    for page in 210..220u64 {
+        file.write_all_at(&noise(7000 + page, PAGE), page * PAGE as u64).unwrap();
+    }
+    fs::write(place.mountpoint().join("unsynced"), "x").unwrap();
+    cut_power(&dir);
+    daemon.kill();
+    drop(file);
+    pgkeep_fuse::unmount(&place.mountpoint()).unwrap();
+    command("umount", &[dir.as_ref()]);
+    attach();
+
+    let session = place.serve();
+    let found = fs::read(&path).unwrap();
+    let mut model = noise(2, 300 * PAGE);
+    model.resize(310 * PAGE, 0);
+    for page in 0..64 {
+        model[page * 3 * PAGE..][..PAGE].copy_from_slice(&noise(page as u64, PAGE));
+    }
+    model[200 * PAGE + 5..][..13].copy_from_slice(b"within a page");
+    assert_eq!(found.len(), model.len());
+    for page in 0..310 {
+        let at = page * PAGE..(page + 1) * PAGE;
+        let new = (210..220).contains(&page) && found[at.clone()] == noise(7000 + page as u64, PAGE);
+        assert!(found[at.clone()] == model[at] || new, "page {page} is neither old nor new");
+    }
+    session.unmount().unwrap();
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_still_reads() {
+    let place = Place::new();
+    fill(&place);
+    let dir = place.clone_dir();
+    fs::create_dir(&dir).unwrap();
+    command(
+        "mount",
+        &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), "size=2m".as_ref(), "tmpfs".as_ref(), dir.as_ref()],
+    );
+    place.create();
+    let session = place.serve();
+    let path = place.mountpoint().join("base/5/large");
+    let mut born = File::create(place.mountpoint().join("born")).unwrap();
+    let error = (0..1000).find_map(|_| born.write_all(&noise(5, 4096)).err()).expect("the disk is full");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    let large = OpenOptions::new().write(true).open(&path).unwrap();
+    let error = large.write_all_at(&noise(6, PAGE), 300 * PAGE as u64).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    drop(born);
+    fs::remove_file(place.mountpoint().join("born")).unwrap();
+    large.write_all_at(&noise(6, PAGE), 300 * PAGE as u64).unwrap();
+    assert!(fs::read(&path).unwrap()[300 * PAGE..301 * PAGE] == noise(6, PAGE));
+    drop(large);
     session.unmount().unwrap();
 }
 

@@ -1,4 +1,5 @@
 //! Random use of a clone, with its daemon killed now and then, against the same use of a plain directory.
+#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
 mod support;
 

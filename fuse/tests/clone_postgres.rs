@@ -1,4 +1,5 @@
 //! A real PostgreSQL on a clone of a stopped cluster: it reads, writes, is killed with its file system, and recovers.
+#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
 mod support;
 
@@ -72,9 +73,24 @@ impl Server {
         self.postmaster = None;
     }
 
+    /// Kills the postmaster and all it started: those waiting for a lock of a dead one would wait for ever.
     fn kill(&mut self) {
-        let Some(pid) = self.postmaster.take().and_then(rustix::process::Pid::from_raw) else { return };
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let Some(postmaster) = self.postmaster.take() else { return };
+        let mut processes = vec![postmaster];
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+            // "pid (name) state parent ..."
+            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+            if parent == Some(postmaster) {
+                processes.extend(entry.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()));
+            }
+        }
+        for pid in processes.into_iter().filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        // A dead postmaster that nobody waited for still looks alive to the next one.
+        let pid = rustix::process::Pid::from_raw(postmaster);
+        let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
     }
 
     fn client(&self, name: &str) -> Command {
@@ -126,6 +142,8 @@ fn cluster(place: &Place) {
 
 #[test]
 fn postgresql_runs_on_a_clone_and_recovers_when_both_are_killed() {
+    // The postmaster's parent leaves at once; this makes it ours, to be waited for.
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).unwrap();
     let place = Place::new();
     cluster(&place);
     let begun = Instant::now();

@@ -26,7 +26,7 @@ impl Seed {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.state;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -36,7 +36,7 @@ impl Seed {
 
     /// A number below `bound`, which must not be 0. The bias is below 2⁻³² for every bound tests use.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.bits() % bound
     }
 
     /// One of the items, which must be some.
@@ -47,7 +47,7 @@ impl Seed {
     /// Fills a buffer: incompressible bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) {
         for chunk in buffer.chunks_mut(8) {
-            let bytes = self.next().to_le_bytes();
+            let bytes = self.bits().to_le_bytes();
             chunk.copy_from_slice(&bytes[..chunk.len()]);
         }
     }
@@ -67,7 +67,7 @@ mod tests {
     fn a_seed_gives_the_known_sequence() {
         // First outputs of splitmix64 for seed 1234567, as published with the reference code.
         let mut seed = Seed::of(1_234_567);
-        let first: Vec<u64> = (0..3).map(|_| seed.next()).collect();
+        let first: Vec<u64> = (0..3).map(|_| seed.bits()).collect();
         assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 

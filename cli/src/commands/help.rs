@@ -70,7 +70,7 @@ fn of_command(program: &Program, command: Command) -> String {
         let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
     }
     text.push('\n');
-    let options = options_of(command);
+    let (options, inert): (Vec<_>, Vec<_>) = options_of(command).into_iter().partition(|d| d.effect.is_none());
     for heading in ["Command", "General", "Log", "Repository", "Stanza"] {
         let rows: Vec<_> = options.iter().filter(|d| heading_of(d) == heading).collect();
         if !rows.is_empty() {
@@ -78,14 +78,18 @@ fn of_command(program: &Program, command: Command) -> String {
         }
         for row in rows {
             let default = row.default_for(command).map(|d| format!(" [{}]", program.fill(shown_default(d))));
-            let note = if row.effect.is_some() { " (no effect)" } else { "" };
             entry(
                 &mut text,
                 &format!("--{}", typed_name(row)),
                 30,
-                &format!("{}{}{note}", row.help, default.unwrap_or_default()),
+                &format!("{}{}", row.help, default.unwrap_or_default()),
             );
         }
+    }
+    if !inert.is_empty() {
+        let names: Vec<_> = inert.iter().map(typed_name).collect();
+        text.push_str("\nAccepted for compatibility, without effect:\n");
+        entry(&mut text, "", 0, &names.join(", "));
     }
     if !def.statuses.is_empty() {
         text.push_str("\nExit statuses:\n");
@@ -192,7 +196,7 @@ fn entry(text: &mut String, name: &str, column: usize, words: &str) {
     let indent = 2 + column;
     let _ = write!(text, "  {name:<column$}");
     let mut at = indent.max(2 + name.len());
-    if name.len() >= column {
+    if !name.is_empty() && name.len() >= column {
         let _ = write!(text, "\n{:indent$}", "");
         at = indent;
     }

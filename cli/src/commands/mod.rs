@@ -1,7 +1,11 @@
 //! The commands: one file each, which reads options, calls one engine operation and renders its result.
 
+mod archive_get;
+mod archive_push;
+mod backup;
 mod control;
 mod help;
+mod stanza;
 mod start;
 mod stop;
 mod version;
@@ -33,6 +37,12 @@ pub type Operation = fn(&Context<'_>) -> Result<Status, Failure>;
 /// Status 48 for a command that this version does not have.
 pub fn of(command: Command) -> Result<Operation, Failure> {
     match command {
+        Command::ArchiveGet => Ok(archive_get::run),
+        Command::ArchivePush => Ok(archive_push::run),
+        Command::Backup => Ok(backup::run),
+        Command::StanzaCreate => Ok(stanza::create),
+        Command::StanzaDelete => Ok(stanza::delete),
+        Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Help => Ok(help::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),

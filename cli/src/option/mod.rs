@@ -1,13 +1,14 @@
 //! Options: one table, and what reads it.
 //!
 //! `Invocation` (arguments, environment, user) -> [`load`] -> [`Loaded`] with [`Settings`]. Rows are in
-//! [`table`]; [`lookup`] maps written names to rows; [`argv`], [`env`] and [`ini`] read the three places;
+//! [`table`]; [`lookup`] maps written names to rows; [`argv`], [`mod@env`] and [`ini`] read the three places;
 //! `resolve` merges them: command line over environment over file over default. Names and rules are
 //! pgBackRest's. Nothing here prints; what a person should know comes back as [`Notice`]s.
 //! Cost: well under a millisecond, because `archive-push` runs once per WAL segment.
 
 pub mod argv;
 pub mod command;
+mod compose;
 pub mod def;
 pub mod env;
 mod error;
@@ -24,6 +25,7 @@ mod tests;
 mod value;
 
 pub use command::Command;
+pub use compose::restore_command;
 pub use def::{Def, Type};
 pub use error::OptionError;
 pub use program::{PGBACKREST, PGKEEP, Program};

@@ -133,6 +133,8 @@ options! {
     Beta "beta" "allow features that are not final" = flag("n").on(ALL).typed().hidden().ignored("there are none");
     BufferSize "buffer-size" "buffer size for reading and writing"
         = size(16 * KIB, 16 * MIB, "1MiB").on(STORE).ignored("buffers are sized by the work at hand");
+    CachePath "cache-path" "directory for what can be rebuilt: index segments, derived keys"
+        = Def::new(Type::Path, Some("/var/cache/@")).on(STORE);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
     Compress "compress" "compress (use compress-type=none instead)" = flag("y").on(BACKUP | PUSH).hidden();
@@ -163,7 +165,8 @@ options! {
     JobRetryInterval "job-retry-interval" "wait before the second retry" = time(0, HOUR, "15s").on(STORE);
     LockPath "lock-path" "directory of lock and stop files" = Def::new(Type::Path, Some("/tmp/@")).on(ALL);
     Mountpoint "mountpoint" "directory on which the clone appears" = Def::new(Type::AnyPath, None).on(CLONE).typed();
-    NeutralUmask "neutral-umask" "ignore the umask when creating files" = flag("y").on(ALL);
+    NeutralUmask "neutral-umask" "ignore the umask when creating files"
+        = flag("y").on(ALL).ignored("files get no more rights than the umask leaves");
     Output "output" "form of the output" = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit())
         .typed().over(&[
             Override { commands: INFO | C::RepoLs.bit(), ty: Type::Enum(&["text", "json"]), default: Some("text") },
@@ -172,7 +175,7 @@ options! {
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
     Priority "priority" "nice value of the process" = int(-20, 19).on(STORE);
-    ProcessMax "process-max" "greatest number of worker threads (default: cores)"
+    ProcessMax "process-max" "greatest number of worker threads"
         = Def::new(Type::Int(1, 999), Some("#")).on(GET | PUSH | BACKUP | RESTORE | VERIFY | CLONE | MOUNT | EXPIRE);
     ProtocolTimeout "protocol-timeout" "longest wait for another process"
         = time(100, 7 * DAY, "31m").on(STORE & !EXPIRE).ignored(ONE_BINARY);

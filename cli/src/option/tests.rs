@@ -477,17 +477,35 @@ fn accessors_agree_with_the_types_of_the_table() {
     for args in ["backup", "restore", "archive-push x", "check", "info", "stanza-create", "clone list --dir d"] {
         let settings = host.get(&format!("--stanza=demo {args}"));
         for (opt, index, setting) in settings.iter() {
-            let fits = match (opt.def().type_for(settings.command()), &setting.value) {
-                (_, None) => true,
-                (Type::Bool, Some(Value::Bool(_))) | (Type::Int(..), Some(Value::Int(_))) => true,
-                (Type::Size(..), Some(Value::Size(_))) | (Type::Time(..), Some(Value::Time(_))) => true,
-                (Type::List, Some(Value::List(_))) | (Type::Hash, Some(Value::Hash(_))) => true,
-                (Type::Path | Type::AnyPath | Type::Text | Type::Enum(_), Some(Value::Text(_))) => true,
-                _ => false,
-            };
+            let ty = opt.def().type_for(settings.command());
+            let fits = setting.value.as_ref().is_none_or(|value| match value {
+                Value::Bool(_) => ty == Type::Bool,
+                Value::Int(_) => matches!(ty, Type::Int(..)),
+                Value::Size(_) => matches!(ty, Type::Size(..)),
+                Value::Time(_) => matches!(ty, Type::Time(..)),
+                Value::List(_) => ty == Type::List,
+                Value::Hash(_) => ty == Type::Hash,
+                Value::Secret(_) => opt.def().secret && ty == Type::Text,
+                Value::Text(_) => matches!(ty, Type::Path | Type::AnyPath | Type::Text | Type::Enum(_)),
+            });
             assert!(fits, "{} {index}", opt.def().name);
         }
     }
+}
+
+#[test]
+fn the_server_is_told_what_was_typed() {
+    let host = Host::with("[global]\nrepo1-path=/r\n[demo]\npg1-path=/pg\n").var("PGKEEP_REPO1_CIPHER_PASS", "hush");
+    let settings = host.get("--stanza=demo --repo=1 --log-level-console=info --type=time --target=x --delta restore");
+    assert_eq!(
+        restore_command(&settings),
+        "/usr/bin/pgkeep --pg1-path=/pg --repo=1 --stanza=demo archive-get %f \"%p\""
+    );
+    let settings = host.get("--stanza=demo --no-config --pg1-path=/p$q --repo1-path=/a%b restore --cmd=wrap");
+    assert_eq!(
+        restore_command(&settings),
+        "wrap --no-config \"--pg1-path=/p\\$q\" --repo1-path=/a%%b --stanza=demo archive-get %f \"%p\""
+    );
 }
 
 #[test]

@@ -1,1 +1,362 @@
-//! To be written.
+//! Backing up a cluster: online or stopped, full, differential or incremental. Every backup stands alone.
+//!
+//! - `plan`: which backup to compare with and what of it to trust   - `label`: names
+//! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does   - `sequence`: order and packs
+//!
+//! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
+//! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
+
+mod cluster;
+mod dispatch;
+mod finish;
+mod label;
+mod plan;
+mod sequence;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use self::cluster::Cluster;
+use self::finish::{Wal, late_entries, links};
+use self::plan::{Plan, Survey};
+use self::sequence::{Copied, Copy};
+use self::task::Shared;
+use crate::Result;
+use crate::chunk::Gear;
+use crate::clock::Clock;
+use crate::index::ChunkIndex;
+use crate::lock::{Lock, LockName, LockType, check_stopped};
+use crate::observe::{Cancel, Counter, Observer};
+use crate::pg::datadir::{self, Exclusions, WalkOptions};
+use crate::pg::server::{BackupStart, CheckpointPace, ConnectOptions};
+use crate::repository::manifests::{Manifest, ManifestBuilder};
+use crate::repository::{ChunkSource, Repository, WriterSession};
+use pgkeep_formats::pg::page::PageCheck;
+use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What to back up and how. Plain values, resolved by the caller.
+pub struct BackupOptions {
+    /// Stanza.
+    pub stanza: String,
+    /// Data directory.
+    pub pgdata: PathBuf,
+    /// How to reach the server; `None` backs up a stopped cluster.
+    pub server: Option<ConnectOptions>,
+    /// Type asked for. Without a backup to build on it becomes a full.
+    pub backup_type: BackupType,
+    /// Compare content instead of trusting times of change.
+    pub delta: bool,
+    /// Go on although a server seems to run on a directory that is backed up as a stopped one.
+    pub force: bool,
+    /// Start with an immediate checkpoint.
+    pub start_fast: bool,
+    /// Check pages; `None` if the cluster has checksums.
+    pub checksum_page: Option<bool>,
+    /// Check page headers too.
+    pub page_header_check: bool,
+    /// Values of the option `exclude`.
+    pub exclude: Vec<String>,
+    /// Notes to keep with the backup.
+    pub annotations: BTreeMap<String, String>,
+    /// Wait until the WAL that the backup needs is archived.
+    pub archive_check: bool,
+    /// How long to wait for each of its segments.
+    pub archive_timeout: Duration,
+    /// Workers.
+    pub process_max: usize,
+    /// zstd level.
+    pub compress_level: i32,
+    /// Directory of lock files.
+    pub lock_path: PathBuf,
+    /// Name of this run in lock files.
+    pub exec_id: String,
+    /// Host and process, for messages in the repository.
+    pub host: String,
+    /// This program's version.
+    pub program: String,
+    /// Time zone of labels.
+    pub zone: jiff::tz::TimeZone,
+}
+
+/// What a backup came to.
+#[derive(Debug)]
+pub struct BackupReport {
+    /// Its record.
+    pub commit: Commit,
+    /// Bytes that were read.
+    pub read: u64,
+    /// Number of files.
+    pub files: u64,
+}
+
+/// Backs up a cluster into one repository.
+///
+/// Blocks until the backup is committed. Interrupting it through `cancel` leaves no visible backup.
+///
+/// # Errors
+/// `Stopped`, `LockAcquire`, `BackupMismatch`, `DbConnect`, `DbMismatch`, `PostgresRunning`, `ArchiveTimeout`, ...; what files, server
+/// and store said.
+pub fn run(
+    repository: &Arc<Repository>,
+    options: &BackupOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+    clock: &dyn Clock,
+) -> Result<BackupReport> {
+    // 1. Nobody else on this host, and nobody said stop.
+    check_stopped(&options.lock_path, Some(&options.stanza))?;
+    let name = LockName { stanza: options.stanza.clone(), lock_type: LockType::Backup, repo_key: repository.key() };
+    let lock = Lock::acquire(&options.lock_path, &name, &options.exec_id)?;
+
+    // 2. The cluster is the stanza's.
+    let (cluster, mut connection) = Cluster::look(options, cancel)?;
+    let history = cluster.history(repository, &options.stanza)?;
+    let archive_id = history.archive_id();
+    let wal_of = Wal { repository, options, cluster: &cluster, archive_id, cancel, clock };
+    if let Some(connection) = &mut connection {
+        connection.lock_backup(repository.key() as i32)?;
+    }
+
+    // 3. What it is compared with.
+    let existing = repository.backups(&options.stanza)?;
+    let same = |c: &&Commit| c.history_id == history.id && c.system_identifier == cluster.system_identifier;
+    let candidates: Vec<Commit> = existing.iter().filter(same).cloned().collect();
+    let (backup_type, prior) = plan::prior(options.backup_type, &candidates);
+    if backup_type != options.backup_type {
+        tracing::warn!("no prior backup exists, {} backup has been changed to full", options.backup_type.as_str());
+    }
+    match prior {
+        Some(prior) => tracing::info!("last backup label = {}, version = {}", prior.label, prior.program),
+        None => tracing::debug!("no prior backup is needed"),
+    }
+
+    // 4. A session, and the start of the backup.
+    let mut session = WriterSession::begin(repository, &options.stanza, "backup", &options.host, clock)?;
+    let result = (|| {
+        let start = match &mut connection {
+            Some(connection) => {
+                let pace = if options.start_fast { CheckpointPace::Fast } else { CheckpointPace::Spread };
+                tracing::info!(
+                    "execute non-exclusive backup start: backup begins after the {} checkpoint completes",
+                    if options.start_fast { "requested immediate" } else { "next regular" }
+                );
+                let start =
+                    connection.backup_start(&format!("pgkeep backup started at {}", clock.now().as_secs()), pace)?;
+                tracing::info!(
+                    "backup start archive = {}, lsn = {}",
+                    cluster.wal_name(start.timeline, start.lsn),
+                    start.lsn
+                );
+                Some(start)
+            }
+            None => None,
+        };
+        if let Some(start) = &start {
+            wal_of.wait_for_prior(start)?;
+        }
+
+        // 5. Copy.
+        let source = Arc::new(ChunkSource::new(
+            Arc::clone(repository),
+            Arc::clone(session.index()) as Arc<dyn ChunkIndex>,
+            &options.stanza,
+        ));
+        let parent = candidates.last().filter(|_| prior.is_none()).or(prior);
+        let parent_manifest = parent.map(|c| Manifest::open(&source, c)).transpose()?.map(Arc::new);
+        let mut plan = make_plan(options, &cluster, start.as_ref())?;
+        let now = clock.now();
+        let survey = plan::survey(&plan, parent_manifest.as_ref(), now.as_secs() as i64, cancel)?;
+        plan.trusted_before =
+            prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
+        let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
+        let shared = shared(repository, &session, options, cluster.page_size)?;
+        observer.begin("backup", survey.bytes);
+        let (jobs, parent) = (options.process_max.max(1), parent_manifest);
+        let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
+        let copied = Copy { plan: &plan, shared: &shared, parent, jobs, observer: &progress, cancel }
+            .run(&mut session, &mut builder);
+        observer.end();
+        let copied = copied?;
+
+        // 6. pg_control last, then the server's label files.
+        let control = datadir::read_control(&options.pgdata)?;
+        let stop = match &mut connection {
+            Some(connection) => {
+                tracing::info!("execute non-exclusive backup stop and wait for all WAL segments to archive");
+                let stop = connection.backup_stop()?;
+                tracing::info!(
+                    "backup stop archive = {}, lsn = {}",
+                    cluster.wal_name_before(cluster.timeline, stop.lsn),
+                    stop.lsn
+                );
+                Some(stop)
+            }
+            None => None,
+        };
+        let late = late_entries(options, &control.bytes, stop.as_ref(), clock.now())?;
+        let late_bytes: u64 = late.iter().map(|e| e.size).sum();
+
+        // 7. The WAL that makes it consistent is archived.
+        let wal = match (&start, &stop) {
+            (Some(start), Some(stop)) => Some(wal_of.wait_for_range(start, stop)?),
+            _ => None,
+        };
+        cancel.check()?;
+
+        // 8. Manifest and commit.
+        let summary = builder.finish(&mut session, late)?;
+        let full = prior.map(|p| label::full_of(&p.label));
+        let start_time = start.as_ref().map_or(now, |s| s.time).as_secs() as i64;
+        let stop_time = stop.as_ref().map_or_else(|| clock.now(), |s| s.time).as_secs() as i64;
+        let label = label::make(backup_type, full, start_time, &options.zone, &existing)?;
+        tracing::info!("new backup label = {label}");
+        Ok((start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, now, source))
+    })();
+    let (start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, now, source) = match result {
+        Ok(parts) => parts,
+        Err(e) => {
+            // The session is over in any case; saying so spares the garbage collector the wait.
+            if let Err(fence) = session.abandon("the backup failed", clock) {
+                tracing::debug!("cannot fence the failed session: {fence}");
+            }
+            return Err(e);
+        }
+    };
+    let Copied { size, read, errors } = copied;
+    let (tablespaces, links) = links(&summary, &cluster);
+    let commit = Commit {
+        session: session.id(),
+        generation: session.generation(),
+        label,
+        backup_type,
+        prior: prior.map(|p| p.label.clone()),
+        reference: plan::reference(prior),
+        history_id: history.id,
+        version: history.version,
+        system_identifier: cluster.system_identifier,
+        timeline: start.as_ref().map_or(cluster.timeline, |s| s.timeline).0,
+        start: start_time,
+        stop: stop_time,
+        lsn: start.as_ref().zip(stop.as_ref()).map(|(a, b)| (a.lsn.0, b.lsn.0)),
+        wal,
+        wal_segment_size: cluster.wal_segment_size.bytes(),
+        size: size + late_bytes,
+        delta: read + late_bytes,
+        repository_size: 0,
+        repository_delta: 0,
+        manifest: summary.manifest.clone(),
+        annotations: options.annotations.clone(),
+        page_checksums: page_check(options, &cluster).is_some(),
+        error_list: errors,
+        databases: cluster.databases.iter().map(|d| DatabaseRef { oid: d.oid, name: d.name.clone() }).collect(),
+        tablespaces,
+        links,
+        program: options.program.clone(),
+        online: start.is_some(),
+        copy_start_nanos: now.as_nanos() as u64,
+    };
+    let commit = session.commit(
+        &mut |each| summary.chunks(&source, each),
+        |used, stored| Commit { repository_size: used, repository_delta: stored, ..commit },
+        clock,
+    )?;
+    Ok(BackupReport { commit, read: read + late_bytes, files: summary.root.files })
+}
+
+fn page_check(options: &BackupOptions, cluster: &Cluster) -> Option<PageCheck> {
+    match (options.checksum_page.unwrap_or(cluster.checksums) && cluster.checksums, options.page_header_check) {
+        (true, true) => Some(PageCheck::ChecksumAndHeader),
+        (true, false) => Some(PageCheck::ChecksumOnly),
+        _ => None,
+    }
+}
+
+fn make_plan(options: &BackupOptions, cluster: &Cluster, start: Option<&BackupStart>) -> Result<Plan> {
+    let exclude = Exclusions::parse(&options.exclude)?;
+    Ok(Plan {
+        pgdata: options.pgdata.clone(),
+        walk: WalkOptions { version: cluster.version, online: start.is_some(), exclude },
+        page_size: cluster.page_size,
+        segment_blocks: cluster.segment_blocks,
+        page_check: page_check(options, cluster),
+        backup_start: start.map(|s| s.lsn),
+        trusted_before: None,
+    })
+}
+
+fn trusted_before(
+    options: &BackupOptions,
+    survey: &Survey,
+    prior: &Commit,
+    cluster: &Cluster,
+    online: bool,
+) -> Option<i128> {
+    let reason = if options.delta {
+        tracing::debug!("all files are compared by content, as option delta asks");
+        return None;
+    } else if prior.timeline != cluster.timeline.0 {
+        Some(format!("the timeline was {} at the prior backup and is {} now", prior.timeline, cluster.timeline.0))
+    } else if prior.online != online {
+        Some("one of this backup and its prior was online and the other was not".to_owned())
+    } else {
+        survey.distrust.clone()
+    };
+    match reason {
+        Some(reason) => {
+            tracing::warn!("{reason}: enabling delta checksum for this backup");
+            None
+        }
+        None => Some(i128::from(prior.copy_start_nanos)),
+    }
+}
+
+fn shared(
+    repository: &Arc<Repository>,
+    session: &WriterSession,
+    options: &BackupOptions,
+    page_size: u32,
+) -> Result<Shared> {
+    let cut = repository.config().cut;
+    let secret = repository.keyring().cut_key("gear")?;
+    Ok(Shared {
+        keyring: Arc::clone(repository.keyring()),
+        sealer: Arc::clone(session.sealer()),
+        index: Arc::clone(session.index()),
+        gear: Gear::new(secret.expose(), cut.other_bytes_min, cut.other_bytes_avg, cut.other_bytes_max),
+        cut: cut.mode,
+        region: cut.region_bytes as usize,
+        page_size,
+        level: options.compress_level,
+    })
+}
+
+/// Passes progress on and keeps the lock file's figures fresh, for `info` on this host.
+struct LockProgress<'a> {
+    observer: &'a dyn Observer,
+    lock: &'a Lock,
+    total: u64,
+    done: std::sync::atomic::AtomicU64,
+}
+
+/// Bytes between two updates of the lock file.
+const LOCK_PROGRESS_BYTES: u64 = 256 << 20;
+
+impl Observer for LockProgress<'_> {
+    fn add(&self, counter: Counter, n: u64) {
+        self.observer.add(counter, n);
+        if counter != Counter::Done {
+            return;
+        }
+        let before = self.done.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+        if before / LOCK_PROGRESS_BYTES != (before + n) / LOCK_PROGRESS_BYTES {
+            let progress = crate::lock::Progress { done: before + n, total: self.total };
+            if let Err(e) = self.lock.progress(progress) {
+                tracing::debug!("cannot note progress in the lock file: {e}");
+            }
+        }
+    }
+}

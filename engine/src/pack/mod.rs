@@ -7,10 +7,11 @@ use crate::crypto::{ChunkDomain, Scope, SessionSealer};
 use crate::repository::Repository;
 use crate::store::Range;
 use crate::{Error, Kind, Result};
+use pgkeep_formats::FormatError;
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::envelope::{ChunkHead, Cipher};
-use pgkeep_formats::repo::index::{DOMAIN_DATA, DOMAIN_META, PackFacts};
+use pgkeep_formats::repo::index::{DOMAIN_DATA, DOMAIN_META, IndexBuilder, IndexEntry, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::{
     CHUNKS_MAX, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN,
@@ -198,4 +199,25 @@ pub fn read_footer(repository: &Repository, pack: PackId, size: u64) -> Result<(
     let footer = Footer::decode(plain).map_err(Error::damaged(&name))?;
     let PackHeader { session, epoch, domain, scope, .. } = header;
     Ok((PackFacts { pack, session, epoch, domain, scope, size }, footer))
+}
+
+/// Adds what a footer tells to an index segment.
+///
+/// # Errors
+/// [`FormatError`] if a place does not fit.
+pub fn add_footer(builder: &mut IndexBuilder, facts: &PackFacts, footer: &Footer) -> Result<(), FormatError> {
+    let pack = builder.pack(facts)?;
+    for (ordinal, e) in footer.entries.iter().enumerate() {
+        builder.add(&IndexEntry {
+            id: e.id,
+            pack,
+            offset: e.offset,
+            stored_len: e.stored_len,
+            plain_len: e.plain_len,
+            kind: e.kind,
+            encoding: e.encoding,
+            ordinal: ordinal as u16,
+        })?;
+    }
+    Ok(())
 }

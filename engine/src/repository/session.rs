@@ -10,13 +10,15 @@ use super::{Repository, RepositoryIndex, put_new};
 use crate::clock::Clock;
 use crate::crypto::{Scope, SessionSealer};
 use crate::index::{ChunkAt, ChunkIndex, ChunkIndexMut, Head, HeadOptions, IndexError};
-use crate::pack::{FinishedPack, PackDomain, PackWriter, PackedChunk};
+use crate::pack::{FinishedPack, PackDomain, PackWriter, PackedChunk, add_footer, read_footer};
 use crate::store::{Depth, Put, Range};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, IndexId, PackId, SessionId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::envelope::{ChunkHead, Domain, ObjectKind};
+use pgkeep_formats::repo::index::IndexBuilder;
 use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::pack::FooterEntry;
 use pgkeep_formats::repo::records::{Commit, Fence, SessionOpen};
 use pgkeep_formats::repo::refs::Refs;
 use std::collections::{HashMap, HashSet};
@@ -25,7 +27,9 @@ use std::sync::Arc;
 /// How often a session starts over because gc published a generation just then.
 const STARTS_MAX: usize = 16;
 /// Stored bytes after which an index segment is published, so that an interrupted backup has little to do again.
-const PUBLISH_BYTES: u64 = 256 << 20;
+const PUBLISH_BYTES_MIN: u64 = 64 << 20;
+/// Later segments hold this share of what is stored already, which keeps their number small.
+const PUBLISH_SHARE: u64 = 16;
 
 /// What became of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +48,16 @@ pub struct WriterSession {
     epoch: u32,
     sealer: Arc<SessionSealer>,
     index: Arc<RepositoryIndex>,
-    head: Head,
+    head: Arc<Head>,
+    /// Durable packs whose chunks no published segment holds yet.
+    unpublished: Vec<(PackId, u64)>,
     /// Chunks of packs that are not durable yet.
     pending: HashSet<ChunkId>,
     data: Option<PackWriter>,
     meta: Option<PackWriter>,
     sequence: u32,
     beats: u32,
-    unpublished: u64,
+    unpublished_bytes: u64,
     stored: u64,
 }
 
@@ -90,10 +96,10 @@ impl WriterSession {
             let epoch = repository.keyring().current_epoch()?;
             put_new(&**repository.store(), &layout::session_key(session, epoch), &sealer.wrapped_data_key(epoch)?)?;
             let condemned: HashSet<PackId> = now.condemned.iter().map(|c| c.pack).collect();
-            let index = repository.load_index(condemned)?;
             let key = repository.keyring().subkey("index head")?;
             let cache = repository.cache().unwrap_or_else(std::env::temp_dir).join("head");
-            let head = Head::open(&cache, session, key.expose(), HeadOptions::default());
+            let head = Arc::new(Head::open(&cache, session, key.expose(), HeadOptions::default()));
+            let index = repository.load_index(&condemned, Arc::clone(&head) as Arc<dyn ChunkIndexMut>)?;
             return Ok(Self {
                 repository: Arc::clone(repository),
                 stanza: stanza.to_owned(),
@@ -107,7 +113,8 @@ impl WriterSession {
                 meta: None,
                 sequence: 0,
                 beats: 0,
-                unpublished: 0,
+                unpublished: Vec::new(),
+                unpublished_bytes: 0,
                 stored: 0,
             });
         }
@@ -155,7 +162,7 @@ impl WriterSession {
     /// # Errors
     /// What the index said.
     pub fn knows(&self, id: &ChunkId) -> Result<bool> {
-        Ok(self.pending.contains(id) || self.head.lookup(id)?.is_some() || self.index.lookup(id)?.is_some())
+        Ok(self.pending.contains(id) || self.index.lookup(id)?.is_some())
     }
 
     /// Adds a sealed data chunk, unless it is known. Full packs go to `put`, which must make them durable in order.
@@ -223,7 +230,7 @@ impl WriterSession {
     /// What the index or the store said.
     pub fn note_durable(&mut self, pack: &FinishedPack) -> Result<()> {
         let facts = Arc::new(pack.facts.clone());
-        for (ordinal, e) in pack.entries.iter().enumerate() {
+        let place = |(ordinal, e): (usize, &FooterEntry)| {
             let at = ChunkAt {
                 pack: Arc::clone(&facts),
                 offset: e.offset,
@@ -233,18 +240,23 @@ impl WriterSession {
                 encoding: e.encoding,
                 ordinal: ordinal as u16,
             };
-            match self.head.insert(e.id, at.clone()) {
+            (e.id, at)
+        };
+        self.unpublished.push((facts.pack, facts.size));
+        for (id, at) in pack.entries.iter().enumerate().map(place) {
+            match self.head.insert(id, at.clone()) {
                 Err(IndexError::Full { .. }) => {
                     self.publish_head()?;
-                    self.head.insert(e.id, at)?;
+                    self.unpublished.push((facts.pack, facts.size));
+                    self.head.insert(id, at)?;
                 }
                 other => drop(other?),
             }
-            self.pending.remove(&e.id);
+            self.pending.remove(&id);
         }
         self.stored += facts.size;
-        self.unpublished += facts.size;
-        if self.unpublished >= PUBLISH_BYTES {
+        self.unpublished_bytes += facts.size;
+        if self.unpublished_bytes >= PUBLISH_BYTES_MIN.max(self.stored / PUBLISH_SHARE) {
             self.publish_head()?;
             self.beat()?;
         }
@@ -252,7 +264,15 @@ impl WriterSession {
     }
 
     fn publish_head(&mut self) -> Result<()> {
-        let Some(builder) = self.head.drain()? else { return Ok(()) };
+        let builder = match self.head.drain() {
+            // What the head lost, the packs themselves still tell.
+            Err(e @ IndexError::Lost { .. }) => {
+                tracing::warn!("{e}; reading the footers of {} packs", self.unpublished.len());
+                Some(self.index_from_footers()?)
+            }
+            other => other?,
+        };
+        let Some(builder) = builder else { return Ok(()) };
         let payload = builder.encode();
         let id = IndexId(self.repository.keyring().content_hash(&payload)?);
         let name = layout::index_segment(self.id(), self.sequence, id);
@@ -262,8 +282,18 @@ impl WriterSession {
         self.head.release();
         self.sequence += 1;
         self.stored += bytes.len() as u64;
-        self.unpublished = 0;
+        self.unpublished_bytes = 0;
+        self.unpublished.clear();
         Ok(())
+    }
+
+    fn index_from_footers(&self) -> Result<IndexBuilder> {
+        let mut builder = IndexBuilder::new();
+        for (pack, size) in &self.unpublished {
+            let (facts, footer) = read_footer(&self.repository, *pack, *size)?;
+            add_footer(&mut builder, &facts, &footer).map_err(Error::damaged(layout::pack(*pack)))?;
+        }
+        Ok(builder)
     }
 
     fn beat(&mut self) -> Result<()> {
@@ -382,11 +412,13 @@ impl WriterSession {
         Ok(())
     }
 
-    /// Ends the session without a commit, so that garbage collection need not wait for it.
+    /// Ends the session without a commit, so that garbage collection need not wait for it. What is durable is published
+    /// first: the next run will use it.
     ///
     /// # Errors
     /// What the store or the cipher said.
-    pub fn abandon(self, reason: &str, clock: &dyn Clock) -> Result<()> {
+    pub fn abandon(mut self, reason: &str, clock: &dyn Clock) -> Result<()> {
+        self.publish()?;
         fence(&self.repository, &self.stanza, self.id(), self.id(), reason, clock)
     }
 }

@@ -2,6 +2,21 @@
 //!
 //! Paths are relative to PGDATA, `/`-separated, without leading slash; the root is the empty path. What lies behind a
 //! link of PGDATA (tablespaces, a linked `pg_wal`) is listed below the link's own path.
+//!
+//! [`BackupSnapshot`] is the tree of a backup in a repository; its files read through a [`ChunkCache`] that all backups
+//! and clones of a process share.
+
+mod backup;
+mod cache;
+mod content;
+mod recent;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use backup::BackupSnapshot;
+pub use cache::{CACHE_BYTES_DEFAULT, ChunkCache};
 
 use crate::Result;
 use std::sync::Arc;

@@ -30,6 +30,12 @@ pub fn key_slot(id: SlotId) -> String {
     format!("{KEY_SLOTS}{id}")
 }
 
+/// What a store is tried with before a repository is made in it; never there for long.
+#[must_use]
+pub fn key_probe(nonce: &str) -> String {
+    format!("keys/probe/{nonce}")
+}
+
 /// An epoch's public keys.
 #[must_use]
 pub fn key_epoch(epoch: u32) -> String {
@@ -67,7 +73,9 @@ pub fn index_segment(session: SessionId, sequence: u32, id: IndexId) -> String {
 pub fn parse_index_segment(key: &str) -> Option<(SessionId, u32, IndexId)> {
     let (session, name) = key.strip_prefix(INDEX)?.split_once('/')?;
     let (sequence, id) = name.split_once('-')?;
-    Some((SessionId::parse(session).ok()?, sequence.parse().ok()?, IndexId::parse(id).ok()?))
+    let parts = (SessionId::parse(session).ok()?, sequence.parse().ok()?, IndexId::parse(id).ok()?);
+    // One segment has one name: `+1` and `1` are numbers to the standard library, but no names.
+    (index_segment(parts.0, parts.1, parts.2) == key).then_some(parts)
 }
 
 /// What a session's backup uses.
@@ -130,6 +138,12 @@ pub fn annotations_of(stanza: &str) -> String {
     format!("annotations/{stanza}/")
 }
 
+/// Prefix of a stanza's access traces.
+#[must_use]
+pub fn traces_of(stanza: &str) -> String {
+    format!("traces/{stanza}/")
+}
+
 /// A generation of the garbage collector.
 #[must_use]
 pub fn generation(n: u64) -> String {
@@ -139,8 +153,8 @@ pub fn generation(n: u64) -> String {
 /// The number in a generation's object key.
 #[must_use]
 pub fn parse_generation(key: &str) -> Option<u64> {
-    let digits = key.strip_prefix(GENERATIONS)?;
-    if digits.len() == 20 { digits.parse().ok() } else { None }
+    let n = key.strip_prefix(GENERATIONS)?.parse().ok()?;
+    (generation(n) == key).then_some(n)
 }
 
 /// Prefix of a stanza's WAL.

@@ -20,8 +20,10 @@ pub const LEAF_PAGES: u32 = 1024;
 pub const LEAF_EXTENTS_MAX: usize = 1024;
 /// Most ids in one piece of the chunk table: 256 KiB.
 pub const TABLE_PIECE_IDS_MAX: usize = 8192;
-/// Largest file kept inside its entry.
+/// Largest file a writer keeps inside its entry.
 pub const INLINE_BYTES_MAX: usize = 1024;
+/// Largest inline content of a late entry, and the most a reader accepts anywhere.
+pub const LATE_BYTES_MAX: usize = 64 << 10;
 
 /// A run of a file. Lengths and offsets are in units: pages for files made of pages, bytes for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -172,6 +172,35 @@ impl BaseFile {
         Ok(())
     }
 
+    /// Fills `buffer` from `offset` without keeping what is fetched, for when the disk is full. Bytes at and above the
+    /// file's size are left as they are; the caller has read what the sparse file holds of the range before.
+    pub(super) fn overlay(&self, absent: &[Range<u64>], offset: u64, buffer: &mut [u8]) -> Outcome<()> {
+        let end = offset + buffer.len() as u64;
+        for run in absent {
+            let from = (run.start * self.page).max(offset);
+            let upto = (run.end * self.page).min(self.limit()).min(end);
+            let within = usize::try_from(from - offset).ok().zip(usize::try_from(upto.max(from) - offset).ok());
+            let part = within.and_then(|(from, upto)| buffer.get_mut(from..upto)).ok_or(Errno::EIO)?;
+            self.read_base(from, part).map_err(|error| {
+                tracing::error!("cannot fetch bytes {from}..{upto} of '{}': {}", self.entry.path, chain(&error));
+                Errno::EIO
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The runs of absent pages in `range`.
+    pub(super) fn absent(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let pages = self.pages(range);
+        let mut runs = Vec::new();
+        let mut from = pages.start;
+        while let Some(run) = self.bits.absent_run(from..pages.end) {
+            from = run.end;
+            runs.push(run);
+        }
+        runs
+    }
+
     fn read_base(&self, offset: u64, buffer: &mut [u8]) -> pgkeep_engine::Result<()> {
         let content = match self.content.get() {
             Some(content) => content,

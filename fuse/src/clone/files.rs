@@ -53,10 +53,24 @@ impl Handle {
 
     /// Up to `size` bytes; fewer only at the end of the file. Blocks on the store unless [`Self::holds`].
     pub(super) fn read(&self, offset: u64, size: u32) -> Outcome<Vec<u8>> {
-        let length = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-        if let Some(base) = self.base() {
-            base.ensure(self.file(), offset..offset.saturating_add(u64::from(size)))?;
+        let range = offset..offset.saturating_add(u64::from(size));
+        let Some(base) = self.base() else { return self.read_native(offset, size) };
+        match base.ensure(self.file(), range.clone()) {
+            Ok(()) => self.read_native(offset, size),
+            // Reading goes on when nothing more can be kept. Which pages are absent is asked first: one that becomes
+            // present meanwhile reads as it was before, never as a hole.
+            Err(full) if matches!(full.code(), libc::ENOSPC | libc::EDQUOT) => {
+                let absent = base.absent(range);
+                let mut bytes = self.read_native(offset, size)?;
+                base.overlay(&absent, offset, &mut bytes)?;
+                Ok(bytes)
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    fn read_native(&self, offset: u64, size: u32) -> Outcome<Vec<u8>> {
+        let length = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
         let mut buffer = vec![0u8; length];
         let mut filled = 0;
         while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {

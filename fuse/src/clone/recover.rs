@@ -1,10 +1,10 @@
 //! Starting a session on a clone directory, whatever ended the one before, and ending one in order.
 //!
-//! | the last session | and the boot | what is trusted |
+//! | the last session | the host and the file system since | what is trusted |
 //! |---|---|---|
 //! | ended in order | any | `present`: it was made durable |
-//! | died | this one | `present`: the page cache still has it and all data written before it |
-//! | died | another | `durable`: `present` is overwritten with it before anything is served |
+//! | died | stayed up | `present`: the page cache still has it and all data written before it |
+//! | died | restarted, or mounted anew | `durable`: `present` is overwritten with it before anything is served |
 //!
 //! The record of the boot is replaced only after `present` is right and durable, so a death in between repeats it.
 
@@ -46,7 +46,7 @@ pub(super) fn open(layout: &Layout) -> Result<Opened> {
     let table = FileTable::load(layout, info.page_size)?;
     let maps = Maps { present: map(layout, "present", &table)?, durable: map(layout, "durable", &table)? };
     let last = SessionState::load(layout)?;
-    let boot = boot_id()?;
+    let boot = boot_id(layout)?;
     if !last.clean && last.boot != boot {
         tracing::info!(
             "the host went down while clone '{}' was served; pages not synced then are the backup's again",
@@ -64,7 +64,7 @@ pub(super) fn close(layout: &Layout, maps: &Maps) -> Result<()> {
     rustix::fs::syncfs(&data).map_err(|error| FileError::at("sync", layout.data())(error.into()))?;
     maps.present.sync_all().map_err(FileError::at("sync", layout.file("present")))?;
     copy(&maps.present, &maps.durable, &layout.file("durable"))?;
-    SessionState { boot: boot_id()?, clean: true }.save(layout)
+    SessionState { boot: boot_id(layout)?, clean: true }.save(layout)
 }
 
 fn map(layout: &Layout, name: &str, table: &FileTable) -> Result<File> {

@@ -71,7 +71,7 @@ struct Skeleton<'a> {
 /// Makes the clone; `layout.root` is locked and empty but for `meta`.
 pub(super) fn create(layout: &Layout, snapshot: &dyn Snapshot, options: &CreateOptions) -> Result<CloneInfo> {
     let page_size = snapshot.page_size();
-    if !page_size.is_power_of_two() || !(512..=65_536).contains(&page_size) {
+    if !super::state::is_page_size(page_size) {
         return Err(Error::refused(Kind::FileInvalid, format!("the backup has pages of {page_size} bytes")));
     }
     let data_path = layout.data();
@@ -126,7 +126,7 @@ fn record(layout: &Layout, skeleton: &Skeleton<'_>) -> Result<CloneInfo> {
     for name in ["present", "durable"] {
         reserve(&layout.file(name), skeleton.table.map_bytes())?;
     }
-    SessionState { boot: boot_id()?, clean: true }.save(layout)?;
+    SessionState { boot: boot_id(layout)?, clean: true }.save(layout)?;
     rustix::fs::syncfs(&skeleton.data).map_err(|e| at("sync", &data, e))?;
     write_new(&layout.file("complete"), b"")?;
     sync_directory(&layout.meta())?;

@@ -16,7 +16,7 @@
 use super::bitmap::Bitmap;
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use pgkeep_formats::codec::{Reader, Writer};
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
@@ -115,9 +115,10 @@ impl CloneInfo {
             .iter()
             .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
             .collect();
+        let page_size = u32::try_from(number("pageSize")?).ok().filter(|bytes| is_page_size(*bytes));
         Ok(Self {
             identity,
-            page_size: u32::try_from(number("pageSize")?).map_err(|_| invalid(&path, "'pageSize' is out of range"))?,
+            page_size: page_size.ok_or_else(|| invalid(&path, "'pageSize' is out of range"))?,
             files: number("files")?,
             base_files: number("baseFiles")?,
             bytes: number("bytes")?,
@@ -127,10 +128,15 @@ impl CloneInfo {
     }
 }
 
+/// True for sizes a PostgreSQL page can have, with some room.
+pub(super) fn is_page_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (512..=65_536).contains(&bytes)
+}
+
 /// How the last session left the clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionState {
-    /// The boot in which `present` was written.
+    /// The boot and mount in which `present` was written, [`boot_id`].
     pub(super) boot: String,
     /// True if the last session made everything durable before it ended.
     pub(super) clean: bool,
@@ -156,12 +162,20 @@ impl SessionState {
     }
 }
 
-/// Names this boot of this machine: page cache written in it is still there.
-pub(super) fn boot_id() -> Result<String> {
+/// Names this boot of this machine and this mount of the clone's file system: page cache written in it is still there.
+/// A mount seen from elsewhere has another name; that only costs trust, never data that was synced.
+pub(super) fn boot_id(layout: &Layout) -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = std::fs::read_to_string(path).map_err(FileError::at("read", path))?;
-    Ok(text.trim().to_owned())
+    let boot = std::fs::read_to_string(path).map_err(FileError::at("read", path))?;
+    let unique = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+    let meta = layout.meta();
+    let stat = rustix::fs::statx(rustix::fs::CWD, &meta, AtFlags::empty(), unique | StatxFlags::MNT_ID)
+        .map_err(|error| FileError::at("stat", &meta)(error.into()))?;
+    Ok(format!("{} {}:{} {}", boot.trim(), stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
 }
+
+/// Asks for a mount's number that is never given out again (Linux 6.8); older kernels answer with one that may be.
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// One base-backed file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,7 +200,9 @@ impl FileTable {
     pub(super) fn add(&mut self, path: &str, size: u64, page_size: u32) -> u64 {
         let number = self.entries.len() as u64;
         self.entries.push(BaseEntry { path: path.to_owned(), size, block: self.end });
-        self.end += BLOCK_HEADER_BYTES + Bitmap::stored_bytes(size.div_ceil(u64::from(page_size)));
+        let block = BLOCK_HEADER_BYTES + Bitmap::stored_bytes(size.div_ceil(u64::from(page_size)));
+        // An absurd sum of a damaged table is found when it is compared with the maps' size.
+        self.end = self.end.saturating_add(block);
         number
     }
 
@@ -326,6 +342,9 @@ mod tests {
         assert_eq!(FileTable::load(&layout, 8192).unwrap_err().kind(), Kind::Format);
         std::fs::write(layout.file("session.json"), b"{\"boot\":1}").unwrap();
         assert_eq!(SessionState::load(&layout).unwrap_err().kind(), Kind::FileInvalid);
+        let absurd = "{\"version\":1,\"identity\":{},\"pageSize\":0}";
+        std::fs::write(layout.file("clone.json"), absurd).unwrap();
+        assert_eq!(CloneInfo::load(&layout).unwrap_err().kind(), Kind::FileInvalid);
         std::fs::write(layout.file("clone.json"), b"{\"version\":99}").unwrap();
         assert_eq!(CloneInfo::load(&layout).unwrap_err().kind(), Kind::FeatureNotSupported);
     }

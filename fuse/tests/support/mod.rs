@@ -195,7 +195,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let flags = rustix::mount::UnmountFlags::DETACH;
-        while rustix::mount::unmount(self.mountpoint(), flags).is_ok() {}
+        for path in [self.mountpoint(), self.clone_dir()] {
+            while rustix::mount::unmount(&path, flags).is_ok() {}
+        }
         if std::env::var_os("KEEP_TEST_DIRECTORIES").is_some() {
             eprintln!("kept {}", self.root.display());
             std::mem::forget(self.dir.take());

@@ -65,6 +65,85 @@ fn databases_and_tablespaces_are_listed() {
 }
 
 #[test]
+fn each_major_is_spoken_to_in_its_own_words() {
+    for (major, programs) in cluster::majors() {
+        let cluster = Cluster::start_with(programs, &["-k"], &["archive_mode=always", "archive_command=/bin/true"]);
+        let mut session = cluster.connect();
+        let identity = session.identity().unwrap();
+        let facts = identity.version.facts();
+        assert_eq!((facts.major, facts.catalog_version), (major, identity.catalog_version));
+        assert_eq!((identity.archive_mode, identity.checksums), (ArchiveMode::Always, true));
+        let control = crate::pg::datadir::read_control(&identity.data_directory).unwrap().fields;
+        assert_eq!((control.system_identifier, control.version), (identity.system_id, identity.version));
+        assert!(crate::pg::datadir::is_running(&identity.data_directory).unwrap());
+        session.lock_backup(0).unwrap();
+        let start = session.backup_start("label", CheckpointPace::Fast).unwrap();
+        session.client.batch_execute("create table public.t as select generate_series(1, 1000)").unwrap();
+        let stop = session.backup_stop().unwrap();
+        let label = pgkeep_formats::pg::BackupLabelFile::parse(stop.label_file.as_bytes()).unwrap();
+        assert_eq!((label.start, label.timeline, label.label.as_str()), (start.lsn, start.timeline, "label"));
+        assert_eq!((stop.tablespace_map.as_str(), stop.lsn > start.lsn), ("", true));
+        assert!(session.create_restore_point("here").unwrap() >= stop.lsn);
+        session.switch_wal().unwrap();
+    }
+}
+
+#[test]
+fn a_walk_over_a_running_server_finds_what_it_is_made_of() {
+    let cluster = Cluster::start(&["-k"], &[]);
+    let mut session = cluster.connect();
+    let space = cluster.directory("space");
+    let sql = format!("create tablespace s location '{}'", space.display());
+    session.client.batch_execute(&sql).unwrap();
+    let make = "create unlogged table public.u as select 1; create table public.t tablespace s as
+        select generate_series(1, 100000) as i; create temporary table x as select 1; checkpoint";
+    session.client.batch_execute(make).unwrap();
+    let path = |s: &mut Connection, name: &str| -> String {
+        s.client.query_one(&format!("select pg_relation_filepath('{name}')"), &[]).unwrap().get(0)
+    };
+    let (unlogged, table) = (path(&mut session, "public.u"), path(&mut session, "public.t"));
+    let temporary = path(&mut session, "x");
+    let start = session.backup_start("label", CheckpointPace::Fast).unwrap();
+    let options = crate::pg::datadir::WalkOptions {
+        version: session.version(),
+        online: true,
+        exclude: crate::pg::datadir::Exclusions::default(),
+    };
+    let mut found = std::collections::HashMap::new();
+    crate::pg::datadir::walk(&cluster.data(), &options, &Cancel::default(), |entry| {
+        found.insert(String::from_utf8(entry.path.clone()).unwrap(), entry);
+        Ok(())
+    })
+    .unwrap();
+    for path in ["PG_VERSION", "global/pg_control", "pg_wal/archive_status", &table, &format!("{unlogged}_init")] {
+        assert!(found.contains_key(path), "{path} of {:?}", found.keys());
+    }
+    for path in ["postmaster.pid", "postmaster.opts", &unlogged, &temporary] {
+        assert!(!found.contains_key(path), "{path}");
+    }
+    // Every page of every relation is right, at the place its path says.
+    let mut pages = 0;
+    for (path, entry) in found.iter().filter(|(_, e)| e.kind.is_file()) {
+        let pgkeep_formats::pg::path::PathClass::Relation(file) = pgkeep_formats::pg::path::classify(path) else {
+            continue;
+        };
+        let facts = crate::pg::read::Pages {
+            size: std::num::NonZero::new(8192).unwrap(),
+            first_block: file.first_block(131_072).unwrap(),
+            check: pgkeep_formats::pg::page::PageCheck::ChecksumAndHeader,
+            backup_start: Some(start.lsn),
+        };
+        let reader = crate::pg::read::RegionReader::open(&entry.source, Some(facts)).unwrap().unwrap();
+        let mut buffer = vec![0; usize::try_from(entry.size).unwrap()];
+        let region = reader.read(0, &mut buffer).unwrap();
+        assert_eq!((region.bad_pages.as_slice(), region.len), (&[][..], buffer.len()), "{path}");
+        pages += region.len / 8192;
+    }
+    assert!(pages > 1000, "{pages} pages");
+    session.backup_stop().unwrap();
+}
+
+#[test]
 fn a_backup_starts_and_stops_on_one_session() {
     let cluster = Cluster::start(&[], &[]);
     let mut session = cluster.connect();

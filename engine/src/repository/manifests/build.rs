@@ -64,6 +64,8 @@ pub struct ManifestSummary {
     pub manifest: Vec<ChunkId>,
     /// The root.
     pub root: ManifestRoot,
+    /// Path and destination of every link.
+    pub links: Vec<(String, String)>,
     used: Vec<u64>,
 }
 
@@ -83,6 +85,7 @@ pub struct ManifestBuilder {
     piece: PieceWriter,
     piece_first: (String, u32),
     last_path: Option<String>,
+    links: Vec<(String, String)>,
 }
 
 impl ManifestBuilder {
@@ -114,6 +117,7 @@ impl ManifestBuilder {
             piece: PieceWriter::default(),
             piece_first: (String::new(), 0),
             last_path: None,
+            links: Vec::new(),
         })
     }
 
@@ -231,16 +235,32 @@ impl ManifestBuilder {
                 self.mark(ordinal);
             }
         }
-        let is_file = matches!(built.node, Node::File | Node::LinkedFile(_));
         let leaves = split_leaves(&built.extents, built.unit, self.root.page_size);
+        let entry = self.entry(built, leaves.len() as u32);
+        let path = entry.path.clone();
+        self.push(session, &path, 0, &Record::Entry(entry))?;
+        for (i, leaf) in leaves.into_iter().enumerate() {
+            self.push(session, &path, i as u32 + 1, &Record::Leaf(Leaf::Full(leaf)))?;
+        }
+        self.last_path = Some(path);
+        Ok(())
+    }
+
+    fn entry(&mut self, built: BuiltEntry, leaves: u32) -> Entry {
         let content = match built.inline {
             Some(bytes) if !bytes.is_empty() => Content::Inline(bytes),
-            _ if leaves.is_empty() => Content::None,
-            _ => Content::Extents { unit: built.unit, leaves: leaves.len() as u32 },
+            _ if leaves == 0 => Content::None,
+            _ => Content::Extents { unit: built.unit, leaves },
         };
         let mut bad_pages = built.bad_pages;
         bad_pages.truncate(BAD_PAGES_MAX);
-        let entry = Entry {
+        if let Node::LinkedDirectory(to) | Node::LinkedFile(to) = &built.node {
+            self.links.push((built.path.clone(), to.clone()));
+        }
+        let is_file = matches!(built.node, Node::File | Node::LinkedFile(_));
+        self.root.files += u64::from(is_file);
+        self.root.bytes += built.size;
+        Entry {
             path: built.path,
             node: built.node,
             mode: built.mode,
@@ -251,16 +271,7 @@ impl ManifestBuilder {
             size: built.size,
             content,
             bad_pages,
-        };
-        self.root.files += u64::from(is_file);
-        self.root.bytes += entry.size;
-        let path = entry.path.clone();
-        self.push(session, &path, 0, &Record::Entry(entry))?;
-        for (i, leaf) in leaves.into_iter().enumerate() {
-            self.push(session, &path, i as u32 + 1, &Record::Leaf(Leaf::Full(leaf)))?;
         }
-        self.last_path = Some(path);
-        Ok(())
     }
 
     fn push(&mut self, session: &mut WriterSession, path: &str, leaf: u32, record: &Record) -> Result<()> {
@@ -295,11 +306,20 @@ impl ManifestBuilder {
         Ok(())
     }
 
-    /// Writes what is left and the root.
+    /// Writes what is left and the root. `late` are entries, in path order, whose content became known only now; each has
+    /// inline content of at most 64 KiB.
     ///
     /// # Errors
     /// What the store said.
-    pub fn finish(mut self, session: &mut WriterSession) -> Result<ManifestSummary> {
+    pub fn finish(mut self, session: &mut WriterSession, late: Vec<BuiltEntry>) -> Result<ManifestSummary> {
+        let mut piece = PieceWriter::default();
+        for built in late {
+            let entry = self.entry(built, 0);
+            piece.push(&Record::Entry(entry));
+        }
+        if !piece.is_empty() {
+            self.root.late = piece.finish();
+        }
         self.end_piece(session)?;
         self.write_table_piece(session)?;
         self.root.ids_live = self.used.iter().map(|w| u64::from(w.count_ones())).sum();
@@ -308,7 +328,7 @@ impl ManifestBuilder {
         for part in bytes.chunks(CHUNK_BYTES_MAX as usize) {
             manifest.push(session.add_metadata(&mut self.encoder, part)?.0);
         }
-        Ok(ManifestSummary { manifest, root: self.root, used: self.used })
+        Ok(ManifestSummary { manifest, root: self.root, links: self.links, used: self.used })
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Manifest {
     starts: Vec<u64>,
     table: Recent<Vec<ChunkId>>,
     pieces: Recent<Vec<u8>>,
+    /// Entries written last, in path order.
+    late: Vec<Entry>,
 }
 
 impl Manifest {
@@ -83,7 +85,20 @@ impl Manifest {
         }
         let name = format!("manifest root of {}", commit.label);
         let root = ManifestRoot::decode(&bytes).map_err(Error::damaged(name))?;
-        Ok(Self::with_root(source, &commit.label, root))
+        let mut late = Vec::new();
+        if !root.late.is_empty() {
+            let name = || format!("late entries of {}", commit.label);
+            for record in PieceReader::new(&root.late).map_err(Error::damaged(name()))? {
+                match record.map_err(Error::damaged(name()))? {
+                    Record::Entry(entry) if !matches!(entry.content, Content::Extents { .. }) => late.push(entry),
+                    _ => {
+                        let error = FormatError::OutOfRange { offset: 0, what: "late entry", found: 0 };
+                        return Err(Error::damaged(name())(error));
+                    }
+                }
+            }
+        }
+        Ok(Self { late, ..Self::with_root(source, &commit.label, root) })
     }
 
     pub(super) fn with_root(source: &Arc<ChunkSource>, label: &str, root: ManifestRoot) -> Self {
@@ -98,6 +113,7 @@ impl Manifest {
             starts,
             table: Recent::new(TABLE_PIECES_MAX),
             pieces: Recent::new(TREE_PIECES_MAX),
+            late: Vec::new(),
         }
     }
 
@@ -163,7 +179,7 @@ impl Manifest {
     /// Reads all files and directories in path order.
     #[must_use]
     pub fn files(self: &Arc<Self>) -> ManifestReader {
-        ManifestReader::new(Arc::clone(self), 0)
+        ManifestReader::new(Arc::clone(self), 0, 0)
     }
 
     /// Reads files and directories in path order, beginning at the latest with `path`.
@@ -179,7 +195,8 @@ impl Manifest {
         while piece > 0 && self.root.tree.get(piece).is_some_and(|p| p.first_leaf != 0) {
             piece -= 1;
         }
-        ManifestReader::new(Arc::clone(self), piece)
+        let late = self.late.partition_point(|e| path_cmp(&e.path, path) == Ordering::Less);
+        ManifestReader::new(Arc::clone(self), piece, late)
     }
 
     /// One file or directory.
@@ -232,12 +249,43 @@ pub struct ManifestReader {
     records: std::vec::IntoIter<Record>,
     /// Leaves at the start belong to an entry before the first piece.
     skip_leaves: bool,
+    /// Number of the next late entry.
+    late: usize,
+    /// The next record of the tree, if it has been read already.
+    ahead: Option<FileRecord>,
     failed: bool,
 }
 
 impl ManifestReader {
-    fn new(manifest: Arc<Manifest>, piece: usize) -> Self {
-        Self { manifest, next_piece: piece, records: Vec::new().into_iter(), skip_leaves: true, failed: false }
+    fn new(manifest: Arc<Manifest>, next_piece: usize, late: usize) -> Self {
+        let records = Vec::new().into_iter();
+        Self { manifest, next_piece, records, skip_leaves: true, late, ahead: None, failed: false }
+    }
+
+    /// The next of tree and late entries.
+    fn merged(&mut self) -> Result<Option<FileRecord>> {
+        if self.ahead.is_none() {
+            self.ahead = self.read()?;
+        }
+        let late = self.manifest.late.get(self.late);
+        let take_late = match (&self.ahead, late) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(tree), Some(late)) => match path_cmp(&late.path, &tree.entry.path) {
+                Ordering::Less => true,
+                // The late one is the newer.
+                Ordering::Equal => {
+                    self.ahead = None;
+                    true
+                }
+                Ordering::Greater => false,
+            },
+        };
+        if take_late {
+            self.late += 1;
+            return Ok(late.map(|entry| FileRecord { entry: entry.clone(), extents: Vec::new() }));
+        }
+        Ok(self.ahead.take())
     }
 
     fn next_record(&mut self) -> Result<Option<Record>> {
@@ -299,7 +347,7 @@ impl Iterator for ManifestReader {
         if self.failed {
             return None;
         }
-        let item = self.read().transpose();
+        let item = self.merged().transpose();
         self.failed = matches!(item, Some(Err(_)));
         item
     }

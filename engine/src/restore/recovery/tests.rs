@@ -66,7 +66,8 @@ fn the_other_options_add_their_lines() {
     assert_eq!(lines[1..], rest);
     let pause = RecoveryOptions { action: Some(TargetAction::Pause), ..options(RecoveryType::Xid, "1") };
     assert_eq!(planned(&pause).0.len(), 2);
-    let immediate = RecoveryOptions { timeline: Some("latest".to_owned()), ..RecoveryOptions::of(RecoveryType::Immediate) };
+    let immediate =
+        RecoveryOptions { timeline: Some("latest".to_owned()), ..RecoveryOptions::of(RecoveryType::Immediate) };
     assert_eq!(planned(&immediate).0.last().map(String::as_str), Some("recovery_target_timeline = 'latest'"));
     let none = RecoveryOptions { archive_mode_off: true, ..RecoveryOptions::of(RecoveryType::None) };
     assert_eq!(planned(&none), (vec!["archive_mode = 'off'".to_owned()], None));
@@ -84,11 +85,8 @@ fn listed_settings_come_first_and_may_replace_the_command() {
         timeline: Some("4".to_owned()),
         ..RecoveryOptions::of(RecoveryType::Standby)
     };
-    let lines = [
-        "primary_conninfo = 'host=''a b'' user=x'",
-        r"restore_command = 'C:\\x'",
-        "recovery_target_timeline = '4'",
-    ];
+    let lines =
+        ["primary_conninfo = 'host=''a b'' user=x'", r"restore_command = 'C:\\x'", "recovery_target_timeline = '4'"];
     assert_eq!(planned(&listed).0, lines);
     let immediate = RecoveryOptions { timeline: None, recovery_type: RecoveryType::Immediate, ..listed };
     assert!(planned(&immediate).0.contains(&"recovery_target_timeline = '3'".to_owned()));

@@ -1,6 +1,6 @@
 //! Records of the tree: entries, each followed by the leaves of its content. FORMAT.md, "Tree records".
 
-use super::{Extent, ExtentAt, INLINE_BYTES_MAX, check_path};
+use super::{Extent, ExtentAt, LATE_BYTES_MAX, check_path};
 use crate::FormatError;
 use crate::codec::{Reader, Writer};
 
@@ -366,7 +366,7 @@ fn read_entry(r: &mut Reader<'_>, last_path: &str) -> Result<Entry, FormatError>
         CONTENT_NONE => Content::None,
         CONTENT_INLINE => {
             let bytes = r.blob("inline content")?;
-            if bytes.len() > INLINE_BYTES_MAX || bytes.len() as u64 != size {
+            if bytes.len() > LATE_BYTES_MAX || bytes.len() as u64 != size {
                 return Err(FormatError::OutOfRange { offset, what: "inline content", found: bytes.len() as u64 });
             }
             Content::Inline(bytes.to_vec())

@@ -14,6 +14,7 @@ const BASES: u64 = 9;
 const IDS_LIVE: u64 = 11;
 const FILES: u64 = 13;
 const BYTES: u64 = 15;
+const LATE: u64 = 17;
 
 /// A piece of the chunk table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,9 @@ pub struct ManifestRoot {
     pub files: u64,
     /// Bytes of all files.
     pub bytes: u64,
+    /// A tree piece of its own, with entries whose content was known only at the end: `pg_control` and the label files.
+    /// Readers merge it with the tree by path. Empty if there are none.
+    pub late: Vec<u8>,
 }
 
 impl ManifestRoot {
@@ -87,6 +91,9 @@ impl ManifestRoot {
         });
         w.field(BASES, |w| write_list(w, self.bases.iter(), |w, id| id.write(w)));
         w.int(IDS_LIVE, self.ids_live).int(FILES, self.files).int(BYTES, self.bytes);
+        w.field(LATE, |w| {
+            w.bytes(&self.late);
+        });
         w.finish()
     }
 
@@ -95,7 +102,7 @@ impl ManifestRoot {
     /// # Errors
     /// [`FormatError`] naming the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let known = [PAGE_SIZE, NAMES, TABLE, TREE, BASES, IDS_LIVE, FILES, BYTES];
+        let known = [PAGE_SIZE, NAMES, TABLE, TREE, BASES, IDS_LIVE, FILES, BYTES, LATE];
         let f = Fields::parse(bytes, VERSION, &known, "manifest root")?;
         let page_size = f.int(PAGE_SIZE)?;
         if !(1024..=32768).contains(&page_size) || !page_size.is_power_of_two() {
@@ -119,6 +126,10 @@ impl ManifestRoot {
             ids_live: f.int(IDS_LIVE)?,
             files: f.int(FILES)?,
             bytes: f.int(BYTES)?,
+            late: match f.get(LATE) {
+                Some(mut r) => r.bytes(r.remaining(), "late entries")?.to_vec(),
+                None => Vec::new(),
+            },
         };
         if root.ids() > u32_max {
             return Err(FormatError::OutOfRange { offset: 0, what: "chunk table", found: root.ids() });
@@ -142,6 +153,7 @@ mod tests {
             ids_live: 8000,
             files: 1,
             bytes: 2,
+            late: vec![1, 2],
         };
         assert_eq!(ManifestRoot::decode(&root.encode()), Ok(root));
     }

@@ -130,6 +130,9 @@ pub struct Commit {
     pub program: String,
     /// Whether the server was running.
     pub online: bool,
+    /// When copying began, after the walk: a file changed shortly before may have changed again without showing it.
+    /// Nanoseconds since the Unix epoch.
+    pub copy_start_nanos: u64,
 }
 
 impl Commit {
@@ -193,7 +196,7 @@ impl Commit {
                 w.text(&l.name).text(&l.destination);
             })
         });
-        w.text(46, &self.program).int(47, self.online.into());
+        w.text(46, &self.program).int(47, self.online.into()).int(48, self.copy_start_nanos);
         w.finish()
     }
 
@@ -249,6 +252,7 @@ impl Commit {
             links: f.list(45, 2, |r| Ok(LinkRef { name: text(r)?, destination: text(r)? }))?,
             program: f.text_maybe(46)?.unwrap_or_default(),
             online: f.int(47)? != 0,
+            copy_start_nanos: f.int_or(48, 0)?,
         })
     }
 }
@@ -288,6 +292,7 @@ mod tests {
             links: vec![LinkRef { name: "pg_wal".into(), destination: "/wal".into() }],
             program: "0.1.0".into(),
             online: true,
+            copy_start_nanos: 1 << 60,
         };
         assert_eq!(Commit::decode(&commit.encode()), Ok(commit.clone()));
         let bare = Commit { prior: None, lsn: None, wal: None, ..commit };

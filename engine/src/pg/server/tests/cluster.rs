@@ -10,22 +10,35 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub(super) struct Cluster {
+    programs: PathBuf,
     root: TempDir,
     server: Option<Child>,
     port: u16,
 }
 
 /// Where the server's programs are: the newest version a Debian machine has.
-fn programs() -> PathBuf {
+fn newest_programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL must be installed for this test");
     let number = |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<u32>().ok());
     let newest = versions.flatten().map(|e| e.path()).filter(|p| p.join("bin/initdb").exists()).max_by_key(number);
     newest.expect("PostgreSQL must be installed for this test").join("bin")
 }
 
+/// Programs of each major in `PGKEEP_TEST_MAJORS`, Debian's or from where `scripts/setup` puts others.
+pub(super) fn majors() -> Vec<(u32, PathBuf)> {
+    let text = std::env::var("PGKEEP_TEST_MAJORS").unwrap_or_else(|_| "15".to_owned());
+    let cache = std::env::var("PGKEEP_TEST_CACHE").unwrap_or_else(|_| "/var/cache/pgkeep-test".to_owned());
+    let find = |major: &str| {
+        let places = [format!("/usr/lib/postgresql/{major}/bin"), format!("{cache}/pg/{major}/bin")];
+        let found = places.iter().map(PathBuf::from).find(|p| p.join("initdb").exists());
+        let number = major.parse().expect("PGKEEP_TEST_MAJORS holds majors, separated by commas");
+        (number, found.unwrap_or_else(|| panic!("PostgreSQL {major} is in none of {places:?}: run scripts/setup")))
+    };
+    text.split(',').map(|major| find(major.trim())).collect()
+}
+
 /// The server refuses to run as root, so root runs it as the user the package made for it.
-fn command(program: &str) -> Command {
-    let path = programs().join(program);
+fn command(path: PathBuf) -> Command {
     let mut command = match rustix::process::geteuid().is_root() {
         false => Command::new(path),
         true => {
@@ -61,20 +74,25 @@ fn new_root() -> TempDir {
 impl Cluster {
     /// Makes a cluster (user postgres, trusted on the socket, scram over TCP) and starts it.
     pub(super) fn start(initdb: &[&str], settings: &[&str]) -> Self {
-        let mut cluster = Self { root: new_root(), server: None, port: 0 };
+        Self::start_with(newest_programs(), initdb, settings)
+    }
+
+    /// The same with the programs of another version.
+    pub(super) fn start_with(programs: PathBuf, initdb: &[&str], settings: &[&str]) -> Self {
+        let mut cluster = Self { programs, root: new_root(), server: None, port: 0 };
         let data = cluster.data();
         let fixed = ["-U", "postgres", "-A", "trust", "--auth-host=scram-sha-256", "--no-sync", "-E", "UTF8", "-D"];
-        run(command("initdb").args(fixed).arg(&data).args(initdb));
+        run(command(cluster.programs.join("initdb")).args(fixed).arg(&data).args(initdb));
         cluster.serve(settings);
         cluster
     }
 
     /// A streaming standby of this cluster.
     pub(super) fn standby(&self) -> Self {
-        let mut standby = Self { root: new_root(), server: None, port: 0 };
+        let mut standby = Self { programs: self.programs.clone(), root: new_root(), server: None, port: 0 };
         let socket = self.root.path().to_str().expect("a path of ASCII");
         let (port, data) = (self.port.to_string(), standby.data());
-        run(command("pg_basebackup")
+        run(command(self.programs.join("pg_basebackup"))
             .args(["-h", socket, "-p", &port, "-U", "postgres", "-R", "--no-sync", "-c", "fast", "-D"])
             .arg(&data));
         standby.serve(&["hot_standby=on"]);
@@ -87,7 +105,7 @@ impl Cluster {
             self.port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
             let socket = format!("unix_socket_directories={}", self.root.path().display());
             let log = std::fs::File::create(self.root.path().join("log")).expect("a log file");
-            let mut server = command("postgres")
+            let mut server = command(self.programs.join("postgres"))
                 .arg("-D")
                 .arg(self.data())
                 .args([
@@ -142,7 +160,7 @@ impl Cluster {
     }
 
     pub(super) fn output(&self, program: &str, arguments: &[&str]) -> String {
-        run(command(program).args(arguments))
+        run(command(self.programs.join(program)).args(arguments))
     }
 
     /// Over the socket, as the superuser.

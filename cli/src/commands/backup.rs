@@ -1,0 +1,59 @@
+//! `backup`.
+
+use super::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::Opt;
+use crate::size::human_size;
+use crate::{VERSION, repos, zone};
+use pgkeep_engine::backup::{self, BackupOptions};
+use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::{Error, Kind};
+use pgkeep_formats::repo::records::BackupType;
+
+pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let repo = settings.target_repos().next();
+    let repo = repo.ok_or_else(|| Error::refused(Kind::OptionRequired, "no repository is configured"))?;
+    let repository = repos::open(settings, repo)?;
+    let options = BackupOptions {
+        stanza: settings.stanza_name().to_owned(),
+        pgdata: repos::pgdata(settings)?,
+        server: settings.flag(Opt::Online).then(|| repos::server(settings)),
+        backup_type: match settings.text(Opt::Type) {
+            Some("full") => BackupType::Full,
+            Some("diff") => BackupType::Diff,
+            _ => BackupType::Incr,
+        },
+        delta: settings.flag(Opt::Delta),
+        force: settings.flag(Opt::Force),
+        start_fast: settings.flag(Opt::StartFast),
+        checksum_page: settings.flag_if_set(Opt::ChecksumPage),
+        page_header_check: settings.flag(Opt::PageHeaderCheck),
+        exclude: settings.list(Opt::Exclude).to_vec(),
+        annotations: settings.pairs(Opt::Annotation).iter().cloned().collect(),
+        archive_check: settings.flag(Opt::ArchiveCheck),
+        archive_timeout: settings.time(Opt::ArchiveTimeout),
+        process_max: settings.process_max(),
+        compress_level: settings.compress_level().unwrap_or(3),
+        lock_path: settings.lock_path().to_path_buf(),
+        exec_id: repos::exec_id(),
+        host: repos::host(),
+        program: VERSION.to_owned(),
+        zone: zone::local(),
+    };
+    let began = std::time::Instant::now();
+    let report = backup::run(&repository, &options, context.observer, context.cancel, &SystemClock)?;
+    let commit = &report.commit;
+    let seconds = began.elapsed().as_secs_f64();
+    tracing::info!(
+        "{} backup size = {}, read = {}, new in repository = {}, file total = {}, {:.1} s",
+        commit.backup_type.as_str(),
+        human_size(commit.size),
+        human_size(report.read),
+        human_size(commit.repository_delta),
+        report.files,
+        seconds
+    );
+    Ok(Status::OK)
+}

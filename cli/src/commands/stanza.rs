@@ -1,0 +1,112 @@
+//! `stanza-create`, `stanza-upgrade`, `stanza-delete`.
+
+use super::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::{Opt, Settings};
+use crate::repos;
+use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::lock::{Lock, LockName, LockType, check_stopped};
+use pgkeep_engine::pg::identity::ClusterIdentity;
+use pgkeep_engine::pg::server::Connection;
+use pgkeep_engine::stanza::{self, Change, DeleteOptions, RepoOutcome, WhenRunning};
+use pgkeep_engine::{Error, Kind};
+
+pub(super) fn create(context: &Context<'_>) -> Result<Status, Failure> {
+    change(context, stanza::create, "created", "already exists and is valid")
+}
+
+pub(super) fn upgrade(context: &Context<'_>) -> Result<Status, Failure> {
+    change(context, stanza::upgrade, "upgraded", "is already up to date")
+}
+
+type Change_ = fn(
+    Vec<stanza::RepoTarget>,
+    &str,
+    &ClusterIdentity,
+    &dyn pgkeep_engine::clock::Clock,
+) -> pgkeep_engine::Result<Vec<RepoOutcome>>;
+
+fn change(context: &Context<'_>, operation: Change_, done: &str, unchanged: &str) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let name = settings.stanza_name();
+    check_stopped(settings.lock_path(), Some(name))?;
+    let _locks = locks(settings)?;
+    let identity = identity(context)?;
+    let outcomes = operation(repos::targets(settings)?, name, &identity, &SystemClock)?;
+    let mut failed = Vec::new();
+    for outcome in outcomes {
+        match outcome.result {
+            Ok(o) if o.change == Change::Unchanged => {
+                tracing::info!("stanza '{name}' {unchanged} on repo{}", outcome.key)
+            }
+            Ok(_) => tracing::info!("stanza '{name}' {done} on repo{}", outcome.key),
+            Err(e) => failed.push((outcome.key, e)),
+        }
+    }
+    match failed.len() {
+        0 => Ok(Status::OK),
+        1 if settings.target_repos().count() == 1 => match failed.pop() {
+            Some((_, e)) => Err(e.into()),
+            None => Ok(Status::OK),
+        },
+        _ => {
+            for (key, e) in &failed {
+                tracing::error!("repo{key}: {}", repos::chain(e));
+            }
+            Err(Error::refused(Kind::Command, format!("{} repositories failed", failed.len())).into())
+        }
+    }
+}
+
+pub(super) fn delete(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let repos: Vec<_> = settings.target_repos().collect();
+    let [repo] = repos.as_slice() else {
+        return Err(Error::refused(Kind::OptionRequired, "option repo is required when there are several").into());
+    };
+    let _locks = locks(settings)?;
+    let pgdata = repos::pgdata(settings)?;
+    let options = DeleteOptions {
+        lock_path: settings.lock_path(),
+        pgdata: Some(&pgdata),
+        when_running: if settings.flag(Opt::Force) { WhenRunning::Delete } else { WhenRunning::Refuse },
+    };
+    let deleted = stanza::delete(
+        &*repos::open(settings, *repo)?,
+        settings.stanza_name(),
+        &options,
+        context.observer,
+        context.cancel,
+    )?;
+    tracing::info!(
+        "stanza '{}' deleted from repo{}: {} backups, {} archived files",
+        settings.stanza_name(),
+        repo.key(),
+        deleted.backups,
+        deleted.wal
+    );
+    Ok(Status::OK)
+}
+
+/// All locks of the stanza in all repositories: nothing else may run meanwhile.
+fn locks(settings: &Settings) -> Result<Vec<Lock>, Failure> {
+    let mut locks = Vec::new();
+    for repo in settings.target_repos() {
+        for lock_type in [LockType::Archive, LockType::Backup, LockType::Restore] {
+            let name = LockName { stanza: settings.stanza_name().to_owned(), lock_type, repo_key: repo.key().into() };
+            locks.push(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?);
+        }
+    }
+    Ok(locks)
+}
+
+fn identity(context: &Context<'_>) -> Result<ClusterIdentity, Failure> {
+    let settings = context.settings;
+    let pgdata = repos::pgdata(settings)?;
+    if !settings.flag(Opt::Online) {
+        return Ok(ClusterIdentity::of_directory(&pgdata)?);
+    }
+    let mut connection = Connection::open(&repos::server(settings), "stanza", context.cancel).map_err(Error::from)?;
+    Ok(ClusterIdentity::of_server(&mut connection, &pgdata, settings.pg(1).port())?.0)
+}

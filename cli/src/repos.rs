@@ -1,0 +1,160 @@
+//! From options to open repositories and reachable servers.
+
+use crate::error::Failure;
+use crate::option::{Cipher, Opt, Repo, Settings};
+use pgkeep_engine::archive::Configured;
+use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::crypto::{KeyFile, Passphrase, Unlock};
+use pgkeep_engine::pg::server::ConnectOptions;
+use pgkeep_engine::repository::{OpenOptions, Repository};
+use pgkeep_engine::stanza::RepoTarget;
+use pgkeep_engine::store::{LocalStore, RetryPolicy, RetryStore, Store};
+use pgkeep_engine::{Error, FileError, Kind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Opens one repository.
+///
+/// # Errors
+/// What the store, the key or the repository said.
+pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository>, Failure> {
+    let store = store(settings, LocalStore::open(repo.path()).map_err(Error::from)?);
+    Ok(Arc::new(Repository::open(store, options(settings, repo)?)?))
+}
+
+/// Opens all repositories the command works on, in key order.
+///
+/// # Errors
+/// What the first one that fails said.
+pub(crate) fn open_all(settings: &Settings) -> Result<Vec<Arc<Repository>>, Failure> {
+    settings.target_repos().map(|repo| open(settings, repo)).collect()
+}
+
+/// Opens all repositories the command works on; those that fail keep their error.
+///
+/// # Errors
+/// Only what concerns no repository in particular.
+pub(crate) fn configured(settings: &Settings) -> Result<Vec<Configured>, Failure> {
+    let one = |repo: Repo<'_>| {
+        let repository = match open(settings, repo) {
+            Ok(repository) => Ok(repository),
+            Err(Failure::Engine(e)) => Err(e),
+            Err(other) => return Err(other),
+        };
+        Ok(Configured { key: repo.key().into(), repository })
+    };
+    settings.target_repos().map(one).collect()
+}
+
+/// The repositories the command works on, which need not exist yet.
+///
+/// # Errors
+/// What the directory or a key file said.
+pub(crate) fn targets(settings: &Settings) -> Result<Vec<RepoTarget>, Failure> {
+    let one = |repo: Repo<'_>| {
+        let local = LocalStore::create(repo.path()).map_err(Error::from)?;
+        Ok(RepoTarget { store: store(settings, local), options: options(settings, repo)? })
+    };
+    settings.target_repos().map(one).collect()
+}
+
+/// How to reach the server of the first cluster.
+pub(crate) fn server(settings: &Settings) -> ConnectOptions {
+    let pg = settings.pg(1);
+    ConnectOptions {
+        host: None,
+        socket_path: pg.socket_path().map(Path::to_path_buf),
+        port: pg.port(),
+        user: pg.user().map(str::to_owned),
+        database: pg.database().to_owned(),
+        query_timeout: settings.time(Opt::DbTimeout),
+        ..ConnectOptions::default()
+    }
+}
+
+/// Data directory of the first cluster.
+///
+/// # Errors
+/// `OptionRequired` if it is not configured.
+pub(crate) fn pgdata(settings: &Settings) -> Result<PathBuf, Failure> {
+    let path = settings.pg(1).path();
+    let missing = || Error::refused(Kind::OptionRequired, "option pg1-path is required");
+    Ok(path.ok_or_else(missing)?.to_path_buf())
+}
+
+fn store(settings: &Settings, local: LocalStore) -> Arc<dyn Store> {
+    let first_wait = Duration::from_millis(100);
+    let tries = settings.int(Opt::JobRetry).and_then(|n| u32::try_from(n).ok()).unwrap_or(2) + 1;
+    let (total, longest_wait) = (settings.time(Opt::IoTimeout), settings.time(Opt::JobRetryInterval).max(first_wait));
+    Arc::new(RetryStore::new(local, Arc::new(SystemClock), RetryPolicy { tries, total, first_wait, longest_wait }))
+}
+
+fn options(settings: &Settings, repo: Repo<'_>) -> Result<OpenOptions, Failure> {
+    let unlock = match repo.cipher() {
+        Cipher::None => Unlock::None,
+        Cipher::Passphrase(secret) => Unlock::Passphrase(Passphrase::new(secret.expose().to_owned())),
+        Cipher::PassphraseFile(path) => Unlock::Passphrase(Passphrase::new(first_line(path)?)),
+        Cipher::KeyFile(path) => Unlock::KeyFile(KeyFile::read(path)?),
+    };
+    Ok(OpenOptions { key: repo.key().into(), unlock, cache: cache(settings) })
+}
+
+fn first_line(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path).map_err(FileError::at("open", path)).map_err(Failure::file)?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_owned()),
+        _ => {
+            let text = format!("the passphrase file '{}' is empty", path.display());
+            Err(Error::refused(Kind::FileInvalid, text).into())
+        }
+    }
+}
+
+/// The cache directory, if it is ours to use. Whoever restores as root must not leave files there that keep the server's
+/// own user out; without a cache everything works, only slower.
+fn cache(settings: &Settings) -> Option<PathBuf> {
+    let path = settings.path(Opt::CachePath)?.to_path_buf();
+    if let Err(e) = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+        tracing::debug!("no cache: cannot create '{}': {e}", path.display());
+        return None;
+    }
+    match std::fs::metadata(&path) {
+        Ok(facts) if facts.uid() == rustix::process::geteuid().as_raw() => Some(path),
+        Ok(_) => {
+            tracing::debug!("no cache: '{}' belongs to another user", path.display());
+            None
+        }
+        Err(e) => {
+            tracing::debug!("no cache: cannot stat '{}': {e}", path.display());
+            None
+        }
+    }
+}
+
+/// Name of this run in lock files: process and a random part.
+pub(crate) fn exec_id() -> String {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+    format!("{}-{nanos:08x}", std::process::id())
+}
+
+/// This host and process, for messages in the repository.
+pub(crate) fn host() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{name}:{}", std::process::id())
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
