@@ -8,7 +8,7 @@ use pgkeep_engine::repository::wal::{WalFile, WalPut};
 use pgkeep_engine::repository::{OpenOptions, Repository};
 use pgkeep_engine::store::{LocalStore, MemoryStore, Store};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const ROUNDS: u32 = 15;
 const LEVEL: i32 = 3;
@@ -48,16 +48,23 @@ fn put(repository: &Repository, name: &str, file: &WalFile<'_>) {
     assert_eq!(repository.wal_put("main", "15-1", name, file).expect("put"), WalPut::Created);
 }
 
+/// Medians of the wall time and of the processor time of all threads: on a busy machine only the second says much.
 fn median(what: &str, mut run: impl FnMut(u32)) {
-    let mut times: Vec<Duration> = (0..ROUNDS)
-        .map(|i| {
-            let begun = Instant::now();
-            run(i);
-            begun.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("{what:28} {:8.2} ms", times[times.len() / 2].as_secs_f64() * 1e3);
+    let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+    for i in 0..ROUNDS {
+        let (begun, used) = (Instant::now(), cpu_ms());
+        run(i);
+        wall.push(begun.elapsed().as_secs_f64() * 1e3);
+        cpu.push(cpu_ms() - used);
+    }
+    wall.sort_by(f64::total_cmp);
+    cpu.sort_by(f64::total_cmp);
+    println!("{what:28} {:8.2} ms wall {:8.2} ms CPU", wall[wall.len() / 2], cpu[cpu.len() / 2]);
+}
+
+fn cpu_ms() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
 }
 
 /// Small records of counters and repeated words, with a page image of noise-like text now and then.
