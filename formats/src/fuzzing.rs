@@ -5,6 +5,7 @@
 //! `TARGETS` list; a new one is added to [`all`], and gets a file in `fuzz/fuzz_targets` per entry point.
 
 pub mod pg;
+pub mod repo;
 
 /// One entry point. The name is that of the file in `fuzz/fuzz_targets`.
 #[derive(Debug, Clone, Copy)]
@@ -17,5 +18,5 @@ pub struct Target {
 
 /// All entry points of all families.
 pub fn all() -> impl Iterator<Item = Target> {
-    [pg::TARGETS].into_iter().flatten().copied()
+    [pg::TARGETS, repo::TARGETS].into_iter().flatten().copied()
 }

@@ -88,6 +88,18 @@ fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
+/// Object names, right or nearly so.
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "gen/[+0-9]{18,21}",
+        "packs/[0-9a-f]{2}/[0-9a-f]{64}",
+        "packs/00/00[0-9a-f]{62}",
+        "idx/[0-9a-f]{32}/[+0-9]{7,9}-[0-9a-f]{64}",
+        "[0-9a-fA-F]{31,33}",
+        "[a-z./:-]{0,130}",
+    ]
+}
+
 #[test]
 fn every_entry_point_has_a_fuzz_target_and_no_more() {
     let fuzz = manifest_dir().join("fuzz");
@@ -117,6 +129,11 @@ proptest! {
     #[test]
     fn random_text(text in "[0-9A-Fa-f/. \t\n\\\\#:()a-z_-]{0,120}") {
         run_all(text.as_bytes());
+    }
+
+    #[test]
+    fn random_names(names in proptest::collection::vec(name(), 1..6)) {
+        run_all(names.join("\n").as_bytes());
     }
 
     #[test]

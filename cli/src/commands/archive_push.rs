@@ -26,7 +26,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     };
     let repositories = repos::configured(settings)?;
     match archive::push(&repositories, &options)? {
-        PushReport::Archived { name, repositories } => {
+        PushReport::Archived(repositories) => {
+            let name = settings.param(0).file_name().unwrap_or_default().to_string_lossy();
             for repository in &repositories {
                 tracing::debug!("'{name}' is in archive {} on repo{}", repository.archive_id, repository.key);
             }

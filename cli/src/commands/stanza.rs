@@ -7,7 +7,6 @@ use crate::option::{Opt, Settings};
 use crate::repos;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::lock::{Lock, LockName, LockType, check_stopped};
-use pgkeep_engine::pg::datadir;
 use pgkeep_engine::pg::identity::ClusterIdentity;
 use pgkeep_engine::pg::server::Connection;
 use pgkeep_engine::stanza::{self, Change, DeleteOptions, RepoOutcome, WhenRunning};
@@ -38,7 +37,9 @@ fn change(context: &Context<'_>, operation: Change_, done: &str, unchanged: &str
     let mut failed = Vec::new();
     for outcome in outcomes {
         match outcome.result {
-            Ok(o) if o.change == Change::Unchanged => tracing::info!("stanza '{name}' {unchanged} on repo{}", outcome.key),
+            Ok(o) if o.change == Change::Unchanged => {
+                tracing::info!("stanza '{name}' {unchanged} on repo{}", outcome.key)
+            }
             Ok(_) => tracing::info!("stanza '{name}' {done} on repo{}", outcome.key),
             Err(e) => failed.push((outcome.key, e)),
         }
@@ -51,7 +52,7 @@ fn change(context: &Context<'_>, operation: Change_, done: &str, unchanged: &str
         },
         _ => {
             for (key, e) in &failed {
-                tracing::error!("repo{key}: {}", Failure::chain(e));
+                tracing::error!("repo{key}: {}", repos::chain(e));
             }
             Err(Error::refused(Kind::Command, format!("{} repositories failed", failed.len())).into())
         }
@@ -65,13 +66,26 @@ pub(super) fn delete(context: &Context<'_>) -> Result<Status, Failure> {
         return Err(Error::refused(Kind::OptionRequired, "option repo is required when there are several").into());
     };
     let _locks = locks(settings)?;
+    let pgdata = repos::pgdata(settings)?;
     let options = DeleteOptions {
-        lock_path: settings.lock_path().to_path_buf(),
-        pg_path: Some(repos::pgdata(settings)?),
+        lock_path: settings.lock_path(),
+        pgdata: Some(&pgdata),
         when_running: if settings.flag(Opt::Force) { WhenRunning::Delete } else { WhenRunning::Refuse },
     };
-    let deleted = stanza::delete(&*repos::open(settings, *repo)?, settings.stanza_name(), &options)?;
-    tracing::info!("stanza '{}' deleted from repo{}: {deleted}", settings.stanza_name(), repo.key());
+    let deleted = stanza::delete(
+        &*repos::open(settings, *repo)?,
+        settings.stanza_name(),
+        &options,
+        context.observer,
+        context.cancel,
+    )?;
+    tracing::info!(
+        "stanza '{}' deleted from repo{}: {} backups, {} archived files",
+        settings.stanza_name(),
+        repo.key(),
+        deleted.backups,
+        deleted.wal
+    );
     Ok(Status::OK)
 }
 
@@ -91,8 +105,8 @@ fn identity(context: &Context<'_>) -> Result<ClusterIdentity, Failure> {
     let settings = context.settings;
     let pgdata = repos::pgdata(settings)?;
     if !settings.flag(Opt::Online) {
-        return Ok(ClusterIdentity::from(&datadir::read_control(&pgdata)?.fields));
+        return Ok(ClusterIdentity::of_directory(&pgdata)?);
     }
     let mut connection = Connection::open(&repos::server(settings), "stanza", context.cancel).map_err(Error::from)?;
-    Ok(ClusterIdentity::of_server(&mut connection, &pgdata)?)
+    Ok(ClusterIdentity::of_server(&mut connection, &pgdata, settings.pg(1).port())?.0)
 }

@@ -73,7 +73,9 @@ pub fn index_segment(session: SessionId, sequence: u32, id: IndexId) -> String {
 pub fn parse_index_segment(key: &str) -> Option<(SessionId, u32, IndexId)> {
     let (session, name) = key.strip_prefix(INDEX)?.split_once('/')?;
     let (sequence, id) = name.split_once('-')?;
-    Some((SessionId::parse(session).ok()?, sequence.parse().ok()?, IndexId::parse(id).ok()?))
+    let parts = (SessionId::parse(session).ok()?, sequence.parse().ok()?, IndexId::parse(id).ok()?);
+    // One segment has one name: `+1` and `1` are numbers to the standard library, but no names.
+    (index_segment(parts.0, parts.1, parts.2) == key).then_some(parts)
 }
 
 /// What a session's backup uses.
@@ -151,8 +153,8 @@ pub fn generation(n: u64) -> String {
 /// The number in a generation's object key.
 #[must_use]
 pub fn parse_generation(key: &str) -> Option<u64> {
-    let digits = key.strip_prefix(GENERATIONS)?;
-    if digits.len() == 20 { digits.parse().ok() } else { None }
+    let n = key.strip_prefix(GENERATIONS)?.parse().ok()?;
+    (generation(n) == key).then_some(n)
 }
 
 /// Prefix of a stanza's WAL.

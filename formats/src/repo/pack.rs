@@ -120,12 +120,12 @@ impl PackTrailer {
     /// # Errors
     /// [`FormatError::BadMagic`], [`FormatError::BadChecksum`], [`FormatError::OutOfRange`], or what the codec says.
     pub fn decode(bytes: &[u8], pack_size: u64) -> Result<Self, FormatError> {
-        let start = bytes.len().checked_sub(TRAILER_LEN).ok_or(FormatError::Truncated {
+        let short = || FormatError::Truncated {
             offset: 0,
-            need: TRAILER_LEN - bytes.len(),
+            need: TRAILER_LEN.saturating_sub(bytes.len()),
             what: "pack trailer",
-        })?;
-        let bytes = &bytes[start..];
+        };
+        let bytes = bytes.last_chunk::<TRAILER_LEN>().ok_or_else(short)?;
         let mut r = Reader::new(bytes);
         let trailer = Self {
             hashes_offset: r.u32("pack trailer")?,
@@ -296,4 +296,22 @@ fn read_entry(r: &mut Reader<'_>, offset: u32, last_base: Option<u64>) -> Result
     };
     let page_hashes = r.varint_max(CHUNK_BYTES_MAX.into(), "page hashes")? as u32;
     Ok(FooterEntry { id, offset, stored_len, plain_len, kind, encoding, dependency, page_hashes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trailer_is_found_at_the_end_of_whatever_was_read() {
+        let trailer = PackTrailer { hashes_offset: 100, footer_offset: 100, footer_len: 26, footer_plain_len: 2 };
+        let mut tail = vec![7; 126];
+        tail.extend_from_slice(&trailer.encode());
+        for start in [0, 100, 126] {
+            assert_eq!(PackTrailer::decode(&tail[start..], 158), Ok(trailer));
+        }
+        let short = FormatError::Truncated { offset: 0, need: 2, what: "pack trailer" };
+        assert_eq!(PackTrailer::decode(&tail[128..], 158), Err(short));
+        assert!(PackTrailer::decode(&tail, 159).is_err());
+    }
 }

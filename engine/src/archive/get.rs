@@ -1,0 +1,163 @@
+//! `archive-get`, synchronous: one file out of whichever repository has it.
+//!
+//! The server takes "not found" as the end of the archive and may then end a recovery. So [`GetOutcome::NotFound`] is
+//! said only if every repository was asked and each said a clear no. Any doubt, such as a repository that cannot be
+//! reached or a stanza that does not exist, is an error, unless another repository has the file.
+//!
+//! Candidates are the archives of all history entries of the target's version and system identifier: repositories in
+//! the order given, in each the newest entry first. A copy that cannot be read is a warning, and the next one is
+//! tried. The first good copy is taken: it is authentic, and a name has one content for ever in each archive. Only where
+//! several archives could hold the name and the first copy was not good are others looked at.
+
+use super::{Configured, Failure, chain, joined};
+use crate::pg::datadir::read_control;
+use crate::repository::Repository;
+use crate::{Error, FileError, Kind, Result};
+use pgkeep_formats::pg::control::ControlFile;
+use pgkeep_formats::pg::wal::ArchiveName;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Permission bits of the file: the server's own for WAL.
+const FILE_MODE: u32 = 0o600;
+
+/// What to get, and where to put it.
+#[derive(Debug, Clone)]
+pub struct GetOptions {
+    /// The stanza.
+    pub stanza: String,
+    /// Name of the file.
+    pub name: String,
+    /// Where to write it, absolute or relative to this process's directory.
+    pub destination: PathBuf,
+    /// The data directory, whose `pg_control` says which archives are its.
+    pub pg_path: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GetOutcome {
+    /// The file is at its destination.
+    Found {
+        /// Number of the repository it came from.
+        key: u32,
+        /// The archive it came from.
+        archive_id: String,
+        /// Its bytes.
+        size: u64,
+    },
+    /// It is certainly in no repository.
+    NotFound,
+}
+
+/// Fetches one file. The destination is written under a temporary name beside it and renamed, so it is there whole or not
+/// at all. It is not synced: the server syncs what it keeps, and asks again after a crash.
+///
+/// # Errors
+/// `ParamInvalid` for a name that is none of a WAL or history file; `FileMissing`, `Format` or `FeatureNotSupported` if
+/// `pg_control` cannot be read; `RepoInvalid` with a line for each repository if none can be used; `FileWrite` and other
+/// file errors for the destination; what the failures say if all that failed is of one kind, else `Command`, if the file
+/// was not found and its absence is not certain.
+pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutcome> {
+    let name = ArchiveName::parse(&options.name).map_err(|_| {
+        Error::refused(Kind::ParamInvalid, format!("'{}' is no name of a WAL or history file", options.name))
+    })?;
+    let name = name.to_string();
+    let control = read_control(&options.pg_path)?.fields;
+    let mut failures = Vec::new();
+    let mut usable = 0;
+    for configured in repositories {
+        let key = configured.key;
+        let candidates = match candidates(configured, &options.stanza, &control) {
+            Ok(candidates) => candidates,
+            Err(e) => {
+                failures.push(Failure::new(key, &e));
+                continue;
+            }
+        };
+        usable += 1;
+        for (repository, archive_id) in candidates {
+            match repository.wal_get(&options.stanza, &archive_id, &name) {
+                Ok(Some(content)) => {
+                    failures.iter().for_each(|f| {
+                        tracing::warn!("repo{}: [{:?}Error] {}", f.key, f.kind, f.message);
+                    });
+                    write(&options.destination, &content)?;
+                    tracing::info!("found {name} in the repo{key}: {archive_id} archive");
+                    return Ok(GetOutcome::Found { key, archive_id, size: content.len() as u64 });
+                }
+                Ok(None) => {}
+                Err(e) => failures.push(Failure::new(key, &e)),
+            }
+        }
+    }
+    if usable == 0 {
+        return Err(joined(Kind::RepoInvalid, "unable to find a valid repository", &failures));
+    }
+    let Some(first) = failures.first() else {
+        tracing::info!("unable to find {name} in the archive");
+        return Ok(GetOutcome::NotFound);
+    };
+    let same = failures.iter().all(|f| f.kind == first.kind);
+    let kind = if same { first.kind } else { Kind::Command };
+    Err(joined(kind, &format!("cannot get '{name}', and it is not certain that it is absent"), &failures))
+}
+
+/// The archives of a repository that may hold the cluster's files, newest first.
+fn candidates<'r>(
+    configured: &'r Configured,
+    stanza: &str,
+    control: &ControlFile,
+) -> Result<Vec<(&'r Arc<Repository>, String)>> {
+    let repository = match &configured.repository {
+        Ok(repository) => repository,
+        Err(e) => return Err(Error::refused(e.kind(), chain(e))),
+    };
+    let history = repository.stanza_history(stanza)?;
+    if history.is_empty() {
+        let text = format!("stanza '{stanza}' does not exist in {}", repository.store().describe());
+        return Err(Error::refused(Kind::FileMissing, text));
+    }
+    let (version, system_identifier) = (control.version.major(), control.system_identifier);
+    let own = history.iter().rev().filter(|h| (h.version, h.system_identifier) == (version, system_identifier));
+    let own: Vec<_> = own.map(|h| (repository, h.archive_id())).collect();
+    if own.is_empty() {
+        return Err(Error::refused(
+            Kind::ArchiveMismatch,
+            format!(
+                "stanza '{stanza}' in {} never had PostgreSQL version {version}, system-id {system_identifier}",
+                repository.store().describe()
+            ),
+        ));
+    }
+    Ok(own)
+}
+
+fn write(destination: &Path, content: &[u8]) -> Result<()> {
+    let invalid = || {
+        let text = format!("'{}' is no name of a file to write", destination.display());
+        Error::refused(Kind::ParamInvalid, text)
+    };
+    let mut temporary = destination.file_name().ok_or_else(invalid)?.to_owned();
+    // The process number keeps two requests for one destination apart.
+    temporary.push(format!(".pgkeep-{}.tmp", std::process::id()));
+    let temporary = destination.with_file_name(temporary);
+    let written = write_whole(&temporary, content)
+        .and_then(|()| std::fs::rename(&temporary, destination).map_err(FileError::at("rename", destination)));
+    if let Err(e) = written {
+        // Nothing more can be done about a leftover; what failed is what matters.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(e.into());
+    }
+    Ok(())
+}
+
+fn write_whole(path: &Path, content: &[u8]) -> std::result::Result<(), FileError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(FILE_MODE);
+    let mut file = options.open(path).map_err(FileError::at("write", path))?;
+    file.write_all(content).map_err(FileError::at("write", path))
+}
