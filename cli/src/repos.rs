@@ -5,6 +5,7 @@ use crate::option::{Cipher, Opt, Repo, Settings};
 use pgkeep_engine::archive::Configured;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::{KeyFile, Passphrase, Unlock};
+use pgkeep_engine::info::RepoAccess;
 use pgkeep_engine::pg::server::ConnectOptions;
 use pgkeep_engine::repository::{OpenOptions, Repository};
 use pgkeep_engine::stanza::RepoTarget;
@@ -46,6 +47,17 @@ pub(crate) fn configured(settings: &Settings) -> Result<Vec<Configured>, Failure
         Ok(Configured { key: repo.key().into(), repository })
     };
     settings.target_repos().map(one).collect()
+}
+
+/// A repository as `info` sees it: its failure is something to show.
+///
+/// # Errors
+/// What a key file said.
+pub(crate) fn access(settings: &Settings, repo: Repo<'_>) -> Result<RepoAccess, Failure> {
+    match LocalStore::open(repo.path()) {
+        Ok(local) => Ok(RepoAccess::open(store(settings, local), options(settings, repo)?)),
+        Err(e) => Ok(RepoAccess::failed(e.into())),
+    }
 }
 
 /// The repositories the command works on, which need not exist yet.

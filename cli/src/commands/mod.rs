@@ -5,6 +5,7 @@ mod archive_push;
 mod backup;
 mod control;
 mod help;
+mod info;
 mod stanza;
 mod start;
 mod stop;
@@ -44,6 +45,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Help => Ok(help::run),
+        Command::Info => Ok(info::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),
         Command::Version => Ok(version::run),

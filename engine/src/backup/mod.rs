@@ -6,7 +6,9 @@
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
 
+mod cluster;
 mod dispatch;
+mod finish;
 mod label;
 mod plan;
 mod sequence;
@@ -14,29 +16,23 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use self::cluster::Cluster;
+use self::finish::{Wal, late_entries, links};
 use self::plan::{Plan, Survey};
 use self::sequence::{Copied, Copy};
 use self::task::Shared;
+use crate::Result;
 use crate::chunk::Gear;
 use crate::clock::Clock;
 use crate::index::ChunkIndex;
 use crate::lock::{Lock, LockName, LockType, check_stopped};
 use crate::observe::{Cancel, Counter, Observer};
 use crate::pg::datadir::{self, Exclusions, WalkOptions};
-use crate::pg::server::{
-    ArchiveMode, BackupStart, BackupStop, CheckpointPace, ConnectOptions, Connection, Database, Identity, Tablespace,
-};
-use crate::repository::manifests::{BuiltEntry, Manifest, ManifestBuilder, ManifestSummary};
+use crate::pg::server::{BackupStart, CheckpointPace, ConnectOptions};
+use crate::repository::manifests::{Manifest, ManifestBuilder};
 use crate::repository::{ChunkSource, Repository, WriterSession};
-use crate::{Error, Kind, Result};
-use pgkeep_formats::pg::control::ControlFile;
-use pgkeep_formats::pg::label::BackupLabelFile;
 use pgkeep_formats::pg::page::PageCheck;
-use pgkeep_formats::pg::timeline::TimelineId;
-use pgkeep_formats::pg::version::Version;
-use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
-use pgkeep_formats::repo::manifest::{Node, path_cmp};
-use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef, LinkRef, StanzaHistory, TablespaceRef};
+use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,19 +93,6 @@ pub struct BackupReport {
     pub files: u64,
 }
 
-/// What must be known of the cluster, from the server or from `pg_control`.
-struct Cluster {
-    version: Version,
-    system_identifier: u64,
-    checksums: bool,
-    page_size: u32,
-    segment_blocks: u32,
-    wal_segment_size: WalSegmentSize,
-    timeline: TimelineId,
-    databases: Vec<Database>,
-    tablespaces: Vec<Tablespace>,
-}
-
 /// Backs up a cluster into one repository.
 ///
 /// Blocks until the backup is committed. Interrupting it through `cancel` leaves no visible backup.
@@ -130,9 +113,10 @@ pub fn run(
     let lock = Lock::acquire(&options.lock_path, &name, &options.exec_id)?;
 
     // 2. The cluster is the stanza's.
-    let mut server = connect(options, cancel)?;
-    let (cluster, mut connection) = look(options, &mut server)?;
-    let history = current_history(repository, options, &cluster)?;
+    let (cluster, mut connection) = Cluster::look(options, cancel)?;
+    let history = cluster.history(repository, &options.stanza)?;
+    let archive_id = history.archive_id();
+    let wal_of = Wal { repository, options, cluster: &cluster, archive_id, cancel, clock };
     if let Some(connection) = &mut connection {
         connection.lock_backup(repository.key() as i32)?;
     }
@@ -164,7 +148,7 @@ pub fn run(
                     connection.backup_start(&format!("pgkeep backup started at {}", clock.now().as_secs()), pace)?;
                 tracing::info!(
                     "backup start archive = {}, lsn = {}",
-                    wal_name(&cluster, start.timeline, start.lsn),
+                    cluster.wal_name(start.timeline, start.lsn),
                     start.lsn
                 );
                 Some(start)
@@ -172,7 +156,7 @@ pub fn run(
             None => None,
         };
         if let Some(start) = &start {
-            wait_for_prior(repository, options, &cluster, &history, start, cancel, clock)?;
+            wal_of.wait_for_prior(start)?;
         }
 
         // 5. Copy.
@@ -204,7 +188,11 @@ pub fn run(
             Some(connection) => {
                 tracing::info!("execute non-exclusive backup stop and wait for all WAL segments to archive");
                 let stop = connection.backup_stop()?;
-                tracing::info!("backup stop archive = {}, lsn = {}", wal_name_before(&cluster, stop.lsn), stop.lsn);
+                tracing::info!(
+                    "backup stop archive = {}, lsn = {}",
+                    cluster.wal_name_before(cluster.timeline, stop.lsn),
+                    stop.lsn
+                );
                 Some(stop)
             }
             None => None,
@@ -214,9 +202,7 @@ pub fn run(
 
         // 7. The WAL that makes it consistent is archived.
         let wal = match (&start, &stop) {
-            (Some(start), Some(stop)) => {
-                Some(wait_for_wal(repository, options, &cluster, &history, start, stop, cancel, clock)?)
-            }
+            (Some(start), Some(stop)) => Some(wal_of.wait_for_range(start, stop)?),
             _ => None,
         };
         cancel.check()?;
@@ -279,95 +265,6 @@ pub fn run(
         clock,
     )?;
     Ok(BackupReport { commit, read: read + late_bytes, files: summary.root.files })
-}
-
-fn connect(options: &BackupOptions, cancel: &Cancel) -> Result<Option<Connection>> {
-    match &options.server {
-        Some(server) => Ok(Some(Connection::open(server, "backup", cancel)?)),
-        None => Ok(None),
-    }
-}
-
-fn look(options: &BackupOptions, server: &mut Option<Connection>) -> Result<(Cluster, Option<Connection>)> {
-    let control = datadir::read_control(&options.pgdata)?.fields;
-    let Some(mut connection) = server.take() else {
-        if datadir::is_running(&options.pgdata)? && !options.force {
-            return Err(Error::refused(
-                Kind::PostgresRunning,
-                format!("a server runs on '{}': stop it, or back it up online", options.pgdata.display()),
-            ));
-        }
-        return Ok((cluster(&control, Vec::new(), Vec::new()), None));
-    };
-    let identity = connection.identity()?;
-    check_identity(options, &control, &identity)?;
-    let (databases, tablespaces) = (connection.databases()?, connection.tablespaces()?);
-    let mut cluster = cluster(&control, databases, tablespaces);
-    cluster.timeline = identity.timeline;
-    Ok((cluster, Some(connection)))
-}
-
-fn check_identity(options: &BackupOptions, control: &ControlFile, identity: &Identity) -> Result<()> {
-    let mismatch = |text: String| Err(Error::refused(Kind::DbMismatch, text));
-    let same_directory = match (std::fs::canonicalize(&identity.data_directory), std::fs::canonicalize(&options.pgdata))
-    {
-        (Ok(a), Ok(b)) => a == b,
-        _ => identity.data_directory == options.pgdata,
-    };
-    if !same_directory {
-        let (theirs, ours) = (identity.data_directory.display(), options.pgdata.display());
-        return mismatch(format!("the server's data directory is '{theirs}' but pg1-path is '{ours}'"));
-    }
-    if control.system_identifier != identity.system_id {
-        return mismatch(format!(
-            "the server has system identifier {} but '{}' has {}",
-            identity.system_id,
-            options.pgdata.display(),
-            control.system_identifier
-        ));
-    }
-    if identity.in_recovery {
-        return mismatch("the server is a standby: back up its primary".to_owned());
-    }
-    if options.archive_check && identity.archive_mode == ArchiveMode::Off {
-        return Err(Error::refused(
-            Kind::ArchiveDisabled,
-            "archive_mode is off: a backup of a running server needs the WAL written meanwhile",
-        ));
-    }
-    Ok(())
-}
-
-fn cluster(control: &ControlFile, databases: Vec<Database>, tablespaces: Vec<Tablespace>) -> Cluster {
-    Cluster {
-        version: control.version,
-        system_identifier: control.system_identifier,
-        checksums: control.has_page_checksums(),
-        page_size: control.block_size,
-        segment_blocks: control.segment_blocks,
-        wal_segment_size: control.wal_segment_size,
-        timeline: control.timeline,
-        databases,
-        tablespaces,
-    }
-}
-
-fn current_history(repository: &Repository, options: &BackupOptions, cluster: &Cluster) -> Result<StanzaHistory> {
-    let place = repository.store().describe();
-    let history = repository.stanza_history(&options.stanza)?.pop().ok_or_else(|| {
-        let text = format!("stanza '{}' does not exist in {place}", options.stanza);
-        Error::refused(Kind::FileMissing, text)
-    })?;
-    if history.version != cluster.version.major() || history.system_identifier != cluster.system_identifier {
-        return Err(Error::refused(
-            Kind::BackupMismatch,
-            format!(
-                "PostgreSQL version {}, system identifier {} do not match stanza '{}' in {place}: version {}, system identifier {}",
-                cluster.version, cluster.system_identifier, options.stanza, history.version, history.system_identifier
-            ),
-        ));
-    }
-    Ok(history)
 }
 
 fn page_check(options: &BackupOptions, cluster: &Cluster) -> Option<PageCheck> {
@@ -435,117 +332,6 @@ fn shared(
         page_size,
         level: options.compress_level,
     })
-}
-
-fn wal_name(cluster: &Cluster, timeline: TimelineId, lsn: pgkeep_formats::pg::lsn::Lsn) -> String {
-    WalSegment::at(timeline, lsn, cluster.wal_segment_size).name(cluster.wal_segment_size)
-}
-
-fn wal_name_before(cluster: &Cluster, lsn: pgkeep_formats::pg::lsn::Lsn) -> String {
-    let number = lsn.segment_number_before(cluster.wal_segment_size);
-    WalSegment { timeline: cluster.timeline, number }.name(cluster.wal_segment_size)
-}
-
-/// The start of a backup ends a segment. If that one is not archived in time, hours of copying would be in vain.
-fn wait_for_prior(
-    repository: &Repository,
-    options: &BackupOptions,
-    cluster: &Cluster,
-    history: &StanzaHistory,
-    start: &BackupStart,
-    cancel: &Cancel,
-    clock: &dyn Clock,
-) -> Result<()> {
-    let number = start.lsn.segment_number(cluster.wal_segment_size);
-    if !options.archive_check || number < 2 {
-        return Ok(());
-    }
-    let name = WalSegment { timeline: start.timeline, number: number - 1 }.name(cluster.wal_segment_size);
-    tracing::info!("check archive for prior segment {name}");
-    repository.wal_wait(&options.stanza, &history.archive_id(), &[name], options.archive_timeout, clock, cancel)
-}
-
-#[expect(clippy::too_many_arguments, reason = "the step's inputs, used once")]
-fn wait_for_wal(
-    repository: &Repository,
-    options: &BackupOptions,
-    cluster: &Cluster,
-    history: &StanzaHistory,
-    start: &BackupStart,
-    stop: &BackupStop,
-    cancel: &Cancel,
-    clock: &dyn Clock,
-) -> Result<(String, String)> {
-    let size = cluster.wal_segment_size;
-    let names: Vec<String> =
-        WalSegment::range(start.timeline, start.lsn, stop.lsn, size).map(|s| s.name(size)).collect();
-    let bounds = match (names.first(), names.last()) {
-        (Some(first), Some(last)) => (first.clone(), last.clone()),
-        _ => (wal_name(cluster, start.timeline, start.lsn), wal_name_before(cluster, stop.lsn)),
-    };
-    if options.archive_check {
-        tracing::info!("check archive for segment(s) {}:{}", bounds.0, bounds.1);
-        repository.wal_wait(&options.stanza, &history.archive_id(), &names, options.archive_timeout, clock, cancel)?;
-    }
-    Ok(bounds)
-}
-
-/// `pg_control` and the label files, in path order.
-fn late_entries(
-    options: &BackupOptions,
-    control: &[u8],
-    stop: Option<&BackupStop>,
-    now: Duration,
-) -> Result<Vec<BuiltEntry>> {
-    let file = |path: &str, bytes: Vec<u8>, user: &str, group: &str| BuiltEntry {
-        path: path.to_owned(),
-        node: Node::File,
-        mode: 0o600,
-        user: user.to_owned(),
-        group: group.to_owned(),
-        modified: (now.as_secs() as i64, 0),
-        size: bytes.len() as u64,
-        inline: Some(bytes),
-        unit: 1,
-        extents: Vec::new(),
-        bad_pages: Vec::new(),
-    };
-    let (user, group) = owner(options)?;
-    let mut out = vec![file("global/pg_control", control.to_vec(), &user, &group)];
-    if let Some(stop) = stop {
-        // What the server gives must be a label, or the restored cluster would start from the wrong checkpoint.
-        BackupLabelFile::parse(stop.label_file.as_bytes()).map_err(Error::damaged("backup_label from the server"))?;
-        out.push(file("backup_label", stop.label_file.clone().into_bytes(), &user, &group));
-        if !stop.tablespace_map.is_empty() {
-            out.push(file("tablespace_map", stop.tablespace_map.clone().into_bytes(), &user, &group));
-        }
-    }
-    out.sort_by(|a, b| path_cmp(&a.path, &b.path));
-    Ok(out)
-}
-
-fn owner(options: &BackupOptions) -> Result<(String, String)> {
-    use std::os::unix::fs::MetadataExt;
-    let facts = std::fs::metadata(&options.pgdata).map_err(crate::FileError::at("stat", &options.pgdata))?;
-    let names = datadir::names::Names::load();
-    let user = names.user(facts.uid()).map_or_else(|| facts.uid().to_string(), str::to_owned);
-    Ok((user, names.group(facts.gid()).map_or_else(|| facts.gid().to_string(), str::to_owned)))
-}
-
-/// Splits the links of the new manifest into tablespaces and others.
-fn links(summary: &ManifestSummary, cluster: &Cluster) -> (Vec<TablespaceRef>, Vec<LinkRef>) {
-    let known = |oid: u32| cluster.tablespaces.iter().find(|t| t.oid == oid).map(|t| t.name.clone());
-    let (mut tablespaces, mut links) = (Vec::new(), Vec::new());
-    for (name, destination) in summary.links.clone() {
-        match name.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse().ok()) {
-            Some(oid) => {
-                let name = known(oid).unwrap_or_else(|| oid.to_string());
-                tablespaces.push(TablespaceRef { oid, name, destination });
-            }
-            None => links.push(LinkRef { name, destination }),
-        }
-    }
-    (tablespaces, links)
 }
 
 /// Passes progress on and keeps the lock file's figures fresh, for `info` on this host.

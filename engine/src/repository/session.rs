@@ -27,7 +27,9 @@ use std::sync::Arc;
 /// How often a session starts over because gc published a generation just then.
 const STARTS_MAX: usize = 16;
 /// Stored bytes after which an index segment is published, so that an interrupted backup has little to do again.
-const PUBLISH_BYTES: u64 = 256 << 20;
+const PUBLISH_BYTES_MIN: u64 = 64 << 20;
+/// Later segments hold this share of what is stored already, which keeps their number small.
+const PUBLISH_SHARE: u64 = 16;
 
 /// What became of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,7 +256,7 @@ impl WriterSession {
         }
         self.stored += facts.size;
         self.unpublished_bytes += facts.size;
-        if self.unpublished_bytes >= PUBLISH_BYTES {
+        if self.unpublished_bytes >= PUBLISH_BYTES_MIN.max(self.stored / PUBLISH_SHARE) {
             self.publish_head()?;
             self.beat()?;
         }
@@ -410,11 +412,13 @@ impl WriterSession {
         Ok(())
     }
 
-    /// Ends the session without a commit, so that garbage collection need not wait for it.
+    /// Ends the session without a commit, so that garbage collection need not wait for it. What is durable is published
+    /// first: the next run will use it.
     ///
     /// # Errors
     /// What the store or the cipher said.
-    pub fn abandon(self, reason: &str, clock: &dyn Clock) -> Result<()> {
+    pub fn abandon(mut self, reason: &str, clock: &dyn Clock) -> Result<()> {
+        self.publish()?;
         fence(&self.repository, &self.stanza, self.id(), self.id(), reason, clock)
     }
 }

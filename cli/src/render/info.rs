@@ -1,0 +1,139 @@
+//! What `info` shows to people. Its layout is pgBackRest's, but programs should read the JSON.
+
+use crate::size::human_size;
+use jiff::tz::TimeZone;
+use pgkeep_engine::info::{BackupInfo, Code, Info, StanzaInfo};
+
+/// The text; times in `zone`.
+#[must_use]
+pub fn text(info: &Info, zone: &TimeZone) -> String {
+    if info.stanzas.is_empty() {
+        return "No stanzas exist in the repository.\n".to_owned();
+    }
+    info.stanzas.iter().map(|s| stanza(s, zone)).collect::<Vec<_>>().join("\n")
+}
+
+fn stanza(s: &StanzaInfo, zone: &TimeZone) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(format!("stanza: {}", s.name));
+    match s.status.code {
+        Code::Ok => line(format!("    status: ok{}", running(s))),
+        Code::Mixed => line(format!("    status: mixed{}", running(s))),
+        _ => line(format!("    status: error ({}){}", s.status.message, running(s))),
+    }
+    if s.status.code == Code::Mixed || s.repos.len() > 1 || s.status.code == Code::Other {
+        for r in &s.repos {
+            let status =
+                if r.status.code == Code::Ok { "ok".to_owned() } else { format!("error ({})", r.status.message) };
+            line(format!("        repo{}: {}", r.key, status.replace('\n', "\n            ")));
+        }
+    }
+    if s.databases.is_empty() {
+        return out;
+    }
+    line(format!("    cipher: {}", s.cipher.as_backrest()));
+    let mut seen = Vec::new();
+    for db in &s.databases {
+        let cluster = (db.version, db.system_id);
+        if seen.contains(&cluster) {
+            continue;
+        }
+        seen.push(cluster);
+        let current = if s.current == Some(cluster) { "current" } else { "prior" };
+        line(format!("\n    db ({current})"));
+        let of_cluster = |repo_key: u32, id: u32| {
+            s.databases.iter().any(|d| d.repo_key == repo_key && d.id == id && (d.version, d.system_id) == cluster)
+        };
+        let bounds: Vec<_> = s
+            .archives
+            .iter()
+            .filter(|a| of_cluster(a.repo_key, a.history_id))
+            .filter_map(|a| a.bounds.as_ref())
+            .collect();
+        let range = match (bounds.iter().map(|b| &b.0).min(), bounds.iter().map(|b| &b.1).max()) {
+            (Some(min), Some(max)) => format!("{min}/{max}"),
+            _ => "none present".to_owned(),
+        };
+        line(format!("        wal archive min/max ({}): {range}", db.version));
+        for b in s.backups.iter().filter(|b| of_cluster(b.repo_key, b.commit.history_id)) {
+            line(backup(b, zone));
+        }
+    }
+    out
+}
+
+fn running(s: &StanzaInfo) -> String {
+    let done = |held: &pgkeep_engine::info::LockInfo| match held.progress {
+        Some(p) if p.total > 0 => format!(" - {:.2}% complete", p.done as f64 * 100.0 / p.total as f64),
+        _ => String::new(),
+    };
+    if s.locks.backup.held {
+        format!(" (backup/expire running{})", done(&s.locks.backup))
+    } else if s.locks.restore.held {
+        format!(" (restore running{})", done(&s.locks.restore))
+    } else {
+        String::new()
+    }
+}
+
+fn backup(b: &BackupInfo, zone: &TimeZone) -> String {
+    let c = &b.commit;
+    let time = |seconds: i64| match jiff::Timestamp::from_second(seconds) {
+        Ok(t) => t.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S%:::z").to_string(),
+        Err(_) => seconds.to_string(),
+    };
+    let mut out = format!("\n        {} backup: {}\n", c.backup_type.as_str(), c.label);
+    let mut line = |text: String| {
+        out.push_str("            ");
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(format!("timestamp start/stop: {} / {}", time(c.start), time(c.stop)));
+    match &c.wal {
+        Some((start, stop)) => line(format!("wal start/stop: {start} / {stop}")),
+        None => line("wal start/stop: n/a".to_owned()),
+    }
+    if b.detailed
+        && let Some((start, stop)) = c.lsn
+    {
+        line(format!("lsn start/stop: {:X}/{:X} / {:X}/{:X}", start >> 32, start as u32, stop >> 32, stop as u32));
+    }
+    line(format!("database size: {}, database backup size: {}", human_size(c.size), human_size(c.delta)));
+    line(format!(
+        "repo{}: backup set size: {}, backup size: {}",
+        b.repo_key,
+        human_size(c.repository_size),
+        human_size(c.repository_delta)
+    ));
+    if !c.reference.is_empty() {
+        line(format!("backup reference list: {}", c.reference.join(", ")));
+    }
+    if b.detailed {
+        let list = b.databases().map(|(name, oid)| format!("{name} ({oid})")).collect::<Vec<_>>();
+        line(format!("database list: {}", if list.is_empty() { "none".to_owned() } else { list.join(", ") }));
+        if !c.links.is_empty() {
+            line("symlinks:".to_owned());
+            c.links.iter().for_each(|l| line(format!("    {} => {}", l.name, l.destination)));
+        }
+        if !c.tablespaces.is_empty() {
+            line("tablespaces:".to_owned());
+            c.tablespaces.iter().for_each(|t| line(format!("    {} ({}) => {}", t.name, t.oid, t.destination)));
+        }
+    }
+    if !c.annotations.is_empty() && b.detailed {
+        line("annotation(s)".to_owned());
+        c.annotations.iter().for_each(|(k, v)| line(format!("    {k}: {v}")));
+    }
+    if b.error() == Some(true) {
+        if b.detailed {
+            line("error list: ".to_owned() + &c.error_list.join(", "));
+        } else {
+            line("error(s) detected during backup".to_owned());
+        }
+    }
+    out.trim_end().to_owned()
+}

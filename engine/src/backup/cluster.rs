@@ -1,0 +1,103 @@
+//! The cluster to be backed up: that it is the one configured, and the stanza's.
+
+use super::BackupOptions;
+use crate::observe::Cancel;
+use crate::pg::datadir;
+use crate::pg::identity::ClusterIdentity;
+use crate::pg::server::{ArchiveMode, Connection, Database, Tablespace};
+use crate::repository::Repository;
+use crate::{Error, Kind, Result};
+use pgkeep_formats::pg::control::ControlFile;
+use pgkeep_formats::pg::lsn::Lsn;
+use pgkeep_formats::pg::timeline::TimelineId;
+use pgkeep_formats::pg::version::Version;
+use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
+use pgkeep_formats::repo::records::StanzaHistory;
+
+/// What must be known of the cluster, from the server and from `pg_control`.
+pub(super) struct Cluster {
+    pub(super) version: Version,
+    pub(super) system_identifier: u64,
+    pub(super) checksums: bool,
+    pub(super) page_size: u32,
+    pub(super) segment_blocks: u32,
+    pub(super) wal_segment_size: WalSegmentSize,
+    pub(super) timeline: TimelineId,
+    pub(super) databases: Vec<Database>,
+    pub(super) tablespaces: Vec<Tablespace>,
+}
+
+impl Cluster {
+    /// Looks at the cluster and, unless it is backed up as a stopped one, connects to its server.
+    pub(super) fn look(options: &BackupOptions, cancel: &Cancel) -> Result<(Self, Option<Connection>)> {
+        let Some(server) = &options.server else {
+            if datadir::is_running(&options.pgdata)? && !options.force {
+                return Err(Error::refused(
+                    Kind::PostgresRunning,
+                    format!("a server runs on '{}': stop it, or back it up online", options.pgdata.display()),
+                ));
+            }
+            return Ok((Self::new(&datadir::read_control(&options.pgdata)?.fields), None));
+        };
+        let mut connection = Connection::open(server, "backup", cancel)?;
+        let (_, found) = ClusterIdentity::of_server(&mut connection, &options.pgdata, server.port)?;
+        if found.in_recovery {
+            return Err(Error::refused(Kind::DbMismatch, "the server is a standby: back up its primary"));
+        }
+        if options.archive_check && found.archive_mode == ArchiveMode::Off {
+            return Err(Error::refused(
+                Kind::ArchiveDisabled,
+                "archive_mode is off: a backup of a running server needs the WAL written meanwhile",
+            ));
+        }
+        let mut cluster = Self::new(&datadir::read_control(&options.pgdata)?.fields);
+        cluster.timeline = found.timeline;
+        (cluster.databases, cluster.tablespaces) = (connection.databases()?, connection.tablespaces()?);
+        Ok((cluster, Some(connection)))
+    }
+
+    fn new(control: &ControlFile) -> Self {
+        Self {
+            version: control.version,
+            system_identifier: control.system_identifier,
+            checksums: control.has_page_checksums(),
+            page_size: control.block_size,
+            segment_blocks: control.segment_blocks,
+            wal_segment_size: control.wal_segment_size,
+            timeline: control.timeline,
+            databases: Vec::new(),
+            tablespaces: Vec::new(),
+        }
+    }
+
+    /// The stanza's current history entry, which must be this cluster's.
+    pub(super) fn history(&self, repository: &Repository, stanza: &str) -> Result<StanzaHistory> {
+        let place = repository.store().describe();
+        let history = repository
+            .stanza_history(stanza)?
+            .pop()
+            .ok_or_else(|| Error::refused(Kind::FileMissing, format!("stanza '{stanza}' does not exist in {place}")))?;
+        if (history.version, history.system_identifier) != (self.version.major(), self.system_identifier) {
+            return Err(Error::refused(
+                Kind::BackupMismatch,
+                format!(
+                    "PostgreSQL version {}, system identifier {} do not match stanza '{stanza}' in {place}: version {}, \
+                     system identifier {}",
+                    self.version, self.system_identifier, history.version, history.system_identifier
+                ),
+            ));
+        }
+        Ok(history)
+    }
+
+    /// Name of the WAL segment that holds a position.
+    pub(super) fn wal_name(&self, timeline: TimelineId, lsn: Lsn) -> String {
+        WalSegment::at(timeline, lsn, self.wal_segment_size).name(self.wal_segment_size)
+    }
+
+    /// Name of the WAL segment that holds the byte before a position.
+    pub(super) fn wal_name_before(&self, timeline: TimelineId, lsn: Lsn) -> String {
+        let number = lsn.segment_number_before(self.wal_segment_size);
+        WalSegment { timeline, number }.name(self.wal_segment_size)
+    }
+}

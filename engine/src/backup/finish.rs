@@ -1,0 +1,122 @@
+//! The end of a backup: the WAL it needs, `pg_control`, the server's label files, and what the record says of links.
+
+use super::BackupOptions;
+use super::cluster::Cluster;
+use crate::clock::Clock;
+use crate::observe::Cancel;
+use crate::pg::datadir;
+use crate::pg::server::{BackupStart, BackupStop};
+use crate::repository::Repository;
+use crate::repository::manifests::{BuiltEntry, ManifestSummary};
+use crate::{Error, FileError, Result};
+use pgkeep_formats::pg::label::BackupLabelFile;
+use pgkeep_formats::pg::wal::WalSegment;
+use pgkeep_formats::repo::manifest::{Node, path_cmp};
+use pgkeep_formats::repo::records::{LinkRef, TablespaceRef};
+use std::time::Duration;
+
+/// Where the WAL of this backup is archived, and how long to wait for it.
+pub(super) struct Wal<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) options: &'a BackupOptions,
+    pub(super) cluster: &'a Cluster,
+    pub(super) archive_id: String,
+    pub(super) cancel: &'a Cancel,
+    pub(super) clock: &'a dyn Clock,
+}
+
+impl Wal<'_> {
+    fn wait(&self, names: &[String]) -> Result<()> {
+        let (stanza, timeout) = (&self.options.stanza, self.options.archive_timeout);
+        self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel)
+    }
+
+    /// The start of a backup ends a segment. If that one is not archived in time, hours of copying would be in vain.
+    pub(super) fn wait_for_prior(&self, start: &BackupStart) -> Result<()> {
+        let size = self.cluster.wal_segment_size;
+        let number = start.lsn.segment_number(size);
+        if !self.options.archive_check || number < 2 {
+            return Ok(());
+        }
+        let name = WalSegment { timeline: start.timeline, number: number - 1 }.name(size);
+        tracing::info!("check archive for prior segment {name}");
+        self.wait(&[name])
+    }
+
+    /// Waits for every segment that makes the backup consistent; returns the first and the last.
+    pub(super) fn wait_for_range(&self, start: &BackupStart, stop: &BackupStop) -> Result<(String, String)> {
+        let size = self.cluster.wal_segment_size;
+        let range = WalSegment::range(start.timeline, start.lsn, stop.lsn, size);
+        let names: Vec<String> = range.map(|s| s.name(size)).collect();
+        let bounds = match (names.first(), names.last()) {
+            (Some(first), Some(last)) => (first.clone(), last.clone()),
+            _ => {
+                let first = self.cluster.wal_name(start.timeline, start.lsn);
+                (first, self.cluster.wal_name_before(start.timeline, stop.lsn))
+            }
+        };
+        if self.options.archive_check {
+            tracing::info!("check archive for segment(s) {}:{}", bounds.0, bounds.1);
+            self.wait(&names)?;
+        }
+        Ok(bounds)
+    }
+}
+
+/// `pg_control` and the label files, in path order.
+pub(super) fn late_entries(
+    options: &BackupOptions,
+    control: &[u8],
+    stop: Option<&BackupStop>,
+    now: Duration,
+) -> Result<Vec<BuiltEntry>> {
+    let file = |path: &str, bytes: Vec<u8>, user: &str, group: &str| BuiltEntry {
+        path: path.to_owned(),
+        node: Node::File,
+        mode: 0o600,
+        user: user.to_owned(),
+        group: group.to_owned(),
+        modified: (now.as_secs() as i64, 0),
+        size: bytes.len() as u64,
+        inline: Some(bytes),
+        unit: 1,
+        extents: Vec::new(),
+        bad_pages: Vec::new(),
+    };
+    let (user, group) = owner(options)?;
+    let mut out = vec![file("global/pg_control", control.to_vec(), &user, &group)];
+    if let Some(stop) = stop {
+        // What the server gives must be a label, or the restored cluster would start from the wrong checkpoint.
+        BackupLabelFile::parse(stop.label_file.as_bytes()).map_err(Error::damaged("backup_label from the server"))?;
+        out.push(file("backup_label", stop.label_file.clone().into_bytes(), &user, &group));
+        if !stop.tablespace_map.is_empty() {
+            out.push(file("tablespace_map", stop.tablespace_map.clone().into_bytes(), &user, &group));
+        }
+    }
+    out.sort_by(|a, b| path_cmp(&a.path, &b.path));
+    Ok(out)
+}
+
+fn owner(options: &BackupOptions) -> Result<(String, String)> {
+    use std::os::unix::fs::MetadataExt;
+    let facts = std::fs::metadata(&options.pgdata).map_err(FileError::at("stat", &options.pgdata))?;
+    let names = datadir::names::Names::load();
+    let user = names.user(facts.uid()).map_or_else(|| facts.uid().to_string(), str::to_owned);
+    Ok((user, names.group(facts.gid()).map_or_else(|| facts.gid().to_string(), str::to_owned)))
+}
+
+/// Splits the links of the new manifest into tablespaces and others.
+pub(super) fn links(summary: &ManifestSummary, cluster: &Cluster) -> (Vec<TablespaceRef>, Vec<LinkRef>) {
+    let known = |oid: u32| cluster.tablespaces.iter().find(|t| t.oid == oid).map(|t| t.name.clone());
+    let (mut tablespaces, mut links) = (Vec::new(), Vec::new());
+    for (name, destination) in summary.links.clone() {
+        match name.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse().ok()) {
+            Some(oid) => {
+                let name = known(oid).unwrap_or_else(|| oid.to_string());
+                tablespaces.push(TablespaceRef { oid, name, destination });
+            }
+            None => links.push(LinkRef { name, destination }),
+        }
+    }
+    (tablespaces, links)
+}

@@ -1,0 +1,142 @@
+//! Comparing what lies in the target with the backup, without reading the repository.
+//!
+//! A chunk's name is the keyed hash of its bytes. So if the pieces of a window cover a chunk whole, what lies in the
+//! target in their places is put together and hashed: the same name means the same bytes. That holds for the regions of
+//! large files as for small files that share a chunk. A chunk of which the window has only parts must be fetched to be
+//! compared; `transfer` then writes only what differs, in blocks.
+
+use super::transfer::read;
+use super::window::{Group, Job, Window, Zeros};
+use super::workers::for_each;
+use crate::chunk::is_zero;
+use crate::observe::Counter;
+use crate::{FileError, Result};
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+
+/// Zeros looked at, and if need be written, at a time.
+const ZERO_BYTES: usize = 256 << 10;
+
+/// One comparing thread.
+#[derive(Default)]
+struct Reader {
+    open: Option<(u32, File)>,
+    plain: Vec<u8>,
+    again: Vec<u8>,
+}
+
+/// Decides for every group whether it must be fetched, and puts zeros where the backup has them.
+pub(super) fn compare(job: &Job<'_>, window: &Window) -> Result<()> {
+    let count = window.groups.len();
+    for_each("restore-compare", job.threads, count + window.zeros.len(), job.env.cancel, |reader: &mut Reader, n| {
+        if let Some(group) = window.groups.get(n) {
+            let same = reader.is_same(job, window, group)?;
+            group.wanted.store(!same, Ordering::Relaxed);
+            if same {
+                let bytes = window.pieces(group).iter().map(|p| u64::from(p.len)).sum();
+                job.env.observer.add(Counter::Done, bytes);
+            }
+            return Ok(());
+        }
+        window.zeros.get(n - count).map_or(Ok(()), |zeros| reader.zeros(job, window, zeros))
+    })
+}
+
+impl Reader {
+    fn file(&mut self, job: &Job<'_>, window: &Window, number: u32) -> Result<&File> {
+        let open = match self.open.take() {
+            Some(open) if open.0 == number => open,
+            _ => (number, job.place.file(&window.file(number)?.entry.path, OFlags::RDWR)?),
+        };
+        Ok(&self.open.insert(open).1)
+    }
+
+    /// True if all pieces are known to hold what the chunk holds.
+    fn is_same(&mut self, job: &Job<'_>, window: &Window, group: &Group) -> Result<bool> {
+        let pieces = window.pieces(group);
+        let mut reach = 0;
+        for piece in pieces {
+            // New files hold zeros, and the pieces are sorted: a gap is never filled later.
+            if piece.range().start > reach || window.file(piece.file)?.is_fresh() {
+                return Ok(false);
+            }
+            reach = reach.max(piece.range().end);
+        }
+        if reach != group.at.plain_len as usize {
+            return Ok(false);
+        }
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        plain.resize(reach, 0);
+        let same = self.assemble(job, window, group, &mut plain);
+        self.plain = plain;
+        same
+    }
+
+    fn assemble(&mut self, job: &Job<'_>, window: &Window, group: &Group, plain: &mut [u8]) -> Result<bool> {
+        let mut filled = 0;
+        for piece in window.pieces(group) {
+            let path = &window.file(piece.file)?.entry.path;
+            let range = piece.range();
+            if range.start == filled {
+                filled = range.end;
+                let Some(out) = plain.get_mut(range) else { return Ok(false) };
+                read(self.file(job, window, piece.file)?, job.place, path, out, piece.in_file)?;
+                continue;
+            }
+            // The same bytes once more, in another place or file.
+            let mut again = std::mem::take(&mut self.again);
+            again.resize(range.len(), 0);
+            let done = read(self.file(job, window, piece.file)?, job.place, path, &mut again, piece.in_file);
+            let known = filled.saturating_sub(range.start).min(range.len());
+            let (old, new) = again.split_at(known);
+            let mut same = plain.get(range.start..range.start + known) == Some(old);
+            if let Some(rest) = plain.get_mut(range.start + known..range.end) {
+                rest.copy_from_slice(new);
+                filled = filled.max(range.end);
+            } else {
+                same = false;
+            }
+            self.again = again;
+            done?;
+            if !same {
+                return Ok(false);
+            }
+        }
+        let keyring = job.source.repository().keyring();
+        Ok(keyring.chunk_id(group.at.kind.as_u8(), plain)? == group.id)
+    }
+
+    /// Makes a stretch zero that is not.
+    fn zeros(&mut self, job: &Job<'_>, window: &Window, zeros: &Zeros) -> Result<()> {
+        let work = window.file(zeros.file)?;
+        let path = &work.entry.path;
+        let end = zeros.in_file + zeros.len;
+        let mut at = if work.is_fresh() { end } else { zeros.in_file };
+        let mut buffer = std::mem::take(&mut self.plain);
+        while at < end {
+            let len = (end - at).min(ZERO_BYTES as u64);
+            buffer.resize(len as usize, 0);
+            let file = self.file(job, window, zeros.file)?;
+            read(file, job.place, path, &mut buffer, at)?;
+            if !is_zero(&buffer) {
+                match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, len) {
+                    Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                        buffer.fill(0);
+                        file.write_all_at(&buffer, at).map_err(FileError::at("write", job.place.real(path)))?;
+                    }
+                    other => other.map_err(super::place::at("write", job.place.real(path)))?,
+                }
+                work.note_change();
+                job.totals.written.fetch_add(len, Ordering::Relaxed);
+            }
+            at += len;
+        }
+        self.plain = buffer;
+        job.env.observer.add(Counter::Done, zeros.len);
+        Ok(())
+    }
+}

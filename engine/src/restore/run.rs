@@ -1,0 +1,239 @@
+//! The steps of a restore, in their order.
+
+use super::owners::Owners;
+use super::place::{Place, at};
+use super::plan::{self, CONTROL, LinkKind, Maps, Plan, PlanOptions, PlannedDirectory};
+use super::recovery::{RecoveryOptions, RecoveryType};
+use super::select::{Candidates, Selection, check_timeline, select};
+use super::window::{Job, Totals, restore_files};
+use super::{Env, RestoreOptions, RestoreReport, finish};
+use crate::observe::Counter;
+use crate::repository::manifests::Manifest;
+use crate::repository::{ChunkSource, Repository};
+use crate::{Error, FileError, Kind, Result};
+use jiff::Timestamp;
+use pgkeep_formats::pg::version::Version;
+use pgkeep_formats::repo::records::Commit;
+use rustix::fs::Mode as Bits;
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Restores a backup from the first of `repositories` that has the right one. The caller holds the restore lock.
+///
+/// Blocks until the cluster is durable and can be started, or nothing of it can. After a failure or a kill at any moment
+/// the same call, on the same target, goes on.
+///
+/// # Errors
+/// `BackupSetInvalid` if no backup fits, `DbMismatch` if it cannot reach the target timeline; those of the guards
+/// (`PostgresRunning`, `PathNotEmpty`, `PathOpen`) and maps (`TablespaceMap`, `LinkMap`, `LinkDestination`) before
+/// anything is changed; `Checksum`, `FileMissing`, `Crypto` naming file and chunk for a damaged repository; `FileWrite`
+/// naming the file; [`Error::Interrupted`].
+pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env<'_>) -> Result<RestoreReport> {
+    let started = env.clock.now();
+    options.recovery.validate()?;
+
+    // 1. May the target be used, and how?
+    let uid = rustix::process::geteuid().as_raw();
+    let target = plan::inspect(&options.target, options.delta, options.force, uid)?;
+
+    // 2. Which backup?
+    let (repository, backup) = choose(repositories, options)?;
+    let recovery = effective_recovery(&options.recovery, &backup);
+    check_history(&repository, &options.stanza, &backup, &recovery)?;
+    let label = &backup.label;
+    tracing::info!("repo{}: restore backup set {label}", repository.key());
+
+    // 3. What will be done?
+    let index = repository.load_index_to_read()?;
+    let source = Arc::new(ChunkSource::new(Arc::clone(&repository), index, &options.stanza));
+    let manifest = Arc::new(Manifest::open(&source, &backup)?);
+    let version = Version::from_major(backup.version).map_err(Error::damaged(format!("backup {label}")))?;
+    let plan_options = PlanOptions {
+        target: &options.target,
+        mode: target.mode,
+        tablespace_directory: version.facts().tablespace_directory,
+        preserve: recovery.recovery_type == RecoveryType::Preserve,
+    };
+    let entries = manifest.files().map(|r| r.map(|r| r.entry));
+    let plan = plan::build(entries, Maps::new(&backup.tablespaces, &options.maps), &plan_options)?;
+    let mut report = RestoreReport {
+        label: label.clone(),
+        repository: repository.key(),
+        bytes: plan.bytes,
+        removed: plan.removals.len() as u64,
+        plan,
+        written: 0,
+        fetched: 0,
+        files_kept: 0,
+        files_written: 0,
+        elapsed_ms: 0,
+    };
+    if options.dry_run {
+        return Ok(report);
+    }
+    let plan = &report.plan;
+    env.cancel.check()?;
+
+    // 4. From here on nothing starts.
+    let owners = Owners::new(&manifest.root().names, uid, target.owner);
+    std::fs::create_dir_all(&plan.target).map_err(FileError::at("create", &plan.target))?;
+    let mut place = Place::open(&plan.target)?;
+    finish::disarm(&place, label)?;
+    let control = manifest.find(CONTROL)?;
+    let control = control.map(|r| finish::read_small(&manifest, &r).map(|bytes| (r.entry, bytes))).transpose()?;
+
+    // 5. The tree without content.
+    open_links(&mut place, plan)?;
+    for removal in &plan.removals {
+        tracing::debug!(target: crate::observe::DETAIL, "remove '{}'", removal.real.display());
+        place.remove(&removal.directory, &removal.name)?;
+    }
+    place.forget();
+    make_tree(&place, plan, &owners)?;
+    let whole = finish::syncs_whole(&place)?;
+
+    // 6. Content.
+    let totals = Totals::default();
+    let threads = options.process_max.max(1);
+    let job = Job {
+        plan,
+        place: &place,
+        manifest: &manifest,
+        source: &source,
+        owners: &owners,
+        threads,
+        sync_each: !whole,
+        env,
+        totals: &totals,
+    };
+    env.observer.begin("restore", plan.bytes);
+    let restored = restore_files(&job);
+    env.observer.add(Counter::Done, control.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64));
+    env.observer.end();
+    restored?;
+
+    // 7. What the server shall do with it; then everything durable, and pg_control.
+    let now = Timestamp::from_second(env.clock.now().as_secs().try_into().unwrap_or(0)).unwrap_or_default();
+    let now = now.to_zoned(options.time_zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string();
+    finish::recovery_files(&place, plan, &recovery, &options.restore_command, &now)?;
+    settle_directories(&place, plan, &owners, Modes::Final)?;
+    finish::sync(&place, plan, whole)?;
+    if control.is_none() {
+        tracing::warn!("backup set {label} has no '{CONTROL}': no server can start on it");
+    }
+    finish::arm(&place, &owners, control)?;
+
+    report.written = totals.written.load(Ordering::Relaxed);
+    report.fetched = totals.fetched.load(Ordering::Relaxed);
+    report.files_kept = totals.files_kept.load(Ordering::Relaxed);
+    report.files_written = totals.files_written.load(Ordering::Relaxed);
+    report.elapsed_ms = u64::try_from(env.clock.now().saturating_sub(started).as_millis()).unwrap_or(u64::MAX);
+    Ok(report)
+}
+
+fn choose(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<(Arc<Repository>, Commit)> {
+    let mut candidates = Vec::new();
+    for repository in repositories {
+        let backups = repository.backups(&options.stanza)?;
+        let history = repository.stanza_history(&options.stanza)?;
+        let history_id = history.iter().map(|h| h.id).max().unwrap_or(0);
+        candidates.push(Candidates { backups, history_id });
+    }
+    let by = Selection {
+        set: options.set.as_deref(),
+        recovery: &options.recovery,
+        force: options.force,
+        time_zone: &options.time_zone,
+    };
+    let (number, at) = select(&candidates, &by)?;
+    let backup = candidates.get_mut(number).map(|c| c.backups.swap_remove(at));
+    match (repositories.get(number), backup) {
+        (Some(repository), Some(backup)) => Ok((Arc::clone(repository), backup)),
+        _ => Err(Error::refused(Kind::Assert, "a backup was chosen that is not there")),
+    }
+}
+
+/// A backup of a stopped server is consistent as it is: nothing is recovered unless asked for.
+fn effective_recovery(asked: &RecoveryOptions, backup: &Commit) -> RecoveryOptions {
+    if backup.online || asked.recovery_type != RecoveryType::Default || !asked.settings.is_empty() {
+        return asked.clone();
+    }
+    let archive_mode_off = asked.archive_mode_off;
+    RecoveryOptions { archive_mode_off, ..RecoveryOptions::of(RecoveryType::None) }
+}
+
+/// Makes what links lead to and opens it, so that the paths below the links can be reached, or replaced, there.
+fn open_links(place: &mut Place, plan: &Plan) -> Result<()> {
+    for link in &plan.links {
+        let directory = match link.kind {
+            LinkKind::File => link.destination.parent().unwrap_or(Path::new("/")),
+            LinkKind::Directory | LinkKind::Tablespace => &link.destination,
+        };
+        std::fs::create_dir_all(directory).map_err(FileError::at("create", directory))?;
+        match link.kind {
+            LinkKind::File => place.add_file(&link.path, &link.destination)?,
+            LinkKind::Directory | LinkKind::Tablespace => place.add_root(&link.path, &link.destination)?,
+        }
+    }
+    Ok(())
+}
+
+/// Directories and links, in path order, so that each finds its parent.
+fn make_tree(place: &Place, plan: &Plan, owners: &Owners) -> Result<()> {
+    let mut links = plan.links.iter().peekable();
+    let linked: HashSet<&str> = plan.links.iter().map(|l| l.path.as_str()).collect();
+    for directory in &plan.directories {
+        let before = |path: &str| pgkeep_formats::repo::manifest::path_cmp(path, &directory.path).is_le();
+        while let Some(link) = links.next_if(|l| before(&l.path)) {
+            if !link.present {
+                place.make_link(&link.path, &link.text)?;
+            }
+        }
+        if !directory.path.is_empty() && !linked.contains(directory.path.as_str()) {
+            place.make_directory(&directory.path)?;
+        }
+    }
+    for link in links.filter(|l| !l.present) {
+        place.make_link(&link.path, &link.text)?;
+    }
+    settle_directories(place, plan, owners, Modes::Writable)
+}
+
+/// Which modes directories get.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Modes {
+    /// Those of the backup, and open to their owner as long as files are made in them.
+    Writable,
+    /// Those of the backup.
+    Final,
+}
+
+fn settle_directories(place: &Place, plan: &Plan, owners: &Owners, modes: Modes) -> Result<()> {
+    let settle = |d: &PlannedDirectory| -> Result<()> {
+        let mode = if modes == Modes::Writable { d.mode | 0o700 } else { d.mode };
+        // The second time only what the first could not do is left.
+        if modes == Modes::Final && d.mode & 0o700 == 0o700 {
+            return Ok(());
+        }
+        let (fd, real) = (place.directory(&d.path)?, place.real(&d.path));
+        let stat = rustix::fs::fstat(&*fd).map_err(at("stat", &real))?;
+        let mut now = stat.st_mode & 0o7777;
+        if let Some((uid, gid)) = owners.of(d.user, d.group)
+            && (stat.st_uid, stat.st_gid) != (uid.as_raw(), gid.as_raw())
+        {
+            rustix::fs::fchown(&*fd, Some(uid), Some(gid)).map_err(at("change owner of", &real))?;
+            now = u32::MAX;
+        }
+        if now != mode {
+            rustix::fs::fchmod(&*fd, Bits::from_raw_mode(mode)).map_err(at("change mode of", &real))?;
+        }
+        Ok(())
+    };
+    plan.directories.iter().try_for_each(settle)
+}
+
+fn check_history(_repository: &Repository, _stanza: &str, backup: &Commit, recovery: &RecoveryOptions) -> Result<()> {
+    check_timeline(backup, recovery, None, &mut |_| Ok(None))
+}

@@ -1,0 +1,237 @@
+//! From packs into files: fetch ranges of packs, open every chunk once, write it wherever it belongs.
+//!
+//! Fetching threads read *spans*, up to [`SPAN_BYTES_MAX`] of one pack with gaps of up to [`GAP_BYTES_MAX`], in the order
+//! of the files; a bounded channel carries them to decoding threads, which open, check and write. In flight are at most a
+//! span a fetching thread, a decoding thread and a place in the channel: [`IN_FLIGHT_BYTES_MAX`] together.
+
+use super::place::Place;
+use super::plan::Mode;
+use super::window::{Group, Job, Piece, Window};
+use super::workers::{Failure, spawn};
+use crate::observe::Counter;
+use crate::store::Range;
+use crate::{Error, FileError, Kind, Result};
+use pgkeep_formats::id::PackId;
+use pgkeep_formats::repo::layout;
+use rustix::fs::OFlags;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Unwanted bytes that are fetched rather than ask again.
+const GAP_BYTES_MAX: u64 = 1 << 20;
+/// Largest span: enough to hide the latency of a request, few enough to spread the work.
+const SPAN_BYTES_MAX: u64 = 4 << 20;
+/// Smallest limit of a span, whatever the number of threads: a chunk's sealed bytes.
+const SPAN_BYTES_MIN: u64 = 1 << 20;
+/// Bytes of all spans in flight together.
+const IN_FLIGHT_BYTES_MAX: u64 = 128 << 20;
+/// Fetching threads: enough for the latency of a remote store, harmless for a local one.
+const FETCHERS_MAX: usize = 8;
+/// What is compared and written as one in files that are there already: a page.
+const BLOCK: usize = 8192;
+
+/// A range of a pack and the groups whose chunks are in it.
+struct Span {
+    pack: PackId,
+    offset: u64,
+    len: u64,
+    /// Numbers of groups, by offset.
+    groups: Vec<usize>,
+}
+
+/// Fetches and writes all wanted groups of a window.
+pub(super) fn transfer(job: &Job<'_>, window: &Window) -> Result<()> {
+    let fetchers = (job.threads * 2).clamp(2, FETCHERS_MAX);
+    let in_flight = (2 * fetchers + job.threads) as u64;
+    let spans = spans(&window.groups, (IN_FLIGHT_BYTES_MAX / in_flight).clamp(SPAN_BYTES_MIN, SPAN_BYTES_MAX));
+    if spans.is_empty() {
+        return Ok(());
+    }
+    let failure = Failure::new(job.env.cancel);
+    let next = AtomicUsize::new(0);
+    let (send, receive) = crossbeam_channel::bounded::<(&Span, Vec<u8>)>(fetchers);
+    std::thread::scope(|scope| {
+        for n in 0..fetchers.min(spans.len()) {
+            let (send, spans, next, failure) = (send.clone(), &spans, &next, &failure);
+            let fetch = move || {
+                while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed))
+                    && !failure.is_stopped()
+                {
+                    let bytes = match fetch(job, window, span) {
+                        Ok(bytes) => bytes,
+                        Err(e) => return failure.note(e),
+                    };
+                    // No decoding thread is left: one has failed.
+                    if send.send((span, bytes)).is_err() {
+                        return;
+                    }
+                }
+            };
+            if let Err(e) = spawn(scope, format!("restore-fetch-{n}"), fetch) {
+                failure.note(e);
+            }
+        }
+        drop(send);
+        for n in 0..job.threads.min(spans.len()) {
+            let (receive, failure) = (receive.clone(), &failure);
+            let decode = move || {
+                let mut writer = Writer { job, window, open: None, there: Vec::new(), order: Vec::new() };
+                for (span, mut bytes) in receive {
+                    if failure.is_stopped() {
+                        return;
+                    }
+                    if let Err(e) = writer.span(span, &mut bytes) {
+                        return failure.note(e);
+                    }
+                }
+            };
+            if let Err(e) = spawn(scope, format!("restore-decode-{n}"), decode) {
+                failure.note(e);
+            }
+        }
+        drop(receive);
+    });
+    failure.result()
+}
+
+/// Joins the wanted chunks to spans. Packs come in the order in which the files need them.
+fn spans(groups: &[Group], span_bytes_max: u64) -> Vec<Span> {
+    let mut ranks: HashMap<PackId, usize> = HashMap::new();
+    let wanted = groups.iter().enumerate().filter(|(_, g)| g.wanted.load(Ordering::Relaxed));
+    let mut order: Vec<(usize, u32, usize)> = Vec::new();
+    for (number, group) in wanted {
+        let rank = ranks.len();
+        let rank = *ranks.entry(group.at.pack.pack).or_insert(rank);
+        order.push((rank, group.at.offset, number));
+    }
+    order.sort_unstable();
+    let mut spans: Vec<Span> = Vec::new();
+    for (_, offset, number) in order {
+        let Some(group) = groups.get(number) else { continue };
+        let (offset, end) = (u64::from(offset), u64::from(offset) + u64::from(group.at.stored_len));
+        if let Some(last) = spans.last_mut()
+            && last.pack == group.at.pack.pack
+            && offset <= last.offset + last.len + GAP_BYTES_MAX
+            && end - last.offset <= span_bytes_max
+        {
+            last.len = last.len.max(end - last.offset);
+            last.groups.push(number);
+            continue;
+        }
+        spans.push(Span { pack: group.at.pack.pack, offset, len: end - offset, groups: vec![number] });
+    }
+    spans
+}
+
+fn fetch(job: &Job<'_>, window: &Window, span: &Span) -> Result<Vec<u8>> {
+    let range = Range::Span { offset: span.offset, len: span.len as usize };
+    let bytes = job.source.store().get(&layout::pack(span.pack), range).map_err(|e| {
+        let first = span.groups.first().and_then(|g| window.groups.get(*g));
+        let name = first.map_or_else(String::new, |g| window.name_of(g, job.place));
+        Error::from(e).during(format!("cannot restore '{name}'"))
+    })?;
+    job.totals.fetched.fetch_add(span.len, Ordering::Relaxed);
+    job.env.observer.add(Counter::Stored, span.len);
+    Ok(bytes)
+}
+
+/// One decoding thread.
+struct Writer<'a> {
+    job: &'a Job<'a>,
+    window: &'a Window,
+    /// The file written last.
+    open: Option<(u32, File)>,
+    there: Vec<u8>,
+    order: Vec<Piece>,
+}
+
+impl Writer<'_> {
+    fn span(&mut self, span: &Span, bytes: &mut [u8]) -> Result<()> {
+        let window = self.window;
+        let mut last: Option<(u32, Vec<u8>)> = None;
+        for group in span.groups.iter().filter_map(|g| window.groups.get(*g)) {
+            // A chunk that has two ordinals was opened in place already.
+            if last.as_ref().is_none_or(|(offset, _)| *offset != group.at.offset) {
+                let start = (u64::from(group.at.offset) - span.offset) as usize;
+                let short = || Error::refused(Kind::FileRead, format!("'{}' ended early", layout::pack(span.pack)));
+                let sealed = bytes.get_mut(start..start + group.at.stored_len as usize).ok_or_else(short)?;
+                let plain = self
+                    .job
+                    .source
+                    .open(&group.id, &group.at, sealed)
+                    .map_err(|e| e.during(format!("cannot restore '{}'", window.name_of(group, self.job.place))))?;
+                last = Some((group.at.offset, plain));
+            }
+            if let Some((_, plain)) = &last {
+                self.group(group, plain)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, group: &Group, plain: &[u8]) -> Result<()> {
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend_from_slice(self.window.pieces(group));
+        order.sort_unstable_by_key(|p| (p.file, p.in_file));
+        for piece in &order {
+            let bytes = plain.get(piece.range()).ok_or_else(|| {
+                Error::refused(Kind::Format, format!("chunk {} is shorter than the manifest says", group.id))
+            })?;
+            self.piece(piece, bytes)?;
+        }
+        self.order = order;
+        Ok(())
+    }
+
+    fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<()> {
+        let work = self.window.file(piece.file)?;
+        let path = &work.entry.path;
+        let file = match &mut self.open {
+            Some((number, file)) if *number == piece.file => file,
+            open => &mut open.insert((piece.file, self.job.place.file(path, OFlags::RDWR)?)).1,
+        };
+        let compare = matches!(self.job.plan.mode, Mode::Delta | Mode::Timestamps) && !work.is_fresh();
+        let written = if compare {
+            self.there.resize(bytes.len(), 0);
+            read(file, self.job.place, path, &mut self.there, piece.in_file)?;
+            write_differing(file, self.job.place, path, bytes, &self.there, piece.in_file)?
+        } else {
+            write(file, self.job.place, path, bytes, piece.in_file)?;
+            bytes.len()
+        };
+        if written > 0 {
+            work.note_change();
+            self.job.totals.written.fetch_add(written as u64, Ordering::Relaxed);
+            self.job.env.observer.add(Counter::New, written as u64);
+        }
+        self.job.env.observer.add(Counter::Done, bytes.len() as u64);
+        Ok(())
+    }
+}
+
+/// Reads bytes that the file must have.
+pub(super) fn read(file: &File, place: &Place, path: &str, out: &mut [u8], offset: u64) -> Result<()> {
+    file.read_exact_at(out, offset).map_err(|e| FileError::at("read", place.real(path))(e).into())
+}
+
+fn write(file: &File, place: &Place, path: &str, bytes: &[u8], offset: u64) -> Result<()> {
+    file.write_all_at(bytes, offset).map_err(|e| FileError::at("write", place.real(path))(e).into())
+}
+
+/// Writes the blocks that differ from what is there, neighbours as one, and returns how many bytes that were.
+fn write_differing(file: &File, place: &Place, path: &str, bytes: &[u8], there: &[u8], offset: u64) -> Result<usize> {
+    let (mut at, mut written) = (0, 0);
+    let differs: Vec<bool> = bytes.chunks(BLOCK).zip(there.chunks(BLOCK)).map(|(a, b)| a != b).collect();
+    for run in differs.chunk_by(|a, b| a == b) {
+        let len = (run.len() * BLOCK).min(bytes.len() - at);
+        if run.first() == Some(&true) {
+            write(file, place, path, bytes.get(at..at + len).unwrap_or_default(), offset + at as u64)?;
+            written += len;
+        }
+        at += len;
+    }
+    Ok(written)
+}
