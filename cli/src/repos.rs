@@ -25,6 +25,14 @@ pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository
     Ok(Arc::new(Repository::open(store, options(settings, repo)?)?))
 }
 
+/// Opens all repositories the command works on, in key order.
+///
+/// # Errors
+/// What the first one that fails said.
+pub(crate) fn open_all(settings: &Settings) -> Result<Vec<Arc<Repository>>, Failure> {
+    settings.target_repos().map(|repo| open(settings, repo)).collect()
+}
+
 /// Opens the repositories the command reads from, in key order. One that fails is left out with a warning, unless it is
 /// the only one.
 ///

@@ -3,6 +3,7 @@
 mod archive_get;
 mod archive_push;
 mod backup;
+mod check;
 mod control;
 mod help;
 mod info;
@@ -42,6 +43,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::ArchiveGet => Ok(archive_get::run),
         Command::ArchivePush => Ok(archive_push::run),
         Command::Backup => Ok(backup::run),
+        Command::Check => Ok(check::run),
         Command::StanzaCreate => Ok(stanza::create),
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
