@@ -6,6 +6,7 @@ mod backup;
 mod control;
 mod help;
 mod info;
+mod restore;
 mod stanza;
 mod start;
 mod stop;
@@ -46,6 +47,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
+        Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),
         Command::Version => Ok(version::run),
