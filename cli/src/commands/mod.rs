@@ -3,9 +3,11 @@
 mod archive_get;
 mod archive_push;
 mod backup;
+mod check;
 mod control;
 mod help;
 mod info;
+mod restore;
 mod stanza;
 mod start;
 mod stop;
@@ -41,11 +43,13 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::ArchiveGet => Ok(archive_get::run),
         Command::ArchivePush => Ok(archive_push::run),
         Command::Backup => Ok(backup::run),
+        Command::Check => Ok(check::run),
         Command::StanzaCreate => Ok(stanza::create),
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
+        Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),
         Command::Version => Ok(version::run),

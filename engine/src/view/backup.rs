@@ -19,6 +19,8 @@ use std::sync::Arc;
 const ENTRIES_MAX: usize = 1 << 16;
 /// Bytes of extents kept at hand: those of half a terabyte of 256 KiB chunks.
 const MAP_BYTES_MAX: usize = 48 << 20;
+/// Files that a walk finds the extents of on its way: those that clones copy.
+const SMALL_BYTES: u64 = 64 << 10;
 /// Entries passed over one by one before a directory is left by a search.
 const SKIP_MAX: usize = 64;
 
@@ -43,10 +45,15 @@ impl Shared {
             return Ok(Some(map));
         }
         let Some(record) = self.manifest.find(path)?.filter(|r| r.entry.is_file()) else { return Ok(None) };
+        self.keep_map(record).map(Some)
+    }
+
+    fn keep_map(&self, record: FileRecord) -> Result<Arc<FileMap>> {
+        let path = record.entry.path.clone();
         let name = format!("'{path}' in the manifest of {}", self.label);
         let map = Arc::new(FileMap::new(record).map_err(Error::damaged(name))?);
-        self.maps.keep(path, &map, map.weight());
-        Ok(Some(map))
+        self.maps.keep(&path, &map, map.weight());
+        Ok(map)
     }
 }
 
@@ -121,7 +128,16 @@ impl Snapshot for BackupSnapshot {
     }
 
     fn entries(&self, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
-        self.shared.manifest.files().try_for_each(|record| each(self.entry(record?.entry)))
+        for record in self.shared.manifest.files() {
+            let record = record?;
+            let entry = self.entry(record.entry.clone());
+            // Who walks the tree copies small files right behind.
+            if record.entry.is_file() && entry.size <= SMALL_BYTES {
+                self.shared.keep_map(record)?;
+            }
+            each(entry)?;
+        }
+        Ok(())
     }
 
     fn lookup(&self, path: &str) -> Result<Option<Entry>> {

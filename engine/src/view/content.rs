@@ -2,6 +2,7 @@
 
 use super::Content;
 use super::backup::Shared;
+use super::cache::WANTED_MAX;
 use crate::repository::manifests::FileRecord;
 use crate::{Error, Result};
 use pgkeep_formats::FormatError;
@@ -10,13 +11,11 @@ use pgkeep_formats::repo::manifest::{self, ExtentAt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::cache::WANTED_MAX;
-
 /// Bytes of the file that are read at once: what a reader of large stretches holds in its hands is bounded.
 const STEP_BYTES: u64 = 2 << 20;
-/// A read that begins this near to the end of the one before goes on with it. The kernel reads ahead on several threads,
-/// which do not arrive in order.
-const SEQUENTIAL_SLACK: u64 = 256 << 10;
+/// A read that begins within this many times its length of the end of the one before goes on with it: the kernel reads
+/// ahead with several requests at a time, which do not arrive in order.
+const SEQUENTIAL_READS: u64 = 2;
 
 /// Where a file's bytes are.
 pub(super) struct FileMap {
@@ -226,7 +225,7 @@ impl Content for FileContent {
         let len = self.size.saturating_sub(offset).min(buffer.len() as u64);
         let Some(target) = buffer.get_mut(..len as usize).filter(|b| !b.is_empty()) else { return Ok(0) };
         let last_end = self.last_end.swap(offset + len, Ordering::Relaxed);
-        let sequential = last_end != 0 && offset.abs_diff(last_end) <= SEQUENTIAL_SLACK;
+        let sequential = last_end != 0 && offset.abs_diff(last_end) <= SEQUENTIAL_READS * len;
         let doing = || {
             format!("cannot read bytes {offset} to {} of '{}' in backup {}", offset + len, self.path, self.shared.label)
         };

@@ -1,6 +1,6 @@
 //! What was asked for lately, by path, within a limit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Keeps values until their weights exceed a limit; the least recently used goes first. No lock is held while a value is
@@ -11,23 +11,35 @@ pub(super) struct Recent<T> {
 }
 
 struct Kept<T> {
-    by_path: HashMap<String, (Arc<T>, usize, u64)>,
+    by_path: HashMap<Arc<str>, Item<T>>,
+    /// Paths by last use.
+    order: BTreeMap<u64, Arc<str>>,
     weight: usize,
     clock: u64,
 }
 
+struct Item<T> {
+    value: Arc<T>,
+    weight: usize,
+    used: u64,
+}
+
 impl<T> Recent<T> {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, kept: Mutex::new(Kept { by_path: HashMap::new(), weight: 0, clock: 0 }) }
+        Self { limit, kept: Mutex::new(Kept { by_path: HashMap::new(), order: BTreeMap::new(), weight: 0, clock: 0 }) }
     }
 
     pub(super) fn get(&self, path: &str) -> Option<Arc<T>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clock += 1;
         let now = kept.clock;
-        let (value, _, used) = kept.by_path.get_mut(path)?;
-        *used = now;
-        Some(Arc::clone(value))
+        let item = kept.by_path.get_mut(path)?;
+        let before = std::mem::replace(&mut item.used, now);
+        let value = Arc::clone(&item.value);
+        if let Some(path) = kept.order.remove(&before) {
+            kept.order.insert(now, path);
+        }
+        Some(value)
     }
 
     /// Keeps a value, unless it is heavier than all together may be.
@@ -37,15 +49,18 @@ impl<T> Recent<T> {
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clock += 1;
-        let now = kept.clock;
-        if let Some((_, old, _)) = kept.by_path.insert(path.to_owned(), (Arc::clone(value), weight, now)) {
-            kept.weight -= old;
+        let used = kept.clock;
+        let path: Arc<str> = path.into();
+        if let Some(old) = kept.by_path.insert(Arc::clone(&path), Item { value: Arc::clone(value), weight, used }) {
+            kept.order.remove(&old.used);
+            kept.weight -= old.weight;
         }
+        kept.order.insert(used, path);
         kept.weight += weight;
-        while kept.weight > self.limit {
-            let oldest = kept.by_path.iter().min_by_key(|(_, (_, _, used))| *used).map(|(path, _)| path.clone());
-            let Some((_, weight, _)) = oldest.and_then(|path| kept.by_path.remove(&path)) else { return };
-            kept.weight -= weight;
+        while kept.weight > self.limit
+            && let Some((_, oldest)) = kept.order.pop_first()
+        {
+            kept.weight -= kept.by_path.remove(&oldest).map_or(0, |item| item.weight);
         }
     }
 }

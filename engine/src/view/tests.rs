@@ -97,6 +97,10 @@ fn check_tree(snapshot: &dyn Snapshot, tree: &Tree) {
     for round in 0..2 {
         for entry in &listed {
             assert_eq!(snapshot.lookup(&entry.path).unwrap().as_ref(), Some(entry), "round {round}");
+            // Listing a file gives nothing; trying some is enough.
+            if !entry.is_directory() && entry.path.len() % 7 != 0 {
+                continue;
+            }
             let below = |e: &&Entry| {
                 !e.path.is_empty() && e.path.rsplit_once('/').map_or("", |(parent, _)| parent) == entry.path
             };
@@ -128,8 +132,8 @@ fn a_tree_of_many_pieces_is_listed_without_reading_what_lies_deeper() {
     let mut tree = Tree::from([("".to_owned(), None), ("base".to_owned(), None), ("zz".to_owned(), None)]);
     for database in 1..5 {
         tree.insert(format!("base/{database}"), None);
-        for relation in 0..1500 {
-            let bytes = format!("{database} {relation}").into_bytes();
+        for relation in 0..250 {
+            let bytes = Dice(database * 1000 + relation + 1).bytes(299);
             tree.insert(format!("base/{database}/{relation}"), Some(File::plain(bytes, 1)));
         }
     }
