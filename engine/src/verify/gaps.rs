@@ -125,6 +125,7 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], gap
         return;
     };
     let end = needs.iter().map(|n| n.last).max();
+    let mut judged = Vec::new();
     for hole in holes(&covered, Some((oldest, end.unwrap_or(oldest)))) {
         let needed: Vec<&&Need> = needs.iter().filter(|n| n.first <= hole.1 && hole.0 <= n.last).collect();
         let kind = if !needed.is_empty() {
@@ -137,19 +138,21 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], gap
             GapKind::Lost
         };
         note(parts, hole, kind, gaps);
+        judged.push((hole, kind));
         for need in needed {
             let part = (hole.0.max(need.first), hole.1.min(need.last));
             for hole in split(parts, part) {
                 gaps.costs.entry(need.backup).or_default().insert(Cost::Consistency(hole));
             }
         }
-        let beyond = covered.iter().any(|c| c.0 > hole.1);
-        if matches!(kind, GapKind::Needed | GapKind::Lost) && beyond {
-            let at = |number| (timeline_at(parts, number), number);
-            let cost = Cost::Window { timeline, reaches: at(hole.0.saturating_sub(1)), resumes: at(hole.1 + 1) };
-            for need in needs.iter().filter(|n| n.last < hole.0) {
-                gaps.costs.entry(need.backup).or_default().insert(cost);
-            }
+    }
+    let at = |number| (timeline_at(parts, number), number);
+    for need in needs {
+        // The first hole behind a backup ends its window; if retention made it, that is as it should be.
+        let Some((hole, kind)) = judged.iter().find(|(hole, _)| hole.0 > need.last) else { continue };
+        if *kind != GapKind::Expired && covered.iter().any(|c| c.0 > hole.1) {
+            let cost = Cost::Window { timeline, reaches: at(hole.0 - 1), resumes: at(hole.1 + 1) };
+            gaps.costs.entry(need.backup).or_default().insert(cost);
         }
     }
 }

@@ -7,12 +7,14 @@ use crate::store::Store;
 use crate::verify::{BackupProblem, Flaw, Garbage, VerifyOptions, VerifyReport, run};
 use pgkeep_formats::repo::layout;
 
-/// Two backups of one stanza that share nothing, and one of another stanza.
+/// Two backups of one stanza that share nothing, and one of another stanza that shares most with the first.
 fn three(repo: &Repo) {
     repo.stanza("other");
     repo.backup("demo", "20240101-000000F", &files(1), |_| ());
     repo.backup("demo", "20240102-000000F", &files(2), |_| ());
-    repo.backup("other", "20240103-000000F", &files(1), |_| ());
+    let mut third = files(1);
+    third.insert("own", noise(2, 50));
+    repo.backup("other", "20240103-000000F", &third, |_| ());
 }
 
 fn hit(report: &VerifyReport) -> Vec<&str> {
@@ -32,8 +34,9 @@ fn a_whole_repository_is_clean_with_an_index_on_disk_or_in_memory() {
         let counts = report.counts;
         assert_eq!((counts.backups, counts.packs), (3, repo.keys("packs/").len() as u64));
         assert_eq!(counts.index_segments, repo.keys("idx/").len() as u64);
-        assert_eq!(counts.records, ["keys/", "sk/", "ses/", "gen/"].map(|p| repo.keys(p).len() as u64).iter().sum());
-        // Pages of the first and the second backup; the third one's are those of the first.
+        let records: usize = ["keys/", "sk/", "ses/", "gen/"].iter().map(|p| repo.keys(p).len()).sum();
+        assert_eq!(counts.records, records as u64);
+        // Pages of the first and the second backup; the third one's are mostly those of the first.
         assert!(counts.plain_bytes > 2 * 27 * 8192, "{counts:?}");
         // Again, now that the local index is warm, and with one thread.
         let again = repo.try_verify(&VerifyOptions { jobs: 1, ..all() }).unwrap();
@@ -224,7 +227,8 @@ fn one_stanza_or_one_backup_can_be_verified_alone() {
     assert_eq!((one.backups.len(), one.backups[0].label.as_str()), (1, "20240102-000000F"));
     assert!(one.counts.packs < report.counts.packs);
     assert_eq!(kind(repo.try_verify(&of(&demo, Some("20250101-000000F")))), Kind::BackupSetInvalid);
-    assert_eq!(kind(repo.try_verify(&of(&["nobody".to_owned()], None))), Kind::FileMissing);
+    let nobody = ["nobody".to_owned()];
+    assert_eq!(kind(repo.try_verify(&of(&nobody, None))), Kind::FileMissing);
     // What only the other stanza needs is none of this one's business.
     let other = repo.open().backups("other").unwrap()[0].clone();
     repo.store.tamper(&layout::refs(other.session), |b| b[100] ^= 1);

@@ -45,12 +45,13 @@ fn holes_that_retention_leaves_are_told_from_losses() {
     let expected =
         [(hole(1, 12, 19), GapKind::Expired), (hole(1, 21, 29), GapKind::Expired), (hole(1, 34, 34), GapKind::Lost)];
     assert_eq!(gaps.holes, BTreeMap::from(expected));
-    // The loss is not the older backups': retention has ended their windows before. It is told all the same.
-    let window = Cost::Window { timeline: 1, reaches: (1, 33), resumes: (1, 35) };
-    assert_eq!(gaps.costs[&2], BTreeSet::from([window]));
+    // The loss is not the older backups': retention has ended their windows before.
+    let window = |reaches, resumes| Cost::Window { timeline: 1, reaches: (1, reaches), resumes: (1, resumes) };
+    assert_eq!(gaps.costs, BTreeMap::from([(2, BTreeSet::from([window(33, 35)]))]));
     let less = present(&[(1, &[10, 11, 20, 21, 30, 31, 32])]);
     let gaps = find(&less, &needs, &BTreeMap::new(), SIZE);
     assert_eq!(gaps.holes[&hole(1, 22, 29)], GapKind::Lost);
+    assert_eq!(gaps.costs, BTreeMap::from([(1, BTreeSet::from([window(21, 30)]))]));
 }
 
 #[test]

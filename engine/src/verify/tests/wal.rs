@@ -34,7 +34,7 @@ fn a_segment_a_backup_needs_is_its_problem_and_later_ones_end_its_window() {
         let repo = made();
         for n in [3, 5] {
             match damage {
-                true => assert!(repo.store.tamper(&object(n), |b| b[300] ^= 1)),
+                true => assert!(repo.store.tamper(&object(n), |b| b[260] ^= 1)),
                 false => repo.store.delete(&object(n)).unwrap(),
             }
         }
@@ -107,7 +107,7 @@ fn a_timeline_needs_its_history() {
 #[test]
 fn with_one_backup_only_the_wal_it_needs_is_read() {
     let repo = made();
-    repo.store.tamper(&object(1), |b| b[300] ^= 1);
+    repo.store.tamper(&object(1), |b| b[260] ^= 1);
     repo.store.delete(&object(5)).unwrap();
     let one = VerifyOptions { set: Some("20240101-000000F"), ..all() };
     let report = repo.try_verify(&one).unwrap();
