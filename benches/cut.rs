@@ -17,7 +17,7 @@ struct Store {
 
 fn main() {
     let region = 256 << 10;
-    let gear = Gear::new(&[7; 32], 16 << 10, 64 << 10, 256 << 10);
+    let gear = Gear::new(pgkeep_benches::gear(), 16 << 10, 64 << 10, 256 << 10);
     let mut stores = ["aligned 256 KiB", "page CDC 256 KiB"].map(|name| Store { name, seen: HashSet::new(), bytes: 0 });
     let mut day = |number: usize, files: &mut dyn FnMut(&mut dyn FnMut(&[u8]))| {
         let before = stores.each_ref().map(|s| s.bytes);

@@ -229,6 +229,11 @@ fn open_footer(
         .open_chunk(&footer_head(&header, trailer.footer_plain_len), sealed)
         .map_err(|e| Error::from(e).during(format!("cannot open the footer of '{name}'")))?;
     let footer = Footer::decode(plain).map_err(Error::damaged(&name))?;
+    let end = footer.entries.last().map_or(HEADER_LEN as u64, |e| u64::from(e.offset) + u64::from(e.stored_len));
+    if end != u64::from(trailer.hashes_offset) {
+        let error = FormatError::OutOfRange { offset: 0, what: "end of the chunks", found: end };
+        return Err(Error::damaged(&name)(error));
+    }
     let PackHeader { session, epoch, domain, scope, .. } = header;
     Ok((PackFacts { pack, session, epoch, domain, scope, size }, footer))
 }
