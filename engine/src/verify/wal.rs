@@ -167,16 +167,16 @@ impl Reader<'_> {
     fn segment(&self, object: &str, name: SegmentName, content: &[u8]) -> Result<()> {
         let header = WalHeader::parse(content).map_err(Error::damaged(object))?;
         let wrong = |what: String| Err(Error::refused(Kind::ArchiveMismatch, format!("'{object}' {what}")));
-        if let Some(history) = self.history {
-            if header.system_identifier != history.system_identifier || header.major() != history.version {
-                return wrong(format!(
-                    "is of PostgreSQL {} with system identifier {}, not of {} with {}",
-                    header.major(),
-                    header.system_identifier,
-                    history.version,
-                    history.system_identifier
-                ));
-            }
+        let foreign =
+            |h: &&StanzaHistory| header.system_identifier != h.system_identifier || header.major() != h.version;
+        if let Some(history) = self.history.filter(foreign) {
+            return wrong(format!(
+                "is of PostgreSQL {} with system identifier {}, not of {} with {}",
+                header.major(),
+                header.system_identifier,
+                history.version,
+                history.system_identifier
+            ));
         }
         if content.len() as u64 != header.segment_size.bytes() {
             return wrong(format!("has {} bytes instead of {}", content.len(), header.segment_size.bytes()));
