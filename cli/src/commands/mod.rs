@@ -3,9 +3,11 @@
 mod archive_get;
 mod archive_push;
 mod backup;
+mod clone;
 mod control;
 mod help;
 mod info;
+mod mount;
 mod stanza;
 mod start;
 mod stop;
@@ -44,8 +46,10 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaCreate => Ok(stanza::create),
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
+        Command::Clone => Ok(clone::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
+        Command::Mount => Ok(mount::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),
         Command::Version => Ok(version::run),

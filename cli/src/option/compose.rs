@@ -4,6 +4,7 @@ use super::command::Command;
 use super::settings::{Settings, Source};
 use super::table::Opt;
 use super::value::Value;
+use std::path::Path;
 
 /// Options that are about this run, not about the server's later ones.
 const OF_THIS_RUN: &[Opt] = &[
@@ -27,13 +28,25 @@ const OF_THIS_RUN: &[Opt] = &[
 /// Percent signs are doubled and words quoted for the shell; quoting for a configuration file is the caller's.
 #[must_use]
 pub fn restore_command(settings: &Settings) -> String {
+    compose(settings, None)
+}
+
+/// As [`restore_command`], for a server whose data directory is not the configured one.
+#[must_use]
+pub fn restore_command_in(settings: &Settings, pgdata: &Path) -> String {
+    compose(settings, Some(pgdata))
+}
+
+fn compose(settings: &Settings, pgdata: Option<&Path>) -> String {
     let program = settings.text(Opt::Cmd).map_or_else(|| settings.exe().to_string_lossy().into_owned(), str::to_owned);
     let mut options = Vec::new();
+    options.extend(pgdata.map(|path| format!("--{}={}", Opt::PgPath.def().display(1), path.display())));
     for (opt, index, setting) in settings.iter() {
         let def = opt.def();
         let said = matches!(setting.source, Source::CommandLine | Source::Environment);
         let always = matches!((opt, index), (Opt::Stanza, _) | (Opt::PgPath, 1));
-        if !(said || always) || !def.is_valid_for(Command::ArchiveGet) || OF_THIS_RUN.contains(&opt) {
+        let replaced = pgdata.is_some() && matches!((opt, index), (Opt::PgPath, 1));
+        if replaced || !(said || always) || !def.is_valid_for(Command::ArchiveGet) || OF_THIS_RUN.contains(&opt) {
             continue;
         }
         let name = def.display(index);
