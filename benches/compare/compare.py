@@ -27,11 +27,11 @@ WORDS = "account order invoice customer payment delivery product status created 
 
 
 class Rig:
-    def __init__(self, root, pgkeep, scale):
-        self.root, self.pgkeep, self.scale = Path(root), pgkeep, scale
+    def __init__(self, root, pgkeep, pgbackrest, scale):
+        self.root, self.pgkeep, self.pgbackrest, self.scale = Path(root), pgkeep, pgbackrest, scale
         self.data, self.port = self.root / "data", 6543
         self.user = pwd.getpwnam("postgres")
-        self.block = tuple(map(int, re.findall(r"\d+", subprocess.run(["pgbackrest", "version"], capture_output=True, text=True).stdout)[:2])) >= (2, 46)
+        self.block = tuple(map(int, re.findall(r"\d+", subprocess.run([pgbackrest, "version"], capture_output=True, text=True).stdout)[:2])) >= (2, 46)
 
     def run(self, *command, check=True, timed=False, env=None):
         """Runs as postgres; with timed=True returns wall, cpu seconds and peak RSS in MiB of the whole tree's largest process."""
@@ -92,7 +92,7 @@ class Rig:
             self.tool(tool, "stanza-create")
 
     def command(self, tool, *args):
-        binary = [self.pgkeep, f"--config={self.root}/pgk.conf"] if tool == "pgk" else ["pgbackrest", f"--config={self.root}/pbr.conf"]
+        binary = [self.pgkeep, f"--config={self.root}/pgk.conf"] if tool == "pgk" else [self.pgbackrest, f"--config={self.root}/pbr.conf"]
         return binary + ["--stanza=b"] + list(args)
 
     def tool(self, tool, *args, **how):
@@ -130,20 +130,21 @@ def main():
     p.add_argument("--scale", type=int, default=130)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--dir", default="/var/tmp/pgkeep-bench")
+    p.add_argument("--pgbackrest", default="pgbackrest")
     p.add_argument("--pgkeep", default=str(Path(__file__).resolve().parents[2] / "target/release/pgkeep"))
     p.add_argument("--only", default="full,again,restore,delta,push,clone")
     p.add_argument("--out")
     a = p.parse_args()
     shutil.copy(a.pgkeep, "/var/tmp/pgkeep-under-test")
     os.chmod("/var/tmp/pgkeep-under-test", 0o755)
-    rig, only = Rig(a.dir, "/var/tmp/pgkeep-under-test", a.scale), a.only.split(",")
+    rig, only = Rig(a.dir, "/var/tmp/pgkeep-under-test", a.pgbackrest, a.scale), a.only.split(",")
     results = {}
     try:
         rig.prepare()
         results["machine"] = {
             "cpu": re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1), "cores": os.cpu_count(),
             "kernel": os.uname().release, "pgdata_bytes": rig.pgdata_size(),
-            "pgbackrest": subprocess.run(["pgbackrest", "version"], capture_output=True, text=True).stdout.strip(),
+            "pgbackrest": subprocess.run([a.pgbackrest, "version"], capture_output=True, text=True).stdout.strip(),
             "pgbackrest_block_incremental": rig.block,
             "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip(),
         }

@@ -45,6 +45,8 @@ impl Status {
     pub const FEATURE_NOT_SUPPORTED: Self = Self(67);
     /// A directory is missing.
     pub const PATH_MISSING: Self = Self(73);
+    /// Makes a server that ran `archive-get` stop instead of taking the archive for ended: above 125.
+    pub const ABORT_RECOVERY: Self = Self(126);
     /// A parameter is not valid.
     pub const PARAM_INVALID: Self = Self(96);
 

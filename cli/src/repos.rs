@@ -33,6 +33,33 @@ pub(crate) fn open_all(settings: &Settings) -> Result<Vec<Arc<Repository>>, Fail
     settings.target_repos().map(|repo| open(settings, repo)).collect()
 }
 
+/// Opens the repositories the command reads from, in key order. One that fails is left out with a warning, unless it is
+/// the only one.
+///
+/// # Errors
+/// What the last one said if none is left.
+pub(crate) fn usable(settings: &Settings) -> Result<Vec<Arc<Repository>>, Failure> {
+    let (mut usable, mut failure) = (Vec::new(), None);
+    for repo in settings.target_repos() {
+        match open(settings, repo) {
+            Ok(repository) => usable.push(repository),
+            Err(e) => {
+                if let Some(earlier) = failure.replace((repo.key(), e)) {
+                    tracing::warn!("repo{} cannot be used: {}", earlier.0, chain(&earlier.1));
+                }
+            }
+        }
+    }
+    match failure {
+        Some((_, e)) if usable.is_empty() => Err(e),
+        Some((key, e)) => {
+            tracing::warn!("repo{key} cannot be used: {}", chain(&e));
+            Ok(usable)
+        }
+        None => Ok(usable),
+    }
+}
+
 /// Opens all repositories the command works on; those that fail keep their error.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod check;
 pub mod chunk;
 pub mod clock;
 pub mod crypto;

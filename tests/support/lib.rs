@@ -10,6 +10,8 @@ pub mod pg;
 pub mod sandbox;
 pub mod seed;
 pub mod tree;
+pub mod world;
 
 pub use pg::{Cluster, Mode, Work, majors};
-pub use sandbox::{Run, Sandbox};
+pub use sandbox::{Run, Running, Sandbox};
+pub use world::World;

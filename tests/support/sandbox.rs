@@ -1,14 +1,13 @@
 //! A private world for the `pgkeep` command: directories, configuration file, the binary under test, empty environment.
 
 mod binary;
+mod running;
 
 use std::{
     ffi::OsStr,
     fmt, fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use crate::{
@@ -17,9 +16,7 @@ use crate::{
 };
 
 pub use binary::pgkeep_binary;
-
-/// How long one command may take. Reached only when it hangs: killed then, so that the test says which.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub use running::Running;
 
 /// Repository, lock, log and spool directories, and a configuration file, below one directory that goes with it.
 #[derive(Debug)]
@@ -42,7 +39,7 @@ impl Sandbox {
     pub fn new() -> Self {
         let binary = pgkeep_binary().to_owned();
         let home = Scratch::new("pgkeep-test");
-        for name in ["repo", "lock", "log", "spool"] {
+        for name in ["repo", "lock", "log", "spool", "cache"] {
             account::private_dir(&home.path().join(name));
         }
         let sandbox = Self { home, binary };
@@ -85,6 +82,26 @@ impl Sandbox {
         &self.binary
     }
 
+    /// Mounts a file system of its own of this many bytes on a new directory, unmounted on drop: one that can be full.
+    ///
+    /// # Panics
+    /// When the tests do not run as root, who alone may mount.
+    pub fn small_disk(&self, name: &str, bytes: u64) -> PathBuf {
+        assert!(rustix::process::getuid().is_root(), "a test that mounts a file system must run as root");
+        let dir = self.dir(name);
+        mount(&["-t", "tmpfs", "-o", &format!("size={bytes},mode=0700"), "pgkeep-test"], &dir);
+        account::give(&dir);
+        dir
+    }
+
+    /// Changes options of a mounted file system, such as `ro` or `size=1g`.
+    ///
+    /// # Panics
+    /// When `mount` refuses.
+    pub fn remount(&self, point: &Path, options: &str) {
+        mount(&["-o", &format!("remount,{options}")], point);
+    }
+
     /// Makes a further empty directory, mode 0700, owned by the servers' account: restore target, mount point.
     pub fn dir(&self, name: &str) -> PathBuf {
         account::private_dir(&self.root().join(name))
@@ -99,6 +116,7 @@ impl Sandbox {
             ("lock-path", self.locks()),
             ("log-path", self.logs()),
             ("spool-path", self.spool()),
+            ("cache-path", self.root().join("cache")),
         ];
         let global = sections.iter().filter(|(name, _)| *name == "global").flat_map(|(_, options)| options.iter());
         let overridden: Vec<_> = global.clone().map(|(name, _)| *name).collect();
@@ -164,37 +182,16 @@ impl Sandbox {
     ///
     /// # Panics
     /// When it does not start or does not end.
-    pub fn finish(&self, mut command: Command) -> Run {
-        // Files, not pipes: a daemon the command leaves behind keeps its outputs open, and a pipe would never end.
-        let (out, err) = (tempfile::NamedTempFile::new(), tempfile::NamedTempFile::new());
-        let (out, err) = (out.expect("cannot create a file"), err.expect("cannot create a file"));
-        command.stdout(out.reopen().expect("cannot open a file")).stderr(err.reopen().expect("cannot open a file"));
-        let line = format!("{command:?}");
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
-        let deadline = Instant::now() + PATIENCE;
-        // Starts in a few milliseconds and often ends as soon; later a coarser step does.
-        let mut step = Duration::from_millis(1);
-        let status = loop {
-            if let Some(status) = child.try_wait().expect("cannot wait for a command") {
-                break Some(status);
-            }
-            if Instant::now() > deadline {
-                child.kill().expect("cannot kill a command");
-                child.wait().expect("cannot wait for a command");
-                break None;
-            }
-            thread::sleep(step);
-            step = (step * 2).min(Duration::from_millis(20));
-        };
-        let text = |file: &Path| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned();
-        let run = Run {
-            command: line,
-            code: status.and_then(|status| status.code()),
-            stdout: text(out.path()),
-            stderr: text(err.path()),
-        };
-        assert!(status.is_some(), "killed after {} s\n{run}", PATIENCE.as_secs());
-        run
+    pub fn finish(&self, command: Command) -> Run {
+        self.spawn(command).wait()
+    }
+
+    /// Starts a command made by [`Self::pgkeep`] and lets it run.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn spawn(&self, command: Command) -> Running {
+        Running::new(command)
     }
 
     /// Where something is mounted below this sandbox, deepest first.
@@ -219,6 +216,11 @@ impl Drop for Sandbox {
     }
 }
 
+fn mount(args: &[&str], point: &Path) {
+    let out = Command::new("/bin/mount").args(args).arg(point).output().expect("cannot run mount");
+    assert!(out.status.success(), "mount {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
 fn detach(point: &Path) -> io::Result<()> {
     if rustix::process::getuid().is_root() {
         return Ok(rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH)?);
@@ -241,6 +243,18 @@ pub struct Run {
 }
 
 impl Run {
+    /// The messages of one level, such as `WARN`, without what stands before the text.
+    pub fn messages(&self, level: &str) -> Vec<&str> {
+        let mark = format!("{level}: ");
+        let lines = self.stdout.lines().filter(|line| line.contains(" P") || line.starts_with('P'));
+        lines.filter_map(|line| Some(line.split_once(&mark)?.1)).collect()
+    }
+
+    /// Whether a text stands anywhere in what was printed.
+    pub fn says(&self, text: &str) -> bool {
+        self.stdout.contains(text) || self.stderr.contains(text)
+    }
+
     /// Standard output as JSON.
     ///
     /// # Panics

@@ -3,11 +3,13 @@
 mod archive_get;
 mod archive_push;
 mod backup;
+mod check;
 mod clone;
 mod control;
 mod help;
 mod info;
 mod mount;
+mod restore;
 mod stanza;
 mod start;
 mod stop;
@@ -43,6 +45,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::ArchiveGet => Ok(archive_get::run),
         Command::ArchivePush => Ok(archive_push::run),
         Command::Backup => Ok(backup::run),
+        Command::Check => Ok(check::run),
         Command::StanzaCreate => Ok(stanza::create),
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
@@ -50,6 +53,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
         Command::Mount => Ok(mount::run),
+        Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),
         Command::Version => Ok(version::run),

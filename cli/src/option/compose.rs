@@ -4,7 +4,8 @@ use super::command::Command;
 use super::settings::{Settings, Source};
 use super::table::Opt;
 use super::value::Value;
-use std::path::Path;
+use pgkeep_engine::restore::recovery::{self, OnError};
+use std::path::{Path, PathBuf};
 
 /// Options that are about this run, not about the server's later ones.
 const OF_THIS_RUN: &[Opt] = &[
@@ -25,22 +26,30 @@ const OF_THIS_RUN: &[Opt] = &[
 /// The `restore_command` that leads the server to this program with the same repository and configuration:
 /// what was typed or in the environment for this run, if `archive-get` takes it, but no secrets.
 ///
-/// Percent signs are doubled and words quoted for the shell; quoting for a configuration file is the caller's.
-#[must_use]
-pub fn restore_command(settings: &Settings) -> String {
-    compose(settings, None)
+/// Quoting for a configuration file is the caller's.
+///
+/// # Errors
+/// `OptionInvalidValue` if the program's path is not text.
+pub fn restore_command(settings: &Settings, on_error: Option<OnError>) -> pgkeep_engine::Result<String> {
+    compose(settings, on_error, None)
 }
 
 /// As [`restore_command`], for a server whose data directory is not the configured one.
-#[must_use]
-pub fn restore_command_in(settings: &Settings, pgdata: &Path) -> String {
-    compose(settings, Some(pgdata))
+///
+/// # Errors
+/// As [`restore_command`].
+pub fn restore_command_in(
+    settings: &Settings,
+    on_error: Option<OnError>,
+    pgdata: &Path,
+) -> pgkeep_engine::Result<String> {
+    compose(settings, on_error, Some(pgdata))
 }
 
-fn compose(settings: &Settings, pgdata: Option<&Path>) -> String {
-    let program = settings.text(Opt::Cmd).map_or_else(|| settings.exe().to_string_lossy().into_owned(), str::to_owned);
-    let mut options = Vec::new();
-    options.extend(pgdata.map(|path| format!("--{}={}", Opt::PgPath.def().display(1), path.display())));
+fn compose(settings: &Settings, on_error: Option<OnError>, pgdata: Option<&Path>) -> pgkeep_engine::Result<String> {
+    let program = settings.text(Opt::Cmd).map_or_else(|| settings.exe().to_path_buf(), PathBuf::from);
+    let mut options: Vec<(String, String)> = Vec::new();
+    options.extend(pgdata.map(|path| (Opt::PgPath.def().display(1), path.display().to_string())));
     for (opt, index, setting) in settings.iter() {
         let def = opt.def();
         let said = matches!(setting.source, Source::CommandLine | Source::Environment);
@@ -51,53 +60,16 @@ fn compose(settings: &Settings, pgdata: Option<&Path>) -> String {
         }
         let name = def.display(index);
         match &setting.value {
-            Some(Value::Bool(true)) => options.push(format!("--{name}")),
-            Some(Value::Bool(false)) => options.push(format!("--no-{name}")),
+            Some(Value::Bool(true)) => options.push((name, String::new())),
+            Some(Value::Bool(false)) => options.push((format!("no-{name}"), String::new())),
             Some(Value::Secret(_)) => {}
-            Some(Value::List(list)) => options.extend(list.iter().map(|v| format!("--{name}={v}"))),
-            Some(Value::Hash(pairs)) => options.extend(pairs.iter().map(|(k, v)| format!("--{name}={k}={v}"))),
-            Some(value) => options.push(format!("--{name}={}", crate::run::plain(value))),
-            None if opt == Opt::Config => options.push(format!("--no-{name}")),
+            Some(Value::List(list)) => options.extend(list.iter().map(|v| (name.clone(), v.clone()))),
+            Some(Value::Hash(pairs)) => options.extend(pairs.iter().map(|(k, v)| (name.clone(), format!("{k}={v}")))),
+            Some(value) => options.push((name, crate::run::plain(value))),
+            None if opt == Opt::Config => options.push((format!("no-{name}"), String::new())),
             None => {}
         }
     }
     options.sort();
-    let words: Vec<_> = std::iter::once(program).chain(options).map(|word| quoted(&word)).collect();
-    format!("{} archive-get %f \"%p\"", words.join(" "))
-}
-
-/// A word for a shell inside a server setting where `%` is special.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=:,+@%".contains(c);
-    let doubled = word.replace('%', "%%");
-    if doubled.chars().all(plain) {
-        return doubled;
-    }
-    let mut text = String::from("\"");
-    for c in doubled.chars() {
-        if matches!(c, '"' | '\\' | '$' | '`') {
-            text.push('\\');
-        }
-        text.push(c);
-    }
-    text.push('"');
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_for_the_shell() {
-        for (word, expected) in [
-            ("--pg1-path=/var/lib/x", "--pg1-path=/var/lib/x"),
-            ("/a b", "\"/a b\""),
-            ("a\"$`\\b", "\"a\\\"\\$\\`\\\\b\""),
-            ("50%", "50%%"),
-            ("é", "\"é\""),
-        ] {
-            assert_eq!(quoted(word), expected);
-        }
-    }
+    recovery::restore_command(&program, &options, on_error)
 }

@@ -168,7 +168,10 @@ options! {
     Mountpoint "mountpoint" "directory on which the clone appears" = Def::new(Type::AnyPath, None).on(CLONE).typed();
     NeutralUmask "neutral-umask" "ignore the umask when creating files"
         = flag("y").on(ALL).ignored("files get no more rights than the umask leaves");
-    Output "output" "form of the output" = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE)
+    OnError "on-error" "what archive-get does when it cannot tell: report, abort the recovery, or wait"
+        = word(&["report", "abort", "wait"], "report").on(GET).typed();
+    Output "output" "form of the output"
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE)
         .typed().over(&[
             Override { commands: INFO | C::RepoLs.bit() | CLONE, ty: Type::Enum(&["text", "json"]), default: Some("text") },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },

@@ -498,12 +498,12 @@ fn the_server_is_told_what_was_typed() {
     let host = Host::with("[global]\nrepo1-path=/r\n[demo]\npg1-path=/pg\n").var("PGKEEP_REPO1_CIPHER_PASS", "hush");
     let settings = host.get("--stanza=demo --repo=1 --log-level-console=info --type=time --target=x --delta restore");
     assert_eq!(
-        restore_command(&settings),
+        restore_command(&settings, None).unwrap(),
         "/usr/bin/pgkeep --pg1-path=/pg --repo=1 --stanza=demo archive-get %f \"%p\""
     );
     let settings = host.get("--stanza=demo --no-config --pg1-path=/p$q --repo1-path=/a%b restore --cmd=wrap");
     assert_eq!(
-        restore_command(&settings),
+        restore_command(&settings, None).unwrap(),
         "wrap --no-config \"--pg1-path=/p\\$q\" --repo1-path=/a%%b --stanza=demo archive-get %f \"%p\""
     );
 }

@@ -1,7 +1,7 @@
 //! `archive-push`, synchronous: one file into every repository.
 //!
-//! 1. stop file   2. name   3. queue limit   4. `pg_control` and every repository's stanza, while the file is read,
-//! checked and compressed   5. one conditional put a repository, side by side   6. success only if all have it durable.
+//! Order of work: stop file; name; queue limit; `pg_control` and every repository's stanza, while the file is read,
+//! checked and compressed; one conditional put a repository, side by side; success only if all have it durable.
 //!
 //! The server repeats the command until it succeeds and removes the file only then. So a failure loses nothing, and what
 //! must never happen is success without every repository holding exactly this content.

@@ -53,15 +53,24 @@ pub(super) fn read(path: &Path, name: &ArchiveName, control: Option<&ControlFile
         }
         _ => {}
     }
-    let mut content = Vec::with_capacity(len as usize + 1);
-    // One byte more than there should be, so that growth is seen.
-    (&mut file).take(len + 1).read_to_end(&mut content).map_err(FileError::at("read", path))?;
+    let content = read_exactly(&mut file, len, path)?;
     let after = file.metadata().map_err(FileError::at("stat", path))?;
-    let changed = after.modified().ok() != before.modified().ok();
-    if content.len() as u64 != len || after.len() != len || changed {
-        return Err(invalid(format!("changed while it was read: {} bytes of {len}", content.len())));
+    if after.len() != len || after.modified().ok() != before.modified().ok() {
+        return Err(invalid("changed while it was read".into()));
     }
     Ok(content)
+}
+
+/// All bytes of a source that must have `len` of them.
+fn read_exactly(source: &mut impl Read, len: u64, path: &Path) -> Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(usize::try_from(len).unwrap_or(0).saturating_add(1));
+    // One byte more than there should be, so that growth is seen.
+    source.take(len.saturating_add(1)).read_to_end(&mut content).map_err(FileError::at("read", path))?;
+    if content.len() as u64 == len {
+        return Ok(content);
+    }
+    let how = if content.len() as u64 > len { "grew" } else { "shrank" };
+    Err(Error::refused(Kind::FileInvalid, format!("'{}' {how} while it was read: it had {len} bytes", path.display())))
 }
 
 /// What the header of a segment's first page says, checked against its name; none for files without such a header.
@@ -90,4 +99,21 @@ pub(super) fn header(path: &Path, name: &ArchiveName, content: &[u8]) -> Result<
         return Err(invalid(format!("holds segment {}", own.name(header.segment_size))));
     }
     Ok(Some(header))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_grows_or_shrinks_is_refused() {
+        let path = Path::new("pg_wal/000000010000000000000003");
+        assert_eq!(read_exactly(&mut &b"12345"[..], 5, path).unwrap(), b"12345");
+        for (bytes, how) in [(&b"1234"[..], "shrank"), (b"123456", "grew"), (b"", "shrank")] {
+            let mut source = bytes;
+            let error = read_exactly(&mut source, 5, path).unwrap_err();
+            assert_eq!(error.kind(), Kind::FileInvalid);
+            assert!(error.to_string().contains(how), "{error}");
+        }
+    }
 }

@@ -102,7 +102,7 @@ pub fn back_up_tree(repository: &Arc<Repository>, stanza: &str, root: &Path, opt
         }
         builder.add(&mut session, file.entry)?;
     }
-    let summary = builder.finish(&mut session)?;
+    let summary = builder.finish(&mut session, Vec::new())?;
     session.publish()?;
     let index = Arc::clone(session.index());
     let source = Arc::new(ChunkSource::new(Arc::clone(repository), index, stanza));
@@ -142,6 +142,7 @@ pub fn back_up_tree(repository: &Arc<Repository>, stanza: &str, root: &Path, opt
         links: Vec::new(),
         program: "test".to_owned(),
         online: options.lsn.is_some(),
+        copy_start_nanos: 0,
     };
     session.commit(&mut |each| summary.chunks(&source, each), finish, &SystemClock)
 }

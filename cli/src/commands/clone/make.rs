@@ -7,7 +7,7 @@ use crate::daemon::Served;
 use crate::error::Failure;
 use crate::option::{Opt, Settings, restore_command_in};
 use crate::{VERSION, mounts, repos, zone};
-use pgkeep_engine::restore::recovery::{self, RecoveryOptions, RecoveryType, TargetAction};
+use pgkeep_engine::restore::recovery::{self, OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
 use pgkeep_engine::view::Snapshot;
 use pgkeep_engine::{Error, Kind};
@@ -33,7 +33,7 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let mountpoint = mounts::prepare(settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?)?;
     check_apart(&dir, &mountpoint)?;
 
-    let repositories = repos::open_all(settings)?;
+    let repositories = repos::usable(settings)?;
     let asked = RestoreOptions {
         set: settings.text(Opt::Set).map(str::to_owned),
         force: settings.flag(Opt::Force),
@@ -47,7 +47,8 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     context.cancel.check()?;
 
     let clone = clone_settings(settings, &choice);
-    let command = restore_command_in(settings, &mountpoint);
+    let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
+    let command = restore_command_in(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
         identity: identity(stanza, &choice, &clone, &mountpoint, asked.recovery.target.as_deref()),
         owner: owner(&*snapshot)?,

@@ -113,7 +113,7 @@ fn no_changed_byte_and_no_cut_goes_unnoticed() {
     }
     store.tamper(&key(), |bytes| bytes.push(0));
     never_the_same("one byte more");
-    assert_eq!(get(&repository, SEGMENT).unwrap().unwrap(), content);
+    assert!(get(&repository, SEGMENT).unwrap().unwrap() == content);
 }
 
 #[test]
@@ -299,8 +299,8 @@ fn a_listing_is_in_order_and_reads_only_the_directories_it_needs() {
         }
     }
     store.clear();
-    let (from, to) = (segment(1, 255).name(SIZE), segment(1, 255).name(SIZE));
-    assert_eq!(listed(&repository, Some(&from), Some(&to)), [to.clone()]);
+    let (from, to) = (segment(1, 254).name(SIZE), segment(1, 255).name(SIZE));
+    assert_eq!(listed(&repository, Some(&from), Some(&to)), [from.as_str(), &to]);
     assert_eq!(store.keys(Verb::List), ["wal/main/15-1/", "wal/main/15-1/0000000100000000/"]);
 
     store.clear();

@@ -19,7 +19,8 @@ pub enum OnError {
 
 /// Builds the value of `restore_command`.
 ///
-/// `options` are names without dashes and values, in the order they shall stand; `%f` and `%p` are added.
+/// `options` are names without dashes and values, in the order they shall stand; one with an empty value stands alone.
+/// `%f` and `%p` are added.
 ///
 /// # Errors
 /// [`Kind::OptionInvalidValue`] for the program's path if it is not text.
@@ -31,7 +32,8 @@ pub fn restore_command(program: &Path, options: &[(String, String)], on_error: O
     let mut command = shell(program);
     for (name, value) in options {
         command.push(' ');
-        command.push_str(&shell(&format!("--{name}={value}")));
+        let word = if value.is_empty() { format!("--{name}") } else { format!("--{name}={value}") };
+        command.push_str(&shell(&word));
     }
     if let Some(on_error) = on_error {
         command.push_str(match on_error {

@@ -1,5 +1,6 @@
-//! FORMAT.md is where code says it is: every section that a comment points to exists, and so does every place the
-//! document itself points to.
+//! The documents agree with the code and with each other: sections that comments point to exist, links between documents
+//! lead somewhere, the table of exit statuses is the program's.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail loudly too")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -72,4 +73,48 @@ fn every_link_inside_the_document_leads_somewhere() {
         links += 1;
     }
     assert!(links > 20);
+}
+
+#[test]
+fn links_between_documents_lead_to_files() {
+    let mut links = 0;
+    for document in
+        ["README.md", "docs/compat.md", "docs/exit-codes.md", "docs/operations.md", "engine/ARCHITECTURE.md"]
+    {
+        let path = crates().join(document);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1) {
+            let target = link.split(')').next().unwrap_or_default();
+            let (file, section) = target.split_once('#').unwrap_or((target, ""));
+            if target.starts_with("https:") {
+                continue;
+            }
+            let file = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(file.exists(), "{document} points to {target}");
+            if !section.is_empty() {
+                let found = headings(&std::fs::read_to_string(&file).unwrap());
+                let anchors: Vec<String> = found.iter().map(|h| h.to_lowercase().replace(' ', "-")).collect();
+                assert!(anchors.iter().any(|a| a == section), "{document} points to {target}");
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 15);
+}
+
+#[test]
+fn the_table_of_exit_statuses_is_the_programs() {
+    let text = std::fs::read_to_string(crates().join("docs/exit-codes.md")).unwrap();
+    let rows = text.lines().filter_map(|l| l.strip_prefix("| ")?.split(' ').next()?.parse().ok());
+    let documented: Vec<u8> = rows.collect();
+    assert!(documented.is_sorted_by(|a, b| a < b), "rows are not in order");
+    let code = std::fs::read_to_string(crates().join("cli/src/exit.rs")).unwrap();
+    let code = code.split("mod tests").next().unwrap();
+    let number = |text: &str| text.trim().trim_end_matches([',', ';', ')']).parse::<u8>().ok();
+    let of_kinds = code.lines().filter_map(|l| number(l.trim().strip_prefix("Kind::")?.split_once("=> ")?.1));
+    let named = code.lines().filter_map(|l| number(l.split_once("Self = Self(")?.1));
+    let mut used: BTreeSet<u8> = of_kinds.chain(named).collect();
+    used.insert(125);
+    assert!(used.len() > 55);
+    assert_eq!(documented.into_iter().collect::<BTreeSet<u8>>(), used);
 }

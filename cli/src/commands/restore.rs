@@ -1,0 +1,83 @@
+//! `restore`.
+
+use super::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::{Opt, Settings, restore_command};
+use crate::size::human_size;
+use crate::{repos, zone};
+use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::lock::{Lock, LockName, LockType};
+use pgkeep_engine::restore::recovery::{OnError, RecoveryOptions, RecoveryType, TargetAction};
+use pgkeep_engine::restore::{self, Env, MapOptions, RestoreOptions};
+use std::path::PathBuf;
+
+pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let mut locks = Vec::new();
+    for repo in settings.target_repos() {
+        let (stanza, lock_type) = (settings.stanza_name().to_owned(), LockType::Restore);
+        let name = LockName { stanza, lock_type, repo_key: repo.key().into() };
+        locks.push(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?);
+    }
+    let repositories = repos::usable(settings)?;
+    let recovery = recovery(settings);
+    let paths = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| (k.clone(), PathBuf::from(v))).collect();
+    let options = RestoreOptions {
+        stanza: settings.stanza_name().to_owned(),
+        target: repos::pgdata(settings)?,
+        set: settings.text(Opt::Set).map(str::to_owned),
+        delta: settings.flag(Opt::Delta),
+        force: settings.flag(Opt::Force),
+        dry_run: false,
+        process_max: settings.process_max(),
+        maps: MapOptions {
+            tablespace: paths(settings.pairs(Opt::TablespaceMap)),
+            tablespace_all: settings.text(Opt::TablespaceMapAll).map(PathBuf::from),
+            link: paths(settings.pairs(Opt::LinkMap)),
+            link_all: settings.flag(Opt::LinkAll),
+        },
+        restore_command: command(settings, recovery.recovery_type)?,
+        recovery,
+        time_zone: zone::local(),
+    };
+    let env = Env { observer: context.observer, cancel: context.cancel, clock: &SystemClock };
+    let report = restore::run(&repositories, &options, &env)?;
+    tracing::info!(
+        "restored backup set {} from repo{}: size = {}, written = {}, fetched = {}, files written = {}, kept = {}, removed = {}, {:.1} s",
+        report.label,
+        report.repository,
+        human_size(report.bytes),
+        human_size(report.written),
+        human_size(report.fetched),
+        report.files_written,
+        report.files_kept,
+        report.removed,
+        report.elapsed_ms as f64 / 1000.0
+    );
+    Ok(Status::OK)
+}
+
+/// What the options say of recovery.
+pub(super) fn recovery(settings: &Settings) -> RecoveryOptions {
+    let recovery_type = settings.text(Opt::Type).and_then(RecoveryType::parse).unwrap_or(RecoveryType::Default);
+    let action = settings.text(Opt::TargetAction).and_then(TargetAction::parse);
+    RecoveryOptions {
+        target: settings.text(Opt::Target).map(str::to_owned),
+        action: action.filter(|_| settings.is_given(Opt::TargetAction)),
+        exclusive: settings.flag(Opt::TargetExclusive),
+        timeline: settings.text(Opt::TargetTimeline).map(str::to_owned),
+        settings: settings.pairs(Opt::RecoveryOption).to_vec(),
+        archive_mode_off: settings.text(Opt::ArchiveMode) == Some("off"),
+        ..RecoveryOptions::of(recovery_type)
+    }
+}
+
+/// The `restore_command` of a recovery. A target must be reached, so not knowing must stop the server; a standby can wait.
+pub(super) fn command(settings: &Settings, recovery_type: RecoveryType) -> Result<String, Failure> {
+    let on_error = match recovery_type {
+        RecoveryType::Standby => OnError::Wait,
+        _ => OnError::Abort,
+    };
+    Ok(restore_command(settings, Some(on_error))?)
+}

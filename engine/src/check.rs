@@ -1,0 +1,244 @@
+//! Whether a stanza works from end to end: configuration, history, and one WAL segment on its way to every repository.
+//!
+//! [`configuration`] looks at the server alone; a backup asks the same before it starts. [`run`] does it all on a primary;
+//! on a standby it looks at the repositories only, since a standby cannot end a segment. What it writes is one restore
+//! point in the server's WAL. One thread, no locks; blocks until the segment has arrived everywhere or the time is up.
+
+use crate::clock::Clock;
+use crate::observe::Cancel;
+use crate::pg::ClusterIdentity;
+use crate::pg::server::{ArchiveMode, Connection, Identity};
+use crate::repository::Repository;
+use crate::{Error, Kind, Result};
+use pgkeep_formats::repo::layout;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Name of the restore point, for those who meet it in the WAL.
+const RESTORE_POINT: &str = "pgkeep archive check";
+
+/// Which settings of the server to insist on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArchiveCheck {
+    /// None: `--no-archive-check`. No segment is waited for either.
+    Off,
+    /// Archiving is on and its command is ours; `archive_mode=always` will do: `--no-archive-mode-check`.
+    AnyMode,
+    /// As before, but with `archive_mode=on`: with `always` a standby and its primary archive the same segments.
+    Strict,
+}
+
+/// What to check against.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckOptions<'a> {
+    /// The stanza.
+    pub stanza: &'a str,
+    /// Directory of the cluster, as configured.
+    pub pgdata: &'a Path,
+    /// Port of the server, as configured.
+    pub port: u16,
+    /// Names one of which must be in `archive_command`: the program's, and under which it was called.
+    pub program_names: &'a [&'a str],
+    /// Which settings to insist on.
+    pub archive_check: ArchiveCheck,
+    /// How long the segment may take to each repository.
+    pub archive_timeout: Duration,
+}
+
+/// What a check found in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckReport {
+    /// What the server is.
+    pub role: ServerRole,
+    /// The repositories, in their order.
+    pub repos: Vec<RepoCheck>,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerRole {
+    /// It writes WAL; a segment was ended and waited for.
+    Primary,
+    /// It follows another: "switch wal not performed because this is a standby".
+    Standby,
+}
+
+/// A repository that is in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepoCheck {
+    /// Its number.
+    pub key: u32,
+    /// The segment that arrived; none from a standby or without archive check.
+    pub archived: Option<Archived>,
+}
+
+/// An archived segment: "WAL segment {segment} successfully archived to '{place}' on repo{key}".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archived {
+    /// Its name.
+    pub segment: String,
+    /// Where it is: store and object.
+    pub place: String,
+}
+
+/// Checks one stanza through one running server.
+///
+/// # Errors
+/// As [`configuration`] and [`ClusterIdentity::of_server`]; `FileMissing` if a repository lacks the stanza; `FileInvalid`
+/// if its history is of another cluster; `ArchiveTimeout` naming the segment and the repository it did not reach; what
+/// the server and the stores said. The first failure ends the check.
+pub fn run(
+    server: &mut Connection,
+    repositories: &[Arc<Repository>],
+    options: &CheckOptions<'_>,
+    clock: &dyn Clock,
+    cancel: &Cancel,
+) -> Result<CheckReport> {
+    // 1. The server is the one configured, and archives to us.
+    let (identity, found) = ClusterIdentity::of_server(server, options.pgdata, options.port)?;
+    let role = if found.in_recovery { ServerRole::Standby } else { ServerRole::Primary };
+    if role == ServerRole::Primary {
+        configuration(&found, options.archive_check, options.program_names)?;
+    }
+    // 2. Every repository knows the cluster.
+    let mut archive_ids = Vec::with_capacity(repositories.len());
+    for repository in repositories {
+        archive_ids.push(archive_id(repository, options.stanza, &identity)?);
+    }
+    // 3. A segment arrives in each.
+    let segment = match (role, options.archive_check) {
+        (ServerRole::Standby, _) | (_, ArchiveCheck::Off) => None,
+        _ => {
+            // Without a record since the last switch there would be nothing to end, and an old segment's name would come back.
+            server.create_restore_point(RESTORE_POINT)?;
+            Some(server.switch_wal()?)
+        }
+    };
+    let mut repos = Vec::with_capacity(repositories.len());
+    for (repository, archive_id) in repositories.iter().zip(&archive_ids) {
+        let archived = match &segment {
+            Some(segment) => Some(wait(repository, archive_id, segment, options, clock, cancel)?),
+            None => None,
+        };
+        repos.push(RepoCheck { key: repository.key(), archived });
+    }
+    Ok(CheckReport { role, repos })
+}
+
+/// Checks that a primary archives its WAL with this program.
+///
+/// # Errors
+/// `ArchiveDisabled` with `archive_mode=off`; `FeatureNotSupported` with `archive_mode=always`; `ArchiveCommandInvalid` if
+/// the command does not name the program.
+pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&str]) -> Result<()> {
+    if check == ArchiveCheck::Off {
+        return Ok(());
+    }
+    match server.archive_mode {
+        ArchiveMode::Off => return Err(Error::refused(Kind::ArchiveDisabled, "archive_mode must be enabled")),
+        ArchiveMode::Always if check == ArchiveCheck::Strict => {
+            return Err(Error::refused(Kind::FeatureNotSupported, "archive_mode=always is not supported"));
+        }
+        ArchiveMode::Always | ArchiveMode::On => {}
+    }
+    // Where both are set the library archives, and the command is never called.
+    if !server.archive_library.is_empty() {
+        let text = format!("archive_library is '{}', so archive_command is not used", server.archive_library);
+        return Err(Error::refused(Kind::ArchiveCommandInvalid, text));
+    }
+    let command = &server.archive_command;
+    if program_names.iter().any(|name| !name.is_empty() && command.contains(name)) {
+        return Ok(());
+    }
+    let text = format!("archive_command '{command}' must contain '{}'", program_names.join("' or '"));
+    Err(Error::refused(Kind::ArchiveCommandInvalid, text))
+}
+
+fn archive_id(repository: &Repository, stanza: &str, identity: &ClusterIdentity) -> Result<String> {
+    let history = repository.stanza_history(stanza)?;
+    let place = || format!("repo{} in {}", repository.key(), repository.store().describe());
+    let Some(current) = history.last() else {
+        return Err(Error::refused(Kind::FileMissing, format!("stanza '{stanza}' does not exist on {}", place())));
+    };
+    if !identity.matches(current) {
+        let known = ClusterIdentity::from(current);
+        let text = format!("stanza '{stanza}' on {} is for {known}, but the cluster is {identity}", place());
+        return Err(Error::refused(Kind::FileInvalid, text));
+    }
+    Ok(current.archive_id())
+}
+
+fn wait(
+    repository: &Repository,
+    archive_id: &str,
+    segment: &str,
+    options: &CheckOptions<'_>,
+    clock: &dyn Clock,
+    cancel: &Cancel,
+) -> Result<Archived> {
+    let names = [segment.to_owned()];
+    repository.wal_wait(options.stanza, archive_id, &names, options.archive_timeout, clock, cancel).map_err(|e| {
+        let key = repository.key();
+        match e.kind() {
+            Kind::ArchiveTimeout => Error::refused(
+                Kind::ArchiveTimeout,
+                format!(
+                    "WAL segment {segment} was not archived to repo{key} before the {} ms timeout",
+                    options.archive_timeout.as_millis()
+                ),
+            ),
+            Kind::Interrupted => e,
+            _ => e.during(format!("cannot look for WAL segment {segment} on repo{key}")),
+        }
+    })?;
+    let object = layout::wal(options.stanza, archive_id, segment);
+    Ok(Archived { segment: segment.to_owned(), place: format!("{}/{object}", repository.store().describe()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgkeep_formats::pg::timeline::TimelineId;
+    use pgkeep_formats::pg::version::Version;
+    use pgkeep_formats::pg::wal::WalSegmentSize;
+
+    fn server(archive_mode: ArchiveMode, command: &str, library: &str) -> Identity {
+        Identity {
+            version: Version::V15,
+            version_num: 150_004,
+            system_id: 1,
+            catalog_version: 202_209_061,
+            data_directory: "/data".into(),
+            wal_segment_size: WalSegmentSize::DEFAULT,
+            block_size: 8192,
+            relation_segment_pages: 131_072,
+            checksums: true,
+            archive_mode,
+            archive_command: command.to_owned(),
+            archive_library: library.to_owned(),
+            wal_level: "replica".to_owned(),
+            in_recovery: false,
+            timeline: TimelineId(1),
+        }
+    }
+
+    #[test]
+    fn each_wrong_setting_has_its_own_error() {
+        use ArchiveMode::{Always, Off, On};
+        let good = "pgkeep --stanza=demo archive-push %p";
+        let kind = |mode, command, library, check| {
+            configuration(&server(mode, command, library), check, &["pgkeep", "backuper"]).map_err(|e| e.kind())
+        };
+        assert_eq!(kind(On, good, "", ArchiveCheck::Strict), Ok(()));
+        assert_eq!(kind(On, "/opt/backuper archive-push %p", "", ArchiveCheck::Strict), Ok(()));
+        assert_eq!(kind(Off, good, "", ArchiveCheck::Strict), Err(Kind::ArchiveDisabled));
+        assert_eq!(kind(Off, good, "", ArchiveCheck::AnyMode), Err(Kind::ArchiveDisabled));
+        assert_eq!(kind(Off, "", "", ArchiveCheck::Off), Ok(()));
+        assert_eq!(kind(Always, good, "", ArchiveCheck::Strict), Err(Kind::FeatureNotSupported));
+        assert_eq!(kind(Always, good, "", ArchiveCheck::AnyMode), Ok(()));
+        assert_eq!(kind(On, "", "", ArchiveCheck::Strict), Err(Kind::ArchiveCommandInvalid));
+        assert_eq!(kind(On, "cp %p /wal/%f", "", ArchiveCheck::AnyMode), Err(Kind::ArchiveCommandInvalid));
+        assert_eq!(kind(On, good, "basic_archive", ArchiveCheck::Strict), Err(Kind::ArchiveCommandInvalid));
+    }
+}

@@ -1,0 +1,141 @@
+//! Faults in mid-backup: nothing half done is ever visible, and the next backup works.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    thread,
+    time::Instant,
+};
+
+use support::{Cluster, Mode, Sandbox, World, majors, seed::Seed};
+
+#[test]
+fn a_server_that_goes_down_fails_the_backup_and_the_next_one_works() {
+    for major in majors() {
+        let mut world = World::new(major);
+        world.cluster.pgbench_init(5);
+        // While the server prepares, and while we copy.
+        for (flag, moment) in [("--no-start-fast", "backup begins after"), ("--start-fast", "backup start archive")] {
+            let mut running = world.spawn([flag, "--type=full", "backup"]);
+            running.wait_for(moment);
+            world.cluster.stop(Mode::Immediate);
+            let run = running.wait();
+            assert!(matches!(run.code, Some(56 | 57)), "{run}");
+            let errors = run.messages("ERROR");
+            assert!(errors.len() == 1 && errors[0].contains("server"), "{run}");
+            assert!(!run.says("panicked"), "{run}");
+            world.cluster.start();
+            assert_eq!(world.labels(), Vec::<String>::new());
+        }
+        world.backup("full");
+        world.ok(["verify"]);
+    }
+}
+
+#[test]
+fn killed_at_any_moment_a_backup_leaves_nothing_visible_and_nothing_lost() {
+    let world = World::new(majors()[0]);
+    let mut seed = Seed::new();
+    world.cluster.pgbench_init(5);
+    let begun = Instant::now();
+    world.backup("full");
+    let usual = begun.elapsed();
+    let mut known = world.labels();
+    let load = world.cluster.load(1);
+    for round in 0..8 {
+        let mut running =
+            world.spawn(["--start-fast", if round % 2 == 0 { "--type=full" } else { "--type=incr" }, "backup"]);
+        running.wait_for("command begin");
+        thread::sleep(usual.mul_f64(seed.below(1000) as f64 / 1000.0));
+        let run = running.kill9();
+        // It may have been done: then, and only then, there is one more.
+        let now = world.labels();
+        assert_eq!(now[..known.len()], known, "{run}");
+        let more = now.len() - known.len();
+        let done = run.says("new backup label");
+        assert!(more == 0 || (more == 1 && done), "{now:?} after {known:?}\n{run}");
+        known = now;
+        if round % 4 == 3 {
+            known.push(world.backup("incr"));
+            assert_eq!(world.labels(), known);
+        }
+    }
+    load.stop();
+    let run = world.ok(["verify"]);
+    assert_eq!(run.messages("ERROR"), Vec::<&str>::new(), "{run}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let world = World::new(majors()[0]);
+    world.backup("full");
+    for (name, content) in
+        [("tiny", "x".to_owned()), ("small", "0123456789".repeat(500)), ("large", "0123456789".repeat(10_000))]
+    {
+        let path = world.cluster.data_dir().join(name);
+        fs::write(&path, content).unwrap();
+        support::account::give(&path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        let run = world.expect(41, ["--start-fast", "backup"]);
+        let errors = run.messages("ERROR");
+        assert!(
+            errors.len() == 1 && errors[0].contains(path.to_str().unwrap()) && errors[0].contains("ermission denied"),
+            "{run}"
+        );
+        fs::remove_file(&path).unwrap();
+    }
+    let dir = world.cluster.side_dir("closed");
+    let inside = world.cluster.data_dir().join("closed");
+    fs::rename(dir, &inside).unwrap();
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0)).unwrap();
+    let run = world.expect(53, ["--start-fast", "backup"]);
+    assert!(run.says(inside.to_str().unwrap()), "{run}");
+    fs::remove_dir(&inside).unwrap();
+    assert_eq!(world.labels().len(), 1);
+    world.backup("incr");
+}
+
+#[test]
+fn a_full_disk_fails_the_backup_and_room_lets_the_next_one_work() {
+    let sandbox = Sandbox::new();
+    let small = sandbox.small_disk("small", 8 << 20);
+    let path = small.to_str().unwrap().to_owned();
+    let world = World::within(sandbox, Cluster::builder(majors()[0]), &[("repo1-path", &path)]);
+    // What does not compress.
+    world.cluster.psql("SET synchronous_commit = off; CREATE TABLE noise AS SELECT gen_random_uuid() id FROM generate_series(1, 300000)");
+    let run = world.run(["--start-fast", "--type=full", "backup"]);
+    assert_eq!(run.code, Some(64), "{run}");
+    let errors = run.messages("ERROR");
+    assert!(errors.len() == 1 && errors[0].contains("o space left on device") && errors[0].contains(&path), "{run}");
+    assert!(run.says("hint: "), "{run}");
+    assert_eq!(world.labels(), Vec::<String>::new());
+
+    world.sandbox.remount(&small, "size=1g");
+    // The server tries again what it could not archive.
+    world.archive_now();
+    let label = world.backup("full");
+    assert_eq!(world.labels(), [label]);
+    world.ok(["verify"]);
+}
+
+#[test]
+fn a_repository_that_cannot_be_written_is_still_read() {
+    let sandbox = Sandbox::new();
+    let disk = sandbox.small_disk("disk", 1 << 30);
+    let path = disk.to_str().unwrap().to_owned();
+    let world = World::within(sandbox, Cluster::builder(majors()[1 % majors().len()]), &[("repo1-path", &path)]);
+    let label = world.backup("full");
+    let start = world.backups()[0]["archive"]["start"].as_str().unwrap().to_owned();
+    world.sandbox.remount(&disk, "ro");
+    let run = world.run(["--start-fast", "backup"]);
+    assert!(run.code.is_some_and(|code| code != 0), "{run}");
+    let errors = run.messages("ERROR");
+    assert!(errors.len() == 1 && errors[0].contains("ead-only file system") && errors[0].contains(&path), "{run}");
+    assert_eq!(world.labels(), [label.as_str()]);
+    world.ok(["archive-get", &start, world.path("got").to_str().unwrap()]);
+    world.ok(["verify"]);
+    world.restore("target", ["--type=immediate", "--target-action=promote"]).start();
+    world.sandbox.remount(&disk, "rw");
+    world.backup("incr");
+    assert_eq!(world.labels().len(), 2);
+}
