@@ -4,9 +4,11 @@ mod archive_get;
 mod archive_push;
 mod backup;
 mod check;
+mod clone;
 mod control;
 mod help;
 mod info;
+mod mount;
 mod restore;
 mod stanza;
 mod start;
@@ -47,8 +49,10 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaCreate => Ok(stanza::create),
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
+        Command::Clone => Ok(clone::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
+        Command::Mount => Ok(mount::run),
         Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),

@@ -30,7 +30,7 @@ mod window;
 mod workers;
 
 pub use plan::{LinkKind, MARKER, Mode, Plan, PlannedDirectory, PlannedLink, Removal};
-pub use run::run;
+pub use run::{Choice, choose_backup, run};
 
 use crate::clock::Clock;
 use crate::observe::{Cancel, Observer};

@@ -44,9 +44,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     let target = plan::inspect(&options.target, options.delta, options.force, uid)?;
 
     // 2. Which backup?
-    let (repository, backup) = choose(repositories, options)?;
-    let recovery = effective_recovery(&options.recovery, &backup);
-    check_history(&repository, &options.stanza, &backup, &recovery)?;
+    let Choice { repository, backup, recovery } = choose_backup(repositories, options)?;
     let label = &backup.label;
     tracing::info!("repo{}: restore backup set {label}", repository.key());
 
@@ -136,6 +134,31 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     report.files_written = totals.files_written.load(Ordering::Relaxed);
     report.elapsed_ms = u64::try_from(env.clock.now().saturating_sub(started).as_millis()).unwrap_or(u64::MAX);
     Ok(report)
+}
+
+/// What a restore takes.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// The repository.
+    pub repository: Arc<Repository>,
+    /// The backup.
+    pub backup: Commit,
+    /// How it is recovered.
+    pub recovery: RecoveryOptions,
+}
+
+/// Chooses as [`run`] does, for those who do something else with the backup. Of the options `stanza`, `set`, `force`,
+/// `recovery` and `time_zone` count.
+///
+/// # Errors
+/// `BackupSetInvalid` if no backup fits, `DbMismatch` if it cannot reach the target timeline; those of
+/// [`RecoveryOptions::validate`]; what a repository said.
+pub fn choose_backup(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<Choice> {
+    options.recovery.validate()?;
+    let (repository, backup) = choose(repositories, options)?;
+    let recovery = effective_recovery(&options.recovery, &backup);
+    check_history(&repository, &options.stanza, &backup, &recovery)?;
+    Ok(Choice { repository, backup, recovery })
 }
 
 fn choose(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<(Arc<Repository>, Commit)> {
