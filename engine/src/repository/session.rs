@@ -26,8 +26,9 @@ use std::sync::Arc;
 
 /// How often a session starts over because gc published a generation just then.
 const STARTS_MAX: usize = 16;
-/// Stored bytes after which an index segment is published, so that an interrupted backup has little to do again.
-const PUBLISH_BYTES: u64 = 256 << 20;
+/// Packs' worth of stored bytes after which an index segment is published, so that an interrupted backup has little to do
+/// again: 256 MiB with packs of the usual size.
+const PUBLISH_PACKS: u64 = 8;
 
 /// What became of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,7 +255,7 @@ impl WriterSession {
         }
         self.stored += facts.size;
         self.unpublished_bytes += facts.size;
-        if self.unpublished_bytes >= PUBLISH_BYTES {
+        if self.unpublished_bytes >= PUBLISH_PACKS * u64::from(self.repository.config().pack_bytes) {
             self.publish_head()?;
             self.beat()?;
         }
