@@ -26,8 +26,9 @@ use std::sync::Arc;
 
 /// How often a session starts over because gc published a generation just then.
 const STARTS_MAX: usize = 16;
-/// Stored bytes after which an index segment is published, so that an interrupted backup has little to do again.
-const PUBLISH_BYTES_MIN: u64 = 64 << 20;
+/// Packs' worth of stored bytes after which an index segment is published, so that an interrupted backup has little to do
+/// again: 64 MiB with packs of the usual size.
+const PUBLISH_PACKS_MIN: u64 = 2;
 /// Later segments hold this share of what is stored already, which keeps their number small.
 const PUBLISH_SHARE: u64 = 16;
 
@@ -256,7 +257,8 @@ impl WriterSession {
         }
         self.stored += facts.size;
         self.unpublished_bytes += facts.size;
-        if self.unpublished_bytes >= PUBLISH_BYTES_MIN.max(self.stored / PUBLISH_SHARE) {
+        let enough = PUBLISH_PACKS_MIN * u64::from(self.repository.config().pack_bytes);
+        if self.unpublished_bytes >= enough.max(self.stored / PUBLISH_SHARE) {
             self.publish_head()?;
             self.beat()?;
         }
