@@ -12,6 +12,7 @@ use crate::repository::manifests::Manifest;
 use crate::repository::{ChunkSource, Repository};
 use crate::{Error, FileError, Kind, Result};
 use jiff::Timestamp;
+use pgkeep_formats::pg::timeline::TimelineHistory;
 use pgkeep_formats::pg::version::Version;
 use pgkeep_formats::repo::records::Commit;
 use rustix::fs::Mode as Bits;
@@ -234,6 +235,14 @@ fn settle_directories(place: &Place, plan: &Plan, owners: &Owners, modes: Modes)
     plan.directories.iter().try_for_each(settle)
 }
 
-fn check_history(_repository: &Repository, _stanza: &str, backup: &Commit, recovery: &RecoveryOptions) -> Result<()> {
-    check_timeline(backup, recovery, None, &mut |_| Ok(None))
+/// The timeline check, with the history files of the backup's archive.
+fn check_history(repository: &Repository, stanza: &str, backup: &Commit, recovery: &RecoveryOptions) -> Result<()> {
+    let archive_id = backup.archive_id();
+    let newest = repository.wal_timelines(stanza, &archive_id)?.pop();
+    check_timeline(backup, recovery, newest, &mut |timeline| {
+        let name = timeline.history_file_name();
+        let Some(content) = repository.wal_get(stanza, &archive_id, &name)? else { return Ok(None) };
+        let history = TimelineHistory::parse(timeline, &content);
+        history.map(Some).map_err(Error::damaged(format!("archived file {name}")))
+    })
 }
