@@ -1,11 +1,6 @@
 //! Faults in mid-backup: nothing half done is ever visible, and the next backup works.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    thread,
-    time::Instant,
-};
+use std::{fs, os::unix::fs::PermissionsExt, thread, time::Instant};
 
 use support::{Cluster, Mode, Sandbox, World, majors, seed::Seed};
 
