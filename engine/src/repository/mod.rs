@@ -20,7 +20,7 @@ pub use catalogue::Backup;
 pub use chunks::{ChunkSource, Plain};
 pub use index::RepositoryIndex;
 pub use rebuild::Rebuilt;
-pub use session::{Stored, WriterSession, seal_data};
+pub use session::{AllChunks, Stored, WriterSession, seal_data};
 
 use crate::crypto::{ChunkOpener, Keyring, Opened, Scope, Unlock};
 use crate::crypto::{FileKekCache, KekCache};

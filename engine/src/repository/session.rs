@@ -32,6 +32,9 @@ const PUBLISH_PACKS_MIN: u64 = 2;
 /// Later segments hold this share of what is stored already, which keeps their number small.
 const PUBLISH_SHARE: u64 = 16;
 
+/// Calls what it is given for every chunk a backup uses, in any order, repetitions allowed.
+pub type AllChunks<'a> = dyn FnMut(&mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()> + 'a;
+
 /// What became of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
@@ -322,7 +325,7 @@ impl WriterSession {
     /// `LockAcquire` if the session was fenced; `FileMissing` if a chunk or pack it needs is gone; what the store said.
     pub fn commit(
         mut self,
-        chunks: &mut dyn FnMut(&mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()>,
+        chunks: &mut AllChunks<'_>,
         finish: impl FnOnce(u64, u64) -> Commit,
         clock: &dyn Clock,
     ) -> Result<Commit> {
