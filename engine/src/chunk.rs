@@ -2,7 +2,7 @@
 //!
 //! Relation files are cut into aligned regions: PostgreSQL never shifts a page, so a content-defined cut finds nothing
 //! that an aligned one does not, and costs 3 to 6 % more space on daily backups (measured in `benches/cut.rs`).
-//! [`cut_pages`] is the content-defined, page-aligned alternative a repository may choose at its creation.
+//! [`Gear::cut_pages`] is the content-defined, page-aligned alternative a repository may choose at its creation.
 //! Other files are cut by FastCDC under a gear table derived from the repository's cut secret, so that chunk lengths tell
 //! nothing to who does not hold it. Source: Xia et al., "FastCDC", 2016 and 2020.
 
