@@ -116,9 +116,6 @@ stop: Forbid work on this host.
 Usage:
     pgkeep [--stanza=<name>] [options] stop
 
-Command options:
-  --force                       insist: see the command's help [n]
-
 General options:
   --allow-root                  run although the user is root [n]
 ";

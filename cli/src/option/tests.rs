@@ -504,7 +504,7 @@ fn the_server_is_told_what_was_typed() {
     let settings = host.get("--stanza=demo --no-config --pg1-path=/p$q --repo1-path=/a%b restore --cmd=wrap");
     assert_eq!(
         restore_command(&settings, None).unwrap(),
-        "wrap --no-config \"--pg1-path=/p\\$q\" --repo1-path=/a%%b --stanza=demo archive-get %f \"%p\""
+        "wrap --no-config '--pg1-path=/p$q' --repo1-path=/a%%b --stanza=demo archive-get %f \"%p\""
     );
 }
 
