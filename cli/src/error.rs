@@ -17,6 +17,9 @@ pub enum Failure {
     /// Whoever reads our output went away or cannot take it.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
+    /// Another process of ours failed with this status and has told why.
+    #[error("the process in the background has failed")]
+    Told(Status),
 }
 
 impl Failure {
@@ -34,6 +37,7 @@ impl Failure {
             // A reader that has seen enough, like head(1), is no failure.
             Self::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Status::OK,
             Self::Output(_) => Status::FILE_WRITE,
+            Self::Told(status) => *status,
         }
     }
 
@@ -64,7 +68,7 @@ impl Failure {
         match self {
             Self::Option(e) => e.hints.clone(),
             Self::Engine(e) => hint::of(e.kind()).iter().map(|h| (*h).to_owned()).collect(),
-            Self::Output(_) => Vec::new(),
+            Self::Output(_) | Self::Told(_) => Vec::new(),
         }
     }
 }

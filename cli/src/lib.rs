@@ -5,10 +5,12 @@
 //! load options, log the beginning, dispatch, log the end, exit status.
 
 pub mod commands;
+mod daemon;
 pub mod error;
 pub mod exit;
 pub mod hint;
 pub mod log;
+mod mounts;
 pub mod option;
 pub mod render;
 mod repos;

@@ -35,7 +35,7 @@ pub fn run(invocation: &Invocation) -> Status {
         Ok(status) => (status, completed(settings, begun.elapsed())),
         Err(failure) => {
             let status = failure.status();
-            if status != Status::OK {
+            if status != Status::OK && !matches!(failure, Failure::Told(_)) {
                 tracing::error!("{}", failure.report());
             }
             (status, format!("aborted with exception {status}"))

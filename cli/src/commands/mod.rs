@@ -4,13 +4,16 @@ mod archive_get;
 mod archive_push;
 mod backup;
 mod check;
+mod clone;
 mod control;
 mod help;
 mod info;
+mod mount;
 mod restore;
 mod stanza;
 mod start;
 mod stop;
+mod verify;
 mod version;
 
 use crate::error::Failure;
@@ -47,11 +50,14 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaCreate => Ok(stanza::create),
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
+        Command::Clone => Ok(clone::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
+        Command::Mount => Ok(mount::run),
         Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),
+        Command::Verify => Ok(verify::run),
         Command::Version => Ok(version::run),
         other => {
             let message = format!("command '{}' does not exist in this version", other.name());

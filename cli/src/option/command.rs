@@ -173,9 +173,9 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Check, "check", "Try out the configuration and the archive.", Optional)
         .ends(&[27, 28, 58, 67, 68, 82, 87])
         .fileless(),
-    row(C::Clone, "clone", "Make, list or remove writable clones of a backup.", Required)
-        .takes(&["create|list|destroy"], 0)
-        .ends(&[40, 50, 75, 95]),
+    row(C::Clone, "clone", "Make, list or remove writable clones of a backup.", Optional)
+        .takes(&["create|mount|list|destroy"], 0)
+        .ends(&[38, 40, 50, 73, 75, 95]),
     row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
     row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).quiet(),

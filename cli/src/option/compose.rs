@@ -5,7 +5,7 @@ use super::settings::{Settings, Source};
 use super::table::Opt;
 use super::value::Value;
 use pgkeep_engine::restore::recovery::{self, OnError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options that are about this run, not about the server's later ones.
 const OF_THIS_RUN: &[Opt] = &[
@@ -31,13 +31,31 @@ const OF_THIS_RUN: &[Opt] = &[
 /// # Errors
 /// `OptionInvalidValue` if the program's path is not text.
 pub fn restore_command(settings: &Settings, on_error: Option<OnError>) -> pgkeep_engine::Result<String> {
+    compose(settings, on_error, None)
+}
+
+/// As [`restore_command`], for a server whose data directory is not the configured one.
+///
+/// # Errors
+/// As [`restore_command`].
+pub fn restore_command_in(
+    settings: &Settings,
+    on_error: Option<OnError>,
+    pgdata: &Path,
+) -> pgkeep_engine::Result<String> {
+    compose(settings, on_error, Some(pgdata))
+}
+
+fn compose(settings: &Settings, on_error: Option<OnError>, pgdata: Option<&Path>) -> pgkeep_engine::Result<String> {
     let program = settings.text(Opt::Cmd).map_or_else(|| settings.exe().to_path_buf(), PathBuf::from);
     let mut options: Vec<(String, String)> = Vec::new();
+    options.extend(pgdata.map(|path| (Opt::PgPath.def().display(1), path.display().to_string())));
     for (opt, index, setting) in settings.iter() {
         let def = opt.def();
         let said = matches!(setting.source, Source::CommandLine | Source::Environment);
         let always = matches!((opt, index), (Opt::Stanza, _) | (Opt::PgPath, 1));
-        if !(said || always) || !def.is_valid_for(Command::ArchiveGet) || OF_THIS_RUN.contains(&opt) {
+        let replaced = pgdata.is_some() && matches!((opt, index), (Opt::PgPath, 1));
+        if replaced || !(said || always) || !def.is_valid_for(Command::ArchiveGet) || OF_THIS_RUN.contains(&opt) {
             continue;
         }
         let name = def.display(index);

@@ -156,7 +156,8 @@ options! {
     DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     Filter "filter" "regular expression for names" = text().on(C::RepoLs.bit()).typed();
-    Force "force" "insist: see the command's help" = flag("n").on(BACKUP | RESTORE | DELETE | STOP).typed();
+    Force "force" "insist: see the command's help" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE).typed();
+    Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT).typed();
     IgnoreMissing "ignore-missing" "exit with 1 in silence if the file is missing" = flag("n").on(C::RepoGet.bit()).typed();
     IoTimeout "io-timeout" "longest wait for one read or write" = time(100, HOUR, "1m").on(STORE);
     JobRetry "job-retry" "how often a failed piece of work is tried again"
@@ -169,19 +170,22 @@ options! {
         = flag("y").on(ALL).ignored("files get no more rights than the umask leaves");
     OnError "on-error" "what archive-get does when it cannot tell: report, abort the recovery, or wait"
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
-    Output "output" "form of the output" = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit())
+    Output "output" "form of the output"
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE)
         .typed().over(&[
-            Override { commands: INFO | C::RepoLs.bit(), ty: Type::Enum(&["text", "json"]), default: Some("text") },
+            Override { commands: INFO | C::RepoLs.bit() | CLONE, ty: Type::Enum(&["text", "json"]), default: Some("text") },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
             Override { commands: VERIFY, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
+    Port "port" "port of the clone's server" = int(1, 65535).on(CLONE).typed();
     Priority "priority" "nice value of the process" = int(-20, 19).on(STORE);
     ProcessMax "process-max" "greatest number of worker threads"
         = Def::new(Type::Int(1, 999), Some("#")).on(GET | PUSH | BACKUP | RESTORE | VERIFY | CLONE | MOUNT | EXPIRE);
     ProtocolTimeout "protocol-timeout" "longest wait for another process"
         = time(100, 7 * DAY, "31m").on(STORE & !EXPIRE).ignored(ONE_BINARY);
     Raw "raw" "do not decrypt" = flag("n").on(C::RepoGet.bit()).typed();
+    ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT).typed().hidden();
     Recurse "recurse" "list subdirectories" = flag("n").on(C::RepoLs.bit()).typed();
     RepoKey "repo" "work on this repository only"
         = int(1, 256).on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT)
@@ -194,6 +198,7 @@ options! {
     Set "set" "label of the backup"
         = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE).typed().need(ANNOTATE)
             .over(&[Override { commands: RESTORE | CLONE, ty: Type::Text, default: Some("latest") }]);
+    SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
     Sort "sort" "order of the listing" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
     SpoolPath "spool-path" "directory for WAL on its way"
         = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH).when(Opt::ArchiveAsync, &["y"]);
@@ -250,7 +255,8 @@ options! {
         = size(1, TIB, "1GiB").on(BACKUP).ignored("an interrupted backup resumes from its last finished object");
     Online "online" "the server runs during the backup" = flag("y").on(BACKUP | STANZA & !DELETE).typed();
     PageHeaderCheck "page-header-check" "check page headers" = flag("y").on(BACKUP);
-    Resume "resume" "take up an interrupted backup" = flag("y").on(BACKUP);
+    Resume "resume" "take up an interrupted backup" = flag("y").on(BACKUP)
+        .ignored("what an interrupted backup has stored is always used");
     StartFast "start-fast" "make the server checkpoint at once" = flag("n").on(BACKUP);
     StopAuto "stop-auto" "end a failed exclusive backup" = flag("n").on(BACKUP).hidden().ignored("exclusive backups are not used");
 
@@ -260,12 +266,13 @@ options! {
     DbInclude "db-include" "database to restore, others are left out" = Def::new(Type::List, None).on(RESTORE);
     LinkAll "link-all" "restore all symbolic links as such" = flag("n").on(RESTORE);
     LinkMap "link-map" "destination of a link, name=path" = Def::new(Type::Hash, None).on(RESTORE);
-    RecoveryOption "recovery-option" "setting for recovery, name=value" = Def::new(Type::Hash, None).on(RESTORE);
+    RecoveryOption "recovery-option" "setting for recovery, name=value" = Def::new(Type::Hash, None).on(RESTORE | CLONE);
     TablespaceMap "tablespace-map" "destination of a tablespace, name=path or oid=path" = Def::new(Type::Hash, None).on(RESTORE);
     TablespaceMapAll "tablespace-map-all" "directory for all tablespaces not mapped" = text().on(RESTORE);
     Target "target" "where recovery stops" = text().on(RESTORE | CLONE).typed().when(Opt::Type, TARGETED).need(RESTORE | CLONE);
     TargetAction "target-action" "what the server does at the target"
         = word(&["pause", "promote", "shutdown"], "pause").on(RESTORE | CLONE).typed()
+            .over(&[Override { commands: CLONE, ty: Type::Enum(&["pause", "promote", "shutdown"]), default: Some("promote") }])
             .when(Opt::Type, &["immediate", "name", "time", "xid", "lsn"]);
     TargetExclusive "target-exclusive" "stop just before the target"
         = flag("n").on(RESTORE | CLONE).typed().when(Opt::Type, &["time", "xid", "lsn"]);

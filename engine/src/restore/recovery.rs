@@ -386,7 +386,8 @@ fn is_recovery_target(line: &[u8]) -> bool {
 }
 
 /// A value as `postgresql.conf` wants it: in quotes, quotes doubled, backslashes and line ends escaped.
-fn quote(value: &str) -> String {
+#[must_use]
+pub fn quote(value: &str) -> String {
     let mut text = String::with_capacity(value.len() + 2);
     text.push('\'');
     for c in value.chars() {

@@ -1,0 +1,277 @@
+//! `clone`: writable clones of a backup, each a directory and a mount.
+//!
+//! `create` makes the directory and serves it, `mount` serves it again (after a reboot, or when the daemon died), `list`
+//! shows clones, `destroy` removes one with everything that was written to it.
+
+mod make;
+mod settings;
+
+use super::Context;
+use crate::daemon::{self, Served};
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::{Opt, OptionError, Settings};
+use crate::render::{self, json};
+use crate::size::human_size;
+use crate::{mounts, repos, zone};
+use pgkeep_engine::pg::datadir;
+use pgkeep_engine::repository::{ChunkSource, Repository};
+use pgkeep_engine::view::{BackupSnapshot, Snapshot};
+use pgkeep_engine::{Error, FileError, Kind};
+use pgkeep_formats::repo::records::Commit;
+use pgkeep_fuse::MountOptions;
+use pgkeep_fuse::clone::{self, CloneInfo};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a server that is told to quit at once may take.
+const QUIT_WAIT: Duration = Duration::from_secs(10);
+/// How long the daemon may take to make everything durable after the unmount.
+const END_WAIT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(20);
+
+pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    match context.settings.param(0).to_str() {
+        Some("create") => daemon::run(context, make::create),
+        Some("mount") => daemon::run(context, mount),
+        Some("list") => list(context.settings),
+        Some("destroy") => destroy(context.settings),
+        _ => {
+            let message = format!("'{}' is not something to do with clones", context.settings.param(0).display());
+            Err(OptionError::new(Status::PARAM_INVALID, message)
+                .hint("it is 'create', 'mount', 'list' or 'destroy'")
+                .into())
+        }
+    }
+}
+
+/// The clone's directory, absolute.
+fn dir(settings: &Settings) -> PathBuf {
+    let dir = settings.path(Opt::Dir).unwrap_or(Path::new(""));
+    dir.canonicalize().or_else(|_| std::path::absolute(dir)).unwrap_or_else(|_| dir.to_path_buf())
+}
+
+fn stanza(settings: &Settings) -> Result<&str, Failure> {
+    settings.stanza().ok_or_else(|| {
+        let message = "command clone needs option 'stanza' to read a backup";
+        OptionError::new(Status::OPTION_REQUIRED, message).into()
+    })
+}
+
+fn required(what: &str) -> Failure {
+    OptionError::new(Status::OPTION_REQUIRED, format!("command clone needs option '{what}'")).into()
+}
+
+/// Refuses a clone's directory and a mountpoint of which one is in the other: requests would wait for themselves.
+fn check_apart(dir: &Path, mountpoint: &Path) -> Result<(), Failure> {
+    if dir.starts_with(mountpoint) || mountpoint.starts_with(dir) {
+        let text = format!("clone '{}' and mountpoint '{}' lie in each other", dir.display(), mountpoint.display());
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
+    Ok(())
+}
+
+fn open(repository: &Arc<Repository>, stanza: &str, backup: &Commit) -> Result<Arc<dyn Snapshot>, Failure> {
+    let index = repository.load_index_to_read()?;
+    let source = Arc::new(ChunkSource::new(Arc::clone(repository), index, stanza));
+    Ok(Arc::new(BackupSnapshot::open(source, backup, Arc::default())?))
+}
+
+fn mount_options(dir: &Path) -> MountOptions {
+    MountOptions { source: mounts::source_of(dir), ..MountOptions::default() }
+}
+
+/// What the creator recorded under a name.
+fn recorded<'a>(info: &'a CloneInfo, name: &str) -> &'a str {
+    info.identity.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
+}
+
+/// What a user should know of a mounted clone.
+fn told(info: &CloneInfo, dir: &Path, mountpoint: &Path) -> String {
+    let (label, port, socket) = (recorded(info, "label"), recorded(info, "port"), recorded(info, "socket"));
+    format!(
+        "clone of backup {label} is mounted on {0}\n\
+         to start:   pg_ctl -D {0} start\n\
+         to connect: psql -h {socket} -p {port}\n\
+         to remove:  pgkeep clone destroy --dir={1}\n",
+        mountpoint.display(),
+        dir.display()
+    )
+}
+
+fn mount(context: &Context<'_>) -> Result<Served, Failure> {
+    let settings = context.settings;
+    let stanza = stanza(settings)?;
+    let dir = dir(settings);
+    let info = clone::info(&dir)?;
+    let (of, label) = (recorded(&info, "stanza"), recorded(&info, "label"));
+    if of != stanza {
+        let text = format!("clone '{}' is of stanza '{of}', not '{stanza}'", dir.display());
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
+    let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
+    let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
+    let mountpoint = mounts::prepare(mountpoint)?;
+    check_apart(&dir, &mountpoint)?;
+    let key = settings.chosen_repo().map(|k| k.to_string());
+    let key = key.as_deref().unwrap_or(recorded(&info, "repository"));
+    let repo = settings.repos().find(|r| r.key().to_string() == key).ok_or_else(|| {
+        let text = format!("repo{key}, which clone '{}' was made from, is not configured", dir.display());
+        Error::refused(Kind::OptionRequired, text)
+    })?;
+    let repository = repos::open(settings, repo)?;
+    let backups = repository.backups(stanza)?;
+    let backup = backups.iter().find(|b| b.label == label && b.session.to_string() == recorded(&info, "session"));
+    let backup = backup.ok_or_else(|| {
+        let text =
+            format!("backup {label}, which clone '{}' was made from, is not in repo{key} any more", dir.display());
+        Error::refused(Kind::BackupSetInvalid, text)
+    })?;
+    let snapshot = open(&repository, stanza, backup)?;
+    let session = clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?;
+    let text = told(&info, &dir, session.mountpoint());
+    Ok(Served { session, text })
+}
+
+/// A clone as it is now.
+struct State {
+    dir: PathBuf,
+    info: CloneInfo,
+    mounted: Vec<PathBuf>,
+    /// The server's process, if one runs on it.
+    postmaster: Option<u32>,
+}
+
+fn state(dir: PathBuf, info: CloneInfo) -> Result<State, Failure> {
+    let mounted = mounts::of_source(&mounts::source_of(&dir))?;
+    let postmaster = if mounted.is_empty() { None } else { running(&dir, &mounted)? };
+    Ok(State { dir, info, mounted, postmaster })
+}
+
+/// The server that runs on a mounted clone. A process of its number that works elsewhere is another one.
+fn running(dir: &Path, mounted: &[PathBuf]) -> Result<Option<u32>, Failure> {
+    let Some(found) = datadir::postmaster(&dir.join("data"))? else { return Ok(None) };
+    let Some(pid) = found.pid.filter(|_| found.alive) else { return Ok(None) };
+    match std::fs::read_link(format!("/proc/{pid}/cwd")) {
+        Ok(cwd) if !mounted.iter().any(|m| cwd.starts_with(m)) => Ok(None),
+        // Unknown counts as running.
+        _ => Ok(Some(pid)),
+    }
+}
+
+fn list(settings: &Settings) -> Result<Status, Failure> {
+    let dir = dir(settings);
+    let clones = match clone::info(&dir) {
+        Ok(info) => vec![(dir, info)],
+        Err(e) if e.kind() == Kind::PathMissing => clone::list(&dir)?,
+        Err(e) => return Err(e.into()),
+    };
+    let states = clones.into_iter().map(|(dir, info)| state(dir, info)).collect::<Result<Vec<_>, _>>()?;
+    if settings.text(Opt::Output) == Some("json") {
+        let rows = states.iter().map(|s| {
+            let of = |name| recorded(&s.info, name);
+            json!({
+                "dir": s.dir.display().to_string(),
+                "stanza": of("stanza"),
+                "label": of("label"),
+                "repository": of("repository").parse::<u32>().ok(),
+                "type": of("type"),
+                "target": Some(of("target")).filter(|t| !t.is_empty()),
+                "port": of("port").parse::<u16>().ok(),
+                "socket": of("socket"),
+                "mountpoint": s.mounted.first().map(|m| m.display().to_string()),
+                "postmaster": s.postmaster,
+                "created": s.info.created,
+                "files": s.info.files,
+                "bytes": s.info.bytes,
+            })
+        });
+        render::print(&json::to_text(rows.collect()))?;
+        return Ok(Status::OK);
+    }
+    let mut text = String::new();
+    for s in &states {
+        let of = |name| recorded(&s.info, name);
+        let created = jiff::Timestamp::from_second(s.info.created).unwrap_or_default().to_zoned(zone::local());
+        let place = match (s.mounted.first(), s.postmaster) {
+            (Some(on), Some(pid)) => format!("mounted on {}, server {pid} on port {}", on.display(), of("port")),
+            (Some(on), None) => format!("mounted on {}, no server", on.display()),
+            (None, _) => "not mounted".to_owned(),
+        };
+        text.push_str(&format!(
+            "clone: {}\n    backup: {} of stanza {}, repo{}\n    size: {}, created {}\n    status: {place}\n",
+            s.dir.display(),
+            of("label"),
+            of("stanza"),
+            of("repository"),
+            human_size(s.info.bytes),
+            created.strftime("%Y-%m-%d %H:%M:%S")
+        ));
+    }
+    render::print(if text.is_empty() { "No clones exist in the directory.\n" } else { &text })?;
+    Ok(Status::OK)
+}
+
+fn destroy(settings: &Settings) -> Result<Status, Failure> {
+    let dir = dir(settings);
+    if !dir.is_dir() {
+        return Err(Error::refused(Kind::PathMissing, format!("there is no clone '{}'", dir.display())).into());
+    }
+    let mounted = mounts::of_source(&mounts::source_of(&dir))?;
+    if !mounted.is_empty()
+        && let Some(pid) = running(&dir, &mounted)?
+    {
+        if !settings.flag(Opt::Force) {
+            let text = format!("a server, process {pid}, runs on clone '{}'; --force ends it", dir.display());
+            return Err(Error::refused(Kind::PostgresRunning, text).into());
+        }
+        quit(pid)?;
+    }
+    for mountpoint in &mounted {
+        pgkeep_fuse::unmount(mountpoint)?;
+    }
+    // The daemon holds the clone until everything is durable.
+    let begun = Instant::now();
+    loop {
+        match clone::destroy(&dir) {
+            Err(e) if e.kind() == Kind::LockAcquire && !mounted.is_empty() && begun.elapsed() < END_WAIT => {
+                std::thread::sleep(PAUSE);
+            }
+            other => {
+                other?;
+                break;
+            }
+        }
+    }
+    tracing::info!("clone '{}' is removed", dir.display());
+    Ok(Status::OK)
+}
+
+/// Ends a server at once: what it has is going to be removed.
+fn quit(pid: u32) -> Result<(), Failure> {
+    let failed = |e: rustix::io::Errno| Error::refused(Kind::Kernel, format!("cannot end server {pid}: {e}"));
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    match kill_process(process, Signal::QUIT) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(e) => return Err(failed(e).into()),
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < QUIT_WAIT {
+        // A server that has ended but whose parent has not noticed has no working directory any more.
+        let gone = std::fs::read_link(format!("/proc/{pid}/cwd"))
+            .is_err_and(|e| e.kind() != std::io::ErrorKind::PermissionDenied);
+        if gone || matches!(test_kill_process(process), Err(rustix::io::Errno::SRCH)) {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(Error::refused(Kind::PostgresRunning, format!("server {pid} did not end")).into())
+}
+
+/// A directory that must be there.
+fn canonical(path: &Path) -> Result<PathBuf, Failure> {
+    path.canonicalize().map_err(|e| Failure::file(FileError::at("open", path)(e)))
+}

@@ -1,0 +1,184 @@
+//! Making a clone: which backup, what its server is told, the directory, the mount.
+
+use super::settings::{self, CloneSettings};
+use super::{check_apart, mount_options, open, required, stanza, told};
+use crate::commands::Context;
+use crate::daemon::Served;
+use crate::error::Failure;
+use crate::option::{Opt, Settings, restore_command_in};
+use crate::{VERSION, mounts, repos, zone};
+use pgkeep_engine::restore::recovery::{self, OnError, RecoveryOptions, RecoveryType, TargetAction};
+use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
+use pgkeep_engine::view::Snapshot;
+use pgkeep_engine::{Error, Kind};
+use pgkeep_formats::pg::control::ControlFile;
+use pgkeep_fuse::Owner;
+use pgkeep_fuse::clone::{self, Added, CreateOptions};
+use std::path::Path;
+
+/// Port of a clone's server unless asked otherwise: not the one of the server it is a clone of.
+const PORT_DEFAULT: u16 = 5433;
+/// Most bytes of a configuration file.
+const TEXT_BYTES_MAX: u64 = 16 << 20;
+/// Mode of what is added.
+const MODE: u32 = 0o600;
+/// Who a server runs as where the backup's own user does not exist.
+const USER: &str = "postgres";
+
+/// Makes the clone and mounts it. What was made is removed if it cannot be mounted.
+pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
+    let settings = context.settings;
+    let stanza = stanza(settings)?;
+    let dir = super::dir(settings);
+    let mountpoint = mounts::prepare(settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?)?;
+    check_apart(&dir, &mountpoint)?;
+
+    let repositories = repos::usable(settings)?;
+    let asked = RestoreOptions {
+        set: settings.text(Opt::Set).map(str::to_owned),
+        force: settings.flag(Opt::Force),
+        recovery: recovery_options(settings)?,
+        time_zone: zone::local(),
+        ..RestoreOptions::new(stanza, &mountpoint)
+    };
+    let choice = choose_backup(&repositories, &asked)?;
+    tracing::info!("repo{}: clone of backup set {}", choice.repository.key(), choice.backup.label);
+    let snapshot = open(&choice.repository, stanza, &choice.backup)?;
+    context.cancel.check()?;
+
+    let clone = clone_settings(settings, &choice);
+    let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
+    let command = restore_command_in(settings, Some(on_error), &mountpoint)?;
+    let options = CreateOptions {
+        identity: identity(stanza, &choice, &clone, &mountpoint, asked.recovery.target.as_deref()),
+        owner: owner(&*snapshot)?,
+        threads: settings.process_max().max(CreateOptions::default().threads),
+        ..server_files(&*snapshot, &choice, &clone, &command)?
+    };
+    let info = clone::create(&dir, &*snapshot, &options)?;
+    let dir = super::canonical(&dir)?;
+    match clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir)) {
+        Ok(session) => {
+            let text = told(&info, &dir, session.mountpoint());
+            Ok(Served { session, text })
+        }
+        Err(error) => {
+            if let Err(e) = clone::destroy(&dir) {
+                tracing::warn!(
+                    "cannot remove clone '{}', which cannot be mounted: {}",
+                    dir.display(),
+                    repos::chain(&e)
+                );
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn recovery_options(settings: &Settings) -> Result<RecoveryOptions, Failure> {
+    let word = settings.text(Opt::Type).unwrap_or("default");
+    let kind = RecoveryType::parse(word)
+        .ok_or_else(|| Error::refused(Kind::OptionInvalidValue, format!("'{word}' is not a type of recovery")))?;
+    // Someone who makes a clone wants to write to it.
+    let action = settings.text(Opt::TargetAction).and_then(TargetAction::parse).unwrap_or(TargetAction::Promote);
+    Ok(RecoveryOptions {
+        target: settings.text(Opt::Target).map(str::to_owned),
+        action: kind.has_end().then_some(action),
+        exclusive: settings.flag(Opt::TargetExclusive),
+        timeline: settings.text(Opt::TargetTimeline).map(str::to_owned),
+        settings: settings.pairs(Opt::RecoveryOption).to_vec(),
+        ..RecoveryOptions::of(kind)
+    })
+}
+
+fn clone_settings(settings: &Settings, choice: &Choice) -> CloneSettings {
+    let port = settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()).unwrap_or(PORT_DEFAULT);
+    let socket = settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned();
+    let name = format!("pgkeep_{}_{}", settings.stanza_name(), choice.backup.label);
+    CloneSettings { port, socket, name, major: choice.backup.version }
+}
+
+fn identity(
+    stanza: &str,
+    choice: &Choice,
+    clone: &CloneSettings,
+    mountpoint: &Path,
+    target: Option<&str>,
+) -> Vec<(String, String)> {
+    let pairs = [
+        ("stanza", stanza.to_owned()),
+        ("label", choice.backup.label.clone()),
+        ("session", choice.backup.session.to_string()),
+        ("repository", choice.repository.key().to_string()),
+        ("type", choice.recovery.recovery_type.as_str().to_owned()),
+        ("target", target.unwrap_or_default().to_owned()),
+        ("mountpoint", mountpoint.display().to_string()),
+        ("port", clone.port.to_string()),
+        ("socket", clone.socket.clone()),
+        ("program", VERSION.to_owned()),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Without the backup's user on this host root would own everything, and no server runs as root.
+fn owner(snapshot: &dyn Snapshot) -> Result<Option<Owner>, Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let user = snapshot.lookup("")?.map(|root| root.user).unwrap_or_default();
+    let known = user.parse::<u32>().is_ok() || Owner::of_user(&user).is_some();
+    Ok(if known { None } else { Owner::of_user(USER) })
+}
+
+/// Files of the server's configuration that differ from the backup's.
+fn server_files(
+    snapshot: &dyn Snapshot,
+    choice: &Choice,
+    clone: &CloneSettings,
+    command: &str,
+) -> Result<CreateOptions, Failure> {
+    let now = zone::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let mut write = Vec::new();
+    let mut add = |path: &str, bytes: Vec<u8>| write.push(Added { path: path.to_owned(), bytes, mode: MODE });
+    let existing = text(snapshot, settings::AUTO_CONF)?.unwrap_or_default();
+    let plan = recovery::plan(&existing, &choice.recovery, command, &now)?;
+    let recovered = plan.auto_conf.unwrap_or(existing);
+    add(settings::AUTO_CONF, settings::append(recovered, clone, &now));
+    if let Some(signal) = plan.create {
+        add(signal.file_name(), Vec::new());
+    }
+    // A cluster whose configuration lies elsewhere, as Debian's, has none in its backup.
+    match text(snapshot, settings::CONF)? {
+        Some(conf) => {
+            if let Some(changed) = settings::without_places(&conf) {
+                add(settings::CONF, changed);
+            }
+        }
+        None => {
+            let control = text(snapshot, "global/pg_control")?;
+            let limits = control.and_then(|bytes| ControlFile::parse(&bytes).ok()).map(|c| c.standby_settings);
+            add(settings::CONF, settings::minimal(limits));
+        }
+    }
+    for (path, content) in [(settings::HBA, settings::HBA_MINIMAL), (settings::IDENT, "")] {
+        if snapshot.lookup(path)?.is_none() {
+            add(path, content.as_bytes().to_vec());
+        }
+    }
+    let signals = plan.remove.iter().map(|s| s.file_name());
+    let remove = signals.chain(["postmaster.pid", "postmaster.opts"]).map(str::to_owned).collect();
+    Ok(CreateOptions { write, remove, ..CreateOptions::default() })
+}
+
+/// A small file of the backup, if it is there.
+fn text(snapshot: &dyn Snapshot, path: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let Some(entry) = snapshot.lookup(path)?.filter(|e| !e.is_directory()) else { return Ok(None) };
+    if entry.size > TEXT_BYTES_MAX {
+        let message = format!("'{path}' in the backup has {} bytes", entry.size);
+        return Err(Error::refused(Kind::FileInvalid, message).into());
+    }
+    let mut bytes = vec![0; entry.size as usize];
+    let read = snapshot.open(path)?.read_at(0, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(Some(bytes))
+}

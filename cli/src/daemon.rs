@@ -1,0 +1,146 @@
+//! Mounts are served in the background: the command returns when the mount can be used.
+//!
+//! The command starts itself anew with `--ready-pipe`, in a session of its own, and waits at a pipe that is the new
+//! process's standard input. That one does all the work, with the terminal's output streams until the mount is ready, so
+//! that its messages are seen where they are looked for; then it says so through the pipe and lets go of all three
+//! streams. Later messages are in the log file alone. If it ends before, its status becomes the command's.
+//!
+//! Starting anew instead of forking: nothing of the first process, threads and locks above all, is taken over.
+//!
+//! The daemon ends when somebody unmounts; TERM, INT and HUP make it unmount by itself.
+
+use crate::commands::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::Opt;
+use crate::render;
+use pgkeep_engine::{Error, FileError, Kind};
+use pgkeep_fuse::Session;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use std::fs::File;
+use std::io::{PipeReader, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How often a waiting process looks whether it was asked to stop.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// A mount that can be used, and what its user should know.
+pub(crate) struct Served {
+    pub(crate) session: Session,
+    pub(crate) text: String,
+}
+
+/// Serves a mount: in front if asked to, else in the background. `serve` makes it, in the process that serves it.
+///
+/// # Errors
+/// What `serve` or the session said; [`Failure::Told`] if that happened in the background.
+pub(crate) fn run(
+    context: &Context<'_>,
+    serve: impl FnOnce(&Context<'_>) -> Result<Served, Failure>,
+) -> Result<Status, Failure> {
+    let settings = context.settings;
+    if settings.flag(Opt::ReadyPipe) {
+        rustix::process::setsid().map_err(|e| kernel("leave the terminal's session", &e.into()))?;
+        let served = serve(context)?;
+        render::print(&served.text)?;
+        let_go()?;
+        return attend(context, served.session);
+    }
+    if settings.flag(Opt::Foreground) {
+        let served = serve(context)?;
+        render::print(&served.text)?;
+        return attend(context, served.session);
+    }
+    start(context)
+}
+
+fn kernel(what: &str, error: &std::io::Error) -> Failure {
+    Error::refused(Kind::Kernel, format!("cannot {what}: {error}")).into()
+}
+
+/// Starts the daemon and waits until it is ready.
+fn start(context: &Context<'_>) -> Result<Status, Failure> {
+    let invocation = context.invocation;
+    let (reader, writer) = std::io::pipe().map_err(|e| kernel("make a pipe", &e))?;
+    let mut command = Command::new(&invocation.exe);
+    command.arg0(&invocation.argv0).arg(format!("--{}", Opt::ReadyPipe.def().name)).args(&invocation.args);
+    let child = command.stdin(Stdio::from(writer)).spawn();
+    // With the command goes our copy of the writing end: the daemon's death is then the end of the pipe.
+    drop(command);
+    let child = child.map_err(|e| Failure::file(FileError::at("start", &invocation.exe)(e)))?;
+    wait(context, reader, child)
+}
+
+fn wait(context: &Context<'_>, mut reader: PipeReader, mut child: Child) -> Result<Status, Failure> {
+    let glance = Timespec::try_from(GLANCE).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+    let mut asked = false;
+    loop {
+        if context.cancel.is_cancelled() && !std::mem::replace(&mut asked, true) {
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                .map_err(|e| kernel("stop the process in the background", &e.into()))?;
+        }
+        match rustix::event::poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&glance)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => break,
+            Err(e) => return Err(kernel("wait for the process in the background", &e.into())),
+        }
+    }
+    let mut word = [0];
+    let told = reader.read(&mut word).map_err(|e| kernel("hear from the process in the background", &e))?;
+    if told == 1 {
+        return Ok(Status::OK);
+    }
+    let ended = child.wait().map_err(|e| kernel("wait for the process in the background", &e))?;
+    match (ended.code().and_then(|c| u8::try_from(c).ok()), ended.signal()) {
+        (Some(0), _) => Err(Error::refused(Kind::Assert, "the process in the background ended without a mount").into()),
+        (Some(status), _) => Err(Failure::Told(Status(status))),
+        (None, signal) => {
+            let signal = signal.map_or_else(String::new, |s| format!(" by signal {s}"));
+            Err(Error::refused(Kind::Runtime, format!("the process in the background was killed{signal}")).into())
+        }
+    }
+}
+
+/// Tells who waits that the mount is ready and lets go of the terminal and the working directory.
+fn let_go() -> Result<(), Failure> {
+    std::io::stdout().flush().map_err(Failure::Output)?;
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|e| Failure::file(FileError::at("open", "/dev/null")(e)))?;
+    std::env::set_current_dir("/").map_err(|e| Failure::file(FileError::at("open", "/")(e)))?;
+    // Whoever started us may be gone already: the mount is good all the same.
+    let _ = rustix::io::write(std::io::stdin(), b"R");
+    for stream in 0..=2 {
+        // SAFETY: both are open descriptors of this process; the standard streams own nothing but their numbers, which
+        // stay open.
+        if unsafe { libc::dup2(null.as_raw_fd(), stream) } < 0 {
+            return Err(kernel("let go of the terminal", &std::io::Error::last_os_error()));
+        }
+    }
+    Ok(())
+}
+
+/// Serves until somebody unmounts, or a signal asks to.
+fn attend(context: &Context<'_>, session: Session) -> Result<Status, Failure> {
+    let (cancel, mountpoint) = (context.cancel.clone(), session.mountpoint().to_path_buf());
+    let watch = move || {
+        while !cancel.is_cancelled() {
+            std::thread::sleep(GLANCE);
+        }
+        tracing::info!("asked to stop: unmounting '{}'", mountpoint.display());
+        if let Err(error) = pgkeep_fuse::unmount(&mountpoint) {
+            tracing::error!("{}", Failure::from(error).report());
+        }
+    };
+    std::thread::Builder::new()
+        .name("unmount".to_owned())
+        .spawn(watch)
+        .map_err(|e| kernel("start a thread that waits for signals", &e))?;
+    let mountpoint = session.mountpoint().display().to_string();
+    session.join()?;
+    tracing::info!("'{mountpoint}' is not mounted any more");
+    Ok(Status::OK)
+}

@@ -1,0 +1,135 @@
+//! Mountpoints: preparing one, and finding ours among all.
+//!
+//! Which clone is mounted where is asked of the kernel, not remembered: the source of a clone's mount names its
+//! directory, so nothing can be out of date.
+
+use crate::error::Failure;
+use pgkeep_engine::{Error, FileError, Kind, Result};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+/// Where the kernel lists this process's mounts.
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Makes the directory if it is missing, and refuses one that something is in or on.
+///
+/// # Errors
+/// `PathNotEmpty`; what the file system said.
+pub(crate) fn prepare(mountpoint: &Path) -> Result<PathBuf, Failure> {
+    if mountpoint.as_os_str().is_empty() {
+        return Err(Error::refused(Kind::ParamRequired, "a mountpoint is needed").into());
+    }
+    let entries = match std::fs::read_dir(mountpoint) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(mountpoint).map_err(|e| Failure::file(FileError::at("create", mountpoint)(e)))?;
+            None
+        }
+        // A daemon that died has left its mount; serving detaches it.
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return Ok(absolute(mountpoint)),
+        other => other.map_err(|e| Failure::file(FileError::at("list", mountpoint)(e)))?.next(),
+    };
+    let path = mountpoint.canonicalize().map_err(|e| Failure::file(FileError::at("open", mountpoint)(e)))?;
+    if all()?.iter().any(|m| m.on == path) {
+        let text = format!("something is mounted on '{}' already", path.display());
+        return Err(Error::refused(Kind::PathNotEmpty, text).into());
+    }
+    if entries.is_some() {
+        let text = format!("mountpoint '{}' is not empty", path.display());
+        return Err(Error::refused(Kind::PathNotEmpty, text).into());
+    }
+    Ok(path)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// The source under which a clone directory is mounted.
+pub(crate) fn source_of(dir: &Path) -> String {
+    let mut text = String::from("pgkeep:");
+    for byte in dir.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'_' | b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => text.push(char::from(*byte)),
+            _ => text.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    text
+}
+
+/// Where this source is mounted.
+///
+/// # Errors
+/// `FileRead` and its like if the kernel's list cannot be read.
+pub(crate) fn of_source(source: &str) -> Result<Vec<PathBuf>> {
+    Ok(all()?.into_iter().filter(|m| m.source == source).map(|m| m.on).collect())
+}
+
+struct Mount {
+    on: PathBuf,
+    source: String,
+}
+
+fn all() -> Result<Vec<Mount>> {
+    let text = std::fs::read(MOUNTS).map_err(FileError::at("read", MOUNTS))?;
+    Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
+}
+
+/// `36 35 98:0 /root /mountpoint options [optional]... - type source options`, see proc(5).
+fn parse(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|b| *b == b' ');
+    let on = PathBuf::from(std::ffi::OsString::from_vec(plain(fields.nth(4)?)));
+    let mut rest = fields.skip_while(|f| *f != b"-");
+    let source = String::from_utf8_lossy(&plain(rest.nth(2)?)).into_owned();
+    Some(Mount { on, source })
+}
+
+/// Undoes the octal escapes.
+fn plain(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, later)) = rest.split_first() {
+        rest = later;
+        let digits = later.get(..3).and_then(|d| std::str::from_utf8(d).ok());
+        match digits.and_then(|d| u8::from_str_radix(d, 8).ok()).filter(|_| *byte == b'\\') {
+            Some(code) => {
+                out.push(code);
+                rest = later.get(3..).unwrap_or_default();
+            }
+            None => out.push(*byte),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_lines_are_read_with_their_escapes() {
+        let line = b"36 35 0:55 / /mnt/a\\040b rw,noatime master:1 - fuse.pgkeep pgkeep:/d rw,user_id=0";
+        let mount = parse(line).unwrap();
+        assert_eq!((mount.on.to_str(), mount.source.as_str()), (Some("/mnt/a b"), "pgkeep:/d"));
+        assert!(parse(b"").is_none() && parse(b"36 35 0:55 / /mnt rw").is_none());
+        assert_eq!(plain(b"a\\134b\\"), b"a\\b\\");
+        assert!(all().unwrap().iter().any(|m| m.on == Path::new("/proc")));
+    }
+
+    #[test]
+    fn sources_keep_directories_apart() {
+        assert_eq!(source_of(Path::new("/srv/clones/a-1.x")), "pgkeep:/srv/clones/a-1.x");
+        assert_eq!(source_of(Path::new("/a b,c%")), "pgkeep:/a%20b%2cc%25");
+    }
+
+    #[test]
+    fn a_mountpoint_must_be_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = prepare(&dir.path().join("x/y")).unwrap();
+        assert!(made.is_dir());
+        prepare(&made).unwrap();
+        std::fs::write(made.join("f"), "").unwrap();
+        assert_eq!(prepare(&made).unwrap_err().status().0, 40);
+        assert_eq!(prepare(Path::new("/proc")).unwrap_err().status().0, 40);
+        assert_eq!(prepare(Path::new("")).unwrap_err().status().0, 43);
+    }
+}
