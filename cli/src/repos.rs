@@ -21,7 +21,15 @@ use std::time::Duration;
 /// # Errors
 /// What the store, the key or the repository said.
 pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository>, Failure> {
-    let store = store(settings, LocalStore::open(repo.path()).map_err(Error::from)?);
+    let local = LocalStore::open(repo.path()).map_err(|e| match e.kind() {
+        // pgBackRest looks for a file in it, and that is what its status says.
+        Kind::PathMissing => {
+            let text = format!("repository directory '{}' does not exist", repo.path().display());
+            Error::refused(Kind::FileMissing, text)
+        }
+        _ => e.into(),
+    })?;
+    let store = store(settings, local);
     Ok(Arc::new(Repository::open(store, options(settings, repo)?)?))
 }
 

@@ -73,10 +73,13 @@ impl World {
         world
     }
 
-    /// The command for the stanza with messages from INFO on.
+    /// The command for the stanza with messages from INFO on, unless the arguments say otherwise.
     pub fn pgkeep<I: IntoIterator<Item: AsRef<OsStr>>>(&self, args: I) -> Command {
-        let mut all: Vec<OsString> = vec![format!("--stanza={STANZA}").into(), "--log-level-console=info".into()];
+        let mut all: Vec<OsString> = vec![format!("--stanza={STANZA}").into()];
         all.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        if !all.iter().any(|arg| arg.to_string_lossy().starts_with("--log-level-console")) {
+            all.insert(1, "--log-level-console=info".into());
+        }
         self.sandbox.pgkeep(all)
     }
 

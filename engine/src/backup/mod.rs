@@ -156,7 +156,7 @@ pub fn run(
             None => None,
         };
         if let Some(start) = &start {
-            wal_of.wait_for_prior(start)?;
+            wal_of.wait_for_prior(start).map_err(|e| unless_lost(e, &mut connection))?;
         }
 
         // 5. Copy.
@@ -202,7 +202,9 @@ pub fn run(
 
         // 7. The WAL that makes it consistent is archived.
         let wal = match (&start, &stop) {
-            (Some(start), Some(stop)) => Some(wal_of.wait_for_range(start, stop)?),
+            (Some(start), Some(stop)) => {
+                Some(wal_of.wait_for_range(start, stop).map_err(|e| unless_lost(e, &mut connection))?)
+            }
             _ => None,
         };
         cancel.check()?;
@@ -272,6 +274,14 @@ fn page_check(options: &BackupOptions, cluster: &Cluster) -> Option<PageCheck> {
         (true, true) => Some(PageCheck::ChecksumAndHeader),
         (true, false) => Some(PageCheck::ChecksumOnly),
         _ => None,
+    }
+}
+
+/// WAL that does not arrive may mean that there is no server any more, and then that is what to say.
+fn unless_lost(error: Error, connection: &mut Option<Connection>) -> Error {
+    match connection.as_mut().map(Connection::ping) {
+        Some(Err(lost)) if error.kind() == Kind::ArchiveTimeout => lost.into(),
+        _ => error,
     }
 }
 

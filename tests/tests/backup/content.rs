@@ -31,7 +31,7 @@ fn damaged_pages_are_named_and_do_not_stop_the_backup() {
         assert_eq!(warnings.len(), 2, "{run}");
         let full = support::world::label(&run);
         assert_eq!(world.backups()[0]["error"], true);
-        let set = world.ok([&format!("--set={full}"), "--output=json", "--log-level-console=off", "info"]).json();
+        let set = set_info(&world, &full);
         let list = set[0]["backup"][0]["error-list"].as_array().expect("a list of errors").clone();
         let mut names: Vec<_> = list.iter().map(|name| name.as_str().unwrap().to_owned()).collect();
         names.sort_unstable();
@@ -60,6 +60,11 @@ fn a_cluster_without_checksums_is_copied_as_it_is() {
     damage(&world, "bad", &[3]);
     let run = world.ok(["--start-fast", "--type=full", "backup"]);
     assert_eq!(run.messages("WARN"), Vec::<&str>::new(), "{run}");
+}
+
+/// What `info` tells of one backup.
+fn set_info(world: &World, label: &str) -> serde_json::Value {
+    world.ok(["--log-level-console=off", &format!("--set={label}"), "--output=json", "info"]).json()
 }
 
 fn touch(path: &Path) {
@@ -155,7 +160,7 @@ fn links_and_tablespaces_are_followed_and_named() {
     std::os::unix::fs::symlink(&conf, world.cluster.data_dir().join("extra.conf")).unwrap();
 
     let label = world.backup("full");
-    let set = world.ok([&format!("--set={label}"), "--output=json", "--log-level-console=off", "info"]).json();
+    let set = set_info(&world, &label);
     let backup = &set[0]["backup"][0];
     let space_facts = &backup["tablespace"][0];
     let oid: u32 = world.cluster.psql("SELECT oid FROM pg_tablespace WHERE spcname = 'Space 1'").parse().unwrap();

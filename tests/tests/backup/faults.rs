@@ -10,8 +10,8 @@ fn a_server_that_goes_down_fails_the_backup_and_the_next_one_works() {
         let mut world = World::new(major);
         world.cluster.pgbench_init(5);
         // While the server prepares, and while we copy.
-        for (flag, moment) in [("--no-start-fast", "backup begins after"), ("--start-fast", "backup start archive")] {
-            let mut running = world.spawn([flag, "--type=full", "backup"]);
+        for (flag, moment) in [("--no-start-fast", "backup begins after"), ("--start-fast", "backup file ")] {
+            let mut running = world.spawn([flag, "--log-level-console=detail", "--type=full", "backup"]);
             running.wait_for(moment);
             world.cluster.stop(Mode::Immediate);
             let run = running.wait();
