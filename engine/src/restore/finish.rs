@@ -9,7 +9,7 @@ use crate::repository::manifests::{FileRecord, Manifest};
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::repo::manifest::{Content, Entry, ExtentAt};
 use rustix::fd::OwnedFd;
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -114,16 +114,23 @@ pub(super) fn write(place: &Place, path: &str, content: &[u8]) -> Result<()> {
 }
 
 /// Puts the marker in place, then takes pg_control away: from here to the end no server starts on the directory, and a
-/// restore that finds it knows why.
-pub(super) fn disarm(place: &Place, label: &str) -> Result<()> {
+/// restore that finds it knows why. The links of the plan are open already, should `global` be one of them.
+pub(super) fn disarm(place: &Place, plan: &Plan, label: &str) -> Result<()> {
     write(place, MARKER, format!("{label}\n").as_bytes())?;
     place.sync_directory("")?;
-    match place.stat_below("global")? {
-        Some(true) => {
-            place.unlink(CONTROL)?;
-            place.sync_directory("global")
+    let (directory, name) = CONTROL.split_once('/').unwrap_or(("", CONTROL));
+    let linked = plan.links.iter().any(|l| l.path == directory);
+    match place.kind(directory)? {
+        None if !linked => Ok(()),
+        // A link that the backup does not have there would be removed anyhow.
+        Some(kind) if !linked && kind != FileType::Directory => {
+            place.remove("", directory.as_bytes())?;
+            place.sync_directory("")
         }
-        _ => Ok(()),
+        _ => {
+            place.remove(directory, name.as_bytes())?;
+            place.sync_directory(directory)
+        }
     }
 }
 

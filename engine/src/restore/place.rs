@@ -146,9 +146,9 @@ impl Place {
         }
     }
 
-    /// Whether a directory is at the path itself; `None` if nothing is.
-    pub(super) fn stat_below(&self, path: &str) -> Result<Option<bool>> {
-        Ok(self.stat(path)?.map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory))
+    /// What is at the path itself, link or not; `None` if nothing is.
+    pub(super) fn kind(&self, path: &str) -> Result<Option<FileType>> {
+        Ok(self.stat(path)?.map(|s| FileType::from_raw_mode(s.st_mode)))
     }
 
     /// Opens a file; what is not a regular file is refused.

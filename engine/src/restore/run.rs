@@ -59,8 +59,9 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
         tablespace_directory: version.facts().tablespace_directory,
         preserve: recovery.recovery_type == RecoveryType::Preserve,
     };
+    let maps = Maps::new(&backup.tablespaces, &options.maps)?;
     let entries = manifest.files().map(|r| r.map(|r| r.entry));
-    let plan = plan::build(entries, Maps::new(&backup.tablespaces, &options.maps), &plan_options)?;
+    let plan = plan::build(entries, maps, &plan_options)?;
     let mut report = RestoreReport {
         label: label.clone(),
         repository: repository.key(),
@@ -83,12 +84,12 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     let owners = Owners::new(&manifest.root().names, uid, target.owner);
     std::fs::create_dir_all(&plan.target).map_err(FileError::at("create", &plan.target))?;
     let mut place = Place::open(&plan.target)?;
-    finish::disarm(&place, label)?;
+    open_links(&mut place, plan)?;
+    finish::disarm(&place, plan, label)?;
     let control = manifest.find(CONTROL)?;
     let control = control.map(|r| finish::read_small(&manifest, &r).map(|bytes| (r.entry, bytes))).transpose()?;
 
     // 5. The tree without content.
-    open_links(&mut place, plan)?;
     for removal in &plan.removals {
         tracing::debug!(target: crate::observe::DETAIL, "remove '{}'", removal.real.display());
         place.remove(&removal.directory, &removal.name)?;

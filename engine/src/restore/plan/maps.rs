@@ -6,26 +6,37 @@ use pgkeep_formats::repo::manifest::{Entry, Node};
 use pgkeep_formats::repo::records::TablespaceRef;
 use std::path::{Component, Path, PathBuf};
 
-/// The maps of one restore, and which of their lines were used.
+/// The maps of one restore, and which lines of `link-map` were used.
 pub(in crate::restore) struct Maps<'a> {
     /// Tablespaces of the backup: they know the names.
     tablespaces: &'a [TablespaceRef],
-    tablespace: Vec<(&'a str, &'a Path, bool)>,
+    tablespace: Vec<(&'a str, &'a Path)>,
     tablespace_all: Option<&'a Path>,
     link: Vec<(&'a str, &'a Path, bool)>,
     link_all: bool,
 }
 
 impl<'a> Maps<'a> {
-    pub(in crate::restore) fn new(tablespaces: &'a [TablespaceRef], options: &'a crate::restore::MapOptions) -> Self {
-        let lines = |map: &'a [(String, PathBuf)]| map.iter().map(|(k, v)| (k.as_str(), v.as_path(), false)).collect();
-        Self {
-            tablespaces,
-            tablespace: lines(&options.tablespace),
-            tablespace_all: options.tablespace_all.as_deref(),
-            link: lines(&options.link),
-            link_all: options.link_all,
+    /// Takes the maps.
+    ///
+    /// # Errors
+    /// `TablespaceMap` for a line that fits no tablespace.
+    pub(in crate::restore) fn new(
+        tablespaces: &'a [TablespaceRef],
+        options: &'a crate::restore::MapOptions,
+    ) -> Result<Self> {
+        let fits = |key: &String, t: &TablespaceRef| t.name == *key || t.oid.to_string() == *key;
+        if let Some((key, _)) = options.tablespace.iter().find(|(key, _)| !tablespaces.iter().any(|t| fits(key, t))) {
+            let text = format!("unable to map tablespace '{key}': the backup has none of that name or number");
+            return Err(Error::refused(Kind::TablespaceMap, text));
         }
+        Ok(Self {
+            tablespaces,
+            tablespace: options.tablespace.iter().map(|(k, v)| (k.as_str(), v.as_path())).collect(),
+            tablespace_all: options.tablespace_all.as_deref(),
+            link: options.link.iter().map(|(k, v)| (k.as_str(), v.as_path(), false)).collect(),
+            link_all: options.link_all,
+        })
     }
 
     /// Whether a link stands at the entry's path in the target, and its text.
@@ -53,13 +64,9 @@ impl<'a> Maps<'a> {
         })
     }
 
-    fn tablespace(&mut self, oid: &str, text: &str) -> PathBuf {
+    fn tablespace(&self, oid: &str, text: &str) -> PathBuf {
         let name = self.tablespaces.iter().find(|t| t.oid.to_string() == oid).map_or(oid, |t| t.name.as_str());
-        let mut to = None;
-        for (_, path, used) in self.tablespace.iter_mut().filter(|(key, ..)| *key == oid || *key == name) {
-            *used = true;
-            to.get_or_insert(*path);
-        }
+        let to = self.tablespace.iter().find(|(key, _)| *key == oid || *key == name).map(|(_, to)| to);
         match (to, self.tablespace_all) {
             (Some(to), _) => to.to_path_buf(),
             (None, Some(all)) => all.join(name),
@@ -67,12 +74,8 @@ impl<'a> Maps<'a> {
         }
     }
 
-    /// Refuses lines that nothing in the backup fits.
+    /// Refuses lines of `link-map` that fit nothing in the backup.
     pub(super) fn check_used(&self) -> Result<()> {
-        if let Some((key, ..)) = self.tablespace.iter().find(|(.., used)| !used) {
-            let text = format!("unable to map tablespace '{key}': the backup has none of that name or number");
-            return Err(Error::refused(Kind::TablespaceMap, text));
-        }
         if let Some((key, ..)) = self.link.iter().find(|(.., used)| !used) {
             let text = format!("unable to map link '{key}': the backup has no file or directory of that path");
             return Err(Error::refused(Kind::LinkMap, text));
