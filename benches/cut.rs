@@ -9,6 +9,9 @@ use pgkeep_engine::chunk::{Gear, is_zero};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+/// Calls what it is given with the content of every file of a snapshot.
+type Files<'a> = dyn FnMut(&mut dyn FnMut(&[u8])) + 'a;
+
 struct Store {
     name: &'static str,
     seen: HashSet<[u8; 32]>,
@@ -17,9 +20,9 @@ struct Store {
 
 fn main() {
     let region = 256 << 10;
-    let gear = Gear::new(&[7; 32], 16 << 10, 64 << 10, 256 << 10);
+    let gear = Gear::new(pgkeep_benches::gear(), 16 << 10, 64 << 10, 256 << 10);
     let mut stores = ["aligned 256 KiB", "page CDC 256 KiB"].map(|name| Store { name, seen: HashSet::new(), bytes: 0 });
-    let mut day = |number: usize, files: &mut dyn FnMut(&mut dyn FnMut(&[u8]))| {
+    let mut day = |number: usize, files: &mut Files<'_>| {
         let before = stores.each_ref().map(|s| s.bytes);
         files(&mut |file| {
             add(&mut stores[0], file, |rest| rest.len().min(region));

@@ -1,5 +1,12 @@
 //! Seeded data of real shape for the benches.
 
+/// A gear table.
+#[must_use]
+pub fn gear() -> Box<[u64; 256]> {
+    let mut random = Random(7);
+    Box::new(std::array::from_fn(|_| random.next()))
+}
+
 /// Pages that look like a heap: header, line pointers, free space, tuples of words and numbers.
 ///
 /// `pages` pages of 8 KiB; the same `seed` gives the same bytes.

@@ -23,7 +23,7 @@ fn steps(c: &mut Criterion) {
     let mut encoder = Encoder::new(3).expect("a compression context");
     let encoded = encoder.encode(&region).expect("encoding").1.to_vec();
     let id = keyring.chunk_id(1, &region).expect("an id key");
-    let gear = Gear::new(&[7; 32], 16 << 10, 64 << 10, 256 << 10);
+    let gear = Gear::new(pgkeep_benches::gear(), 16 << 10, 64 << 10, 256 << 10);
     let mut group = c.benchmark_group("region of 256 KiB");
     group.throughput(Throughput::Bytes(REGION as u64));
     group.bench_function("page checksums", |b| {

@@ -84,7 +84,7 @@ class Rig:
         self.run(PG / "pgbench", "-h", self.root, "-p", self.port, "-U", "postgres", "-i", "-q", "-s", self.scale, "postgres")
         words = "{" + ",".join(WORDS) + "}"
         self.sql(f"""create table docs as select g as id, now() - g * interval '1 minute' as at,
-            (select string_agg(('{words}'::text[])[1 + floor(power(random(), 2) * {len(WORDS)})::int + (g*0)], ' ') from generate_series(1, 40)) as body,
+            (select string_agg(('{words}'::text[])[1 + floor(power(random(), 2) * {len(WORDS)})::int + s * 0], ' ') from generate_series(1, 40 + g % 3) s) as body,
             jsonb_build_object('id', g, 'kind', ('{words}'::text[])[1 + g % {len(WORDS)}], 'score', random(), 'token', md5(g::text)) as doc
             from generate_series(1, {self.scale * 4000}) g;
             create index on docs (at); create index on docs ((doc->>'token')); checkpoint;""")

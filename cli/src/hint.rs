@@ -6,9 +6,12 @@ use pgkeep_engine::Kind;
 #[must_use]
 pub fn of(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Checksum | Kind::Format | Kind::FileInvalid => {
+        Kind::Checksum | Kind::Format => {
             &["run 'verify' to see everything that is damaged, and restore from another repository or an older backup"]
         }
+        Kind::FileInvalid => &[
+            "if it is about a stanza: is it the right one for this cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'",
+        ],
         Kind::PostgresRunning => &["stop the server first; if it is not running, remove its postmaster.pid"],
         Kind::PathNotEmpty => &["use --delta to keep what is right in it, or --force, or empty it"],
         Kind::FileOpen | Kind::PathOpen | Kind::FileWrite | Kind::PathCreate | Kind::FileOwner => {

@@ -2,7 +2,7 @@
 //!
 //! Relation files are cut into aligned regions: PostgreSQL never shifts a page, so a content-defined cut finds nothing
 //! that an aligned one does not, and costs 3 to 6 % more space on daily backups (measured in `benches/cut.rs`).
-//! [`cut_pages`] is the content-defined, page-aligned alternative a repository may choose at its creation.
+//! [`Gear::cut_pages`] is the content-defined, page-aligned alternative a repository may choose at its creation.
 //! Other files are cut by FastCDC under a gear table derived from the repository's cut secret, so that chunk lengths tell
 //! nothing to who does not hold it. Source: Xia et al., "FastCDC", 2016 and 2020.
 
@@ -19,17 +19,10 @@ pub struct Gear {
 }
 
 impl Gear {
-    /// `secret` is the repository's cut secret; sizes are bytes, powers of two.
+    /// `gear` is the repository's secret table, [`crate::crypto::Keyring::gear_table`]; sizes are bytes, powers of two.
     #[must_use]
-    pub fn new(secret: &[u8; 32], min: u32, average: u32, max: u32) -> Self {
-        let mut bytes = vec![0u8; 256 * 8];
-        blake3::Hasher::new_keyed(secret).update(b"pgkeep v1 gear table").finalize_xof().fill(&mut bytes);
-        let mut gear = Box::new([0u64; 256]);
-        let mut shifted = Box::new([0u64; 256]);
-        for ((g, s), b) in gear.iter_mut().zip(shifted.iter_mut()).zip(bytes.chunks_exact(8)) {
-            *g = u64::from_le_bytes(b.try_into().unwrap_or_default());
-            *s = *g << 1;
-        }
+    pub fn new(gear: Box<[u64; 256]>, min: u32, average: u32, max: u32) -> Self {
+        let shifted = Box::new(gear.map(|g| g << 1));
         Self { gear, shifted, min: min as usize, average: average as usize, max: max as usize }
     }
 
@@ -190,6 +183,12 @@ mod tests {
         out
     }
 
+    fn gear(seed: u8) -> Gear {
+        let bytes = noise(2048, seed);
+        let table = std::array::from_fn(|i| u64::from_le_bytes(bytes[i * 8..i * 8 + 8].try_into().unwrap()));
+        Gear::new(Box::new(table), 16 << 10, 64 << 10, 256 << 10)
+    }
+
     fn lengths(gear: &Gear, bytes: &[u8]) -> Vec<usize> {
         let mut at = 0;
         let mut out = Vec::new();
@@ -203,7 +202,7 @@ mod tests {
 
     #[test]
     fn cut_points_are_what_they_always_were() {
-        let gear = Gear::new(&[7; 32], 16 << 10, 64 << 10, 256 << 10);
+        let gear = gear(7);
         let got = lengths(&gear, &noise(600_000, 1));
         assert_eq!(got.iter().sum::<usize>(), 600_000);
         assert_eq!(got, include!("chunk/golden-cuts.in"));
@@ -212,13 +211,13 @@ mod tests {
     #[test]
     fn another_secret_cuts_elsewhere() {
         let bytes = noise(600_000, 1);
-        let cuts = |s| lengths(&Gear::new(&[s; 32], 16 << 10, 64 << 10, 256 << 10), &bytes);
+        let cuts = |s| lengths(&gear(s), &bytes);
         assert_ne!(cuts(7), cuts(8));
     }
 
     #[test]
     fn cuts_find_themselves_again_after_an_insertion() {
-        let gear = Gear::new(&[7; 32], 16 << 10, 64 << 10, 256 << 10);
+        let gear = gear(7);
         let old = noise(2_000_000, 1);
         let mut new = old.clone();
         new.splice(100_000..100_000, [1, 2, 3]);

@@ -13,6 +13,7 @@ mod restore;
 mod stanza;
 mod start;
 mod stop;
+mod verify;
 mod version;
 
 use crate::error::Failure;
@@ -56,6 +57,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),
+        Command::Verify => Ok(verify::run),
         Command::Version => Ok(version::run),
         other => {
             let message = format!("command '{}' does not exist in this version", other.name());

@@ -7,19 +7,12 @@ use crate::option::{Opt, Settings, restore_command};
 use crate::size::human_size;
 use crate::{repos, zone};
 use pgkeep_engine::clock::SystemClock;
-use pgkeep_engine::lock::{Lock, LockName, LockType};
 use pgkeep_engine::restore::recovery::{OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{self, Env, MapOptions, RestoreOptions};
 use std::path::PathBuf;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    let mut locks = Vec::new();
-    for repo in settings.target_repos() {
-        let (stanza, lock_type) = (settings.stanza_name().to_owned(), LockType::Restore);
-        let name = LockName { stanza, lock_type, repo_key: repo.key().into() };
-        locks.push(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?);
-    }
     let repositories = repos::usable(settings)?;
     let recovery = recovery(settings);
     let paths = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| (k.clone(), PathBuf::from(v))).collect();
@@ -39,6 +32,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         },
         restore_command: command(settings, recovery.recovery_type)?,
         recovery,
+        lock_path: Some(settings.lock_path().to_path_buf()),
+        exec_id: repos::exec_id(),
         time_zone: zone::local(),
     };
     let env = Env { observer: context.observer, cancel: context.cancel, clock: &SystemClock };

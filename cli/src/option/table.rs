@@ -255,7 +255,8 @@ options! {
         = size(1, TIB, "1GiB").on(BACKUP).ignored("an interrupted backup resumes from its last finished object");
     Online "online" "the server runs during the backup" = flag("y").on(BACKUP | STANZA & !DELETE).typed();
     PageHeaderCheck "page-header-check" "check page headers" = flag("y").on(BACKUP);
-    Resume "resume" "take up an interrupted backup" = flag("y").on(BACKUP);
+    Resume "resume" "take up an interrupted backup" = flag("y").on(BACKUP)
+        .ignored("what an interrupted backup has stored is always used");
     StartFast "start-fast" "make the server checkpoint at once" = flag("n").on(BACKUP);
     StopAuto "stop-auto" "end a failed exclusive backup" = flag("n").on(BACKUP).hidden().ignored("exclusive backups are not used");
 

@@ -52,7 +52,7 @@ struct Pool {
 
 /// Items in path order whose number in a pool is not known until the pool is sent hold all later ones back.
 enum Held {
-    Item(Item),
+    Item(Box<Item>),
     InPool { unit: u32, index: usize },
 }
 
@@ -126,13 +126,19 @@ impl Dispatcher<'_> {
                     built.inline = Some(bytes);
                     self.send(state, Item { built, wait: Wait::Ready })
                 }
-                None => Ok(vanished(&built.path)),
+                None => {
+                    vanished(&built.path);
+                    Ok(())
+                }
             };
         }
         if entry.size <= POOL_FILE_MAX {
             return self.pool(state, built, PoolFile { source: entry.source, pages, size: entry.size as usize });
         }
-        let Some(file) = RegionReader::open(&entry.source, pages)? else { return Ok(vanished(&built.path)) };
+        let Some(file) = RegionReader::open(&entry.source, pages)? else {
+            vanished(&built.path);
+            return Ok(());
+        };
         let file = Arc::new(file);
         let parent = match (&self.parent, record) {
             (Some(manifest), Some(r)) if matches!(r.entry.content, Content::Extents { unit: u, .. } if u == unit) => {
@@ -189,7 +195,7 @@ impl Dispatcher<'_> {
         if state.held.is_empty() {
             return self.items.send(Ok(item)).map_err(gone);
         }
-        state.held.push_back(Held::Item(item));
+        state.held.push_back(Held::Item(Box::new(item)));
         self.release_if_many(state)
     }
 
@@ -212,7 +218,7 @@ impl Dispatcher<'_> {
         }
         for held in state.held.drain(..) {
             let item = match held {
-                Held::Item(item) => item,
+                Held::Item(item) => *item,
                 Held::InPool { unit, index } => {
                     let (sequence, items) = &mut sent[usize::from(unit == 1)];
                     let Some(built) = items.get_mut(index).and_then(Option::take) else { continue };

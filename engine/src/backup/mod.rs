@@ -321,12 +321,12 @@ fn shared(
     page_size: u32,
 ) -> Result<Shared> {
     let cut = repository.config().cut;
-    let secret = repository.keyring().cut_key("gear")?;
+    let table = repository.keyring().gear_table()?;
     Ok(Shared {
         keyring: Arc::clone(repository.keyring()),
         sealer: Arc::clone(session.sealer()),
         index: Arc::clone(session.index()),
-        gear: Gear::new(secret.expose(), cut.other_bytes_min, cut.other_bytes_avg, cut.other_bytes_max),
+        gear: Gear::new(table, cut.other_bytes_min, cut.other_bytes_avg, cut.other_bytes_max),
         cut: cut.mode,
         region: cut.region_bytes as usize,
         page_size,

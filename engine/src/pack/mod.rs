@@ -179,10 +179,6 @@ pub fn read_footer(repository: &Repository, pack: PackId, size: u64) -> Result<(
     let name = layout::pack(pack);
     let store = repository.store();
     let header = store.get(&name, Range::Span { offset: 0, len: HEADER_LEN })?;
-    let header = PackHeader::decode(&header).map_err(Error::damaged(&name))?;
-    if header.repo != repository.config().repo {
-        return Err(Error::refused(Kind::Format, format!("'{name}' belongs to repository {}", header.repo)));
-    }
     let mut tail = store.get(&name, Range::Tail { len: TAIL_BYTES })?;
     let trailer = PackTrailer::decode(&tail, size).map_err(Error::damaged(&name))?;
     let sealed_len = trailer.footer_len as usize;
@@ -190,13 +186,54 @@ pub fn read_footer(repository: &Repository, pack: PackId, size: u64) -> Result<(
         let len = sealed_len + TRAILER_LEN;
         tail = store.get(&name, Range::Span { offset: trailer.footer_offset.into(), len })?;
     }
-    let start = tail.len() - sealed_len - TRAILER_LEN;
+    open_footer(repository, pack, size, &header, &mut tail, &trailer)
+}
+
+/// Reads what a pack holds from all its bytes. Of these only the sealed footer is changed: it is opened in place.
+///
+/// # Errors
+/// `Format` or `Checksum` if header, footer or trailer are damaged.
+pub fn parse_footer(repository: &Repository, pack: PackId, bytes: &mut [u8]) -> Result<(PackFacts, Footer)> {
+    let (name, size) = (layout::pack(pack), bytes.len() as u64);
+    let trailer = PackTrailer::decode(bytes, size).map_err(Error::damaged(&name))?;
+    let split = (trailer.footer_offset as usize).min(bytes.len());
+    let (header, tail) = bytes.split_at_mut(split);
+    let (facts, footer) = open_footer(repository, pack, size, header, tail, &trailer)?;
+    let end = footer.entries.last().map_or(HEADER_LEN as u64, |e| u64::from(e.offset) + u64::from(e.stored_len));
+    if end != u64::from(trailer.hashes_offset) {
+        let text = format!("the chunks of '{name}' end at byte {end}, and not at {}", trailer.hashes_offset);
+        return Err(Error::refused(Kind::Format, text));
+    }
+    Ok((facts, footer))
+}
+
+/// `tail` ends with the sealed footer and the trailer.
+fn open_footer(
+    repository: &Repository,
+    pack: PackId,
+    size: u64,
+    header: &[u8],
+    tail: &mut [u8],
+    trailer: &PackTrailer,
+) -> Result<(PackFacts, Footer)> {
+    let name = layout::pack(pack);
+    let header = PackHeader::decode(header).map_err(Error::damaged(&name))?;
+    if header.repo != repository.config().repo {
+        return Err(Error::refused(Kind::Format, format!("'{name}' belongs to repository {}", header.repo)));
+    }
+    let sealed_len = trailer.footer_len as usize;
+    let start = tail.len().saturating_sub(sealed_len + TRAILER_LEN);
     let sealed = tail.get_mut(start..start + sealed_len).unwrap_or_default();
     let opener = repository.keyring().meta_opener(&header.session, &Scope::Index)?;
     let plain = opener
         .open_chunk(&footer_head(&header, trailer.footer_plain_len), sealed)
         .map_err(|e| Error::from(e).during(format!("cannot open the footer of '{name}'")))?;
     let footer = Footer::decode(plain).map_err(Error::damaged(&name))?;
+    let end = footer.entries.last().map_or(HEADER_LEN as u64, |e| u64::from(e.offset) + u64::from(e.stored_len));
+    if end != u64::from(trailer.hashes_offset) {
+        let error = FormatError::OutOfRange { offset: 0, what: "end of the chunks", found: end };
+        return Err(Error::damaged(&name)(error));
+    }
     let PackHeader { session, epoch, domain, scope, .. } = header;
     Ok((PackFacts { pack, session, epoch, domain, scope, size }, footer))
 }

@@ -31,28 +31,26 @@ pub struct RepositoryIndex(Parts);
 /// Fetches index objects for segments whose local copy is gone or damaged.
 struct Fetcher(Arc<Repository>);
 
-impl Fetcher {
+impl SegmentSource for Fetcher {
+    fn payload(&self, object: &str) -> Result<Vec<u8>> {
+        Ok(self.0.index_payload(object)?.0)
+    }
+}
+
+impl Repository {
     /// The payload of an index object and the size of the object.
-    fn fetch(&self, object: &str) -> Result<(Vec<u8>, u64)> {
-        let keyring = self.0.keyring();
-        let bytes = self.0.store().get(object, Range::Whole)?;
-        let opened = keyring.open_object(object, &bytes, &[ObjectKind::Index], &Scope::Index)?;
-        let hash = keyring.content_hash(&opened.plaintext)?;
+    pub(super) fn index_payload(&self, object: &str) -> Result<(Vec<u8>, u64)> {
+        let bytes = self.store.get(object, Range::Whole)?;
+        let opened = self.keyring.open_object(object, &bytes, &[ObjectKind::Index], &Scope::Index)?;
+        let hash = self.keyring.content_hash(&opened.plaintext)?;
         if layout::parse_index_segment(object).is_none_or(|(_, _, id)| id.0 != hash) {
             return Err(Error::refused(Kind::Checksum, format!("the content of '{object}' is not what its name says")));
         }
         Ok((opened.plaintext, bytes.len() as u64))
     }
-}
 
-impl SegmentSource for Fetcher {
-    fn payload(&self, object: &str) -> Result<Vec<u8>> {
-        Ok(self.fetch(object)?.0)
-    }
-}
-
-impl Repository {
-    /// Loads the index: lists `idx/` and fetches the segments that the cache lacks.
+    /// Loads the index: lists `idx/` and fetches the segments that the cache lacks. A damaged one that another supersedes
+    /// does no harm.
     ///
     /// `condemned` packs are treated as if they were gone; `head` is asked first.
     ///
@@ -94,26 +92,52 @@ impl Repository {
         })?;
         listed.sort_by_key(|l| std::cmp::Reverse(l.modified));
         let wanted: Vec<(String, u64)> = listed.into_iter().map(|l| (l.key, l.size)).collect();
-        let fetcher = Fetcher(Arc::clone(self));
-        let (parts, missing) = match self.cache() {
-            Some(dir) => {
-                let key = self.keyring.subkey("index cache")?;
-                let (set, missing) = SegmentSet::open(dir.join("idx"), key.expose(), &wanted)?;
-                let (segments, fetcher) = (Arc::new(set), Fetcher(Arc::clone(self)));
-                let all = CombinedIndex::new(head, Arc::clone(&segments), condemned, Some(Arc::new(fetcher)));
-                (Parts::Cached { all, segments }, missing)
-            }
-            None => {
-                let missing = wanted.into_iter().map(|w| w.0).collect();
-                (Parts::Memory { head, segments: MemoryIndex::new(), condemned }, missing)
-            }
+        let Some(dir) = self.cache() else {
+            let segments = self.load_to_memory(wanted, &condemned)?;
+            return Ok(RepositoryIndex(Parts::Memory { head, segments, condemned }));
         };
-        let index = RepositoryIndex(parts);
+        let key = self.keyring.subkey("index cache")?;
+        let (set, missing) = SegmentSet::open(dir.join("idx"), key.expose(), &wanted)?;
+        let segments = Arc::new(set);
+        let mut failed = Vec::new();
         for object in missing {
-            let (payload, size) = fetcher.fetch(&object)?;
-            index.install(&object, size, &payload)?;
+            match self.index_payload(&object) {
+                Ok((payload, size)) => segments.install(&object, size, &payload)?,
+                Err(e @ Error::Store(_)) => return Err(e),
+                Err(e) => failed.push((object, e)),
+            }
         }
-        Ok(index)
+        let missing = segments.missing();
+        if let Some((_, e)) = failed.into_iter().find(|(object, _)| missing.contains(object)) {
+            return Err(e);
+        }
+        let fetcher = Arc::new(Fetcher(Arc::clone(self)));
+        let all = CombinedIndex::new(head, Arc::clone(&segments), condemned, Some(fetcher));
+        Ok(RepositoryIndex(Parts::Cached { all, segments }))
+    }
+
+    fn load_to_memory(&self, wanted: Vec<(String, u64)>, condemned: &HashSet<PackId>) -> Result<MemoryIndex> {
+        let segments = MemoryIndex::new();
+        let (mut superseded, mut payloads, mut failed) = (HashSet::new(), Vec::new(), Vec::new());
+        for (object, _) in wanted {
+            match self.index_payload(&object) {
+                Ok((payload, _)) => {
+                    let view = IndexView::parse(&payload).map_err(Error::damaged(&object))?;
+                    superseded
+                        .extend(view.supersedes().iter().filter(|name| **name != object).map(|s| (*s).to_owned()));
+                    payloads.push((object, payload));
+                }
+                Err(e @ Error::Store(_)) => return Err(e),
+                Err(e) => failed.push((object, e)),
+            }
+        }
+        if let Some((_, e)) = failed.into_iter().find(|(object, _)| !superseded.contains(object)) {
+            return Err(e);
+        }
+        for (object, payload) in payloads.iter().filter(|(object, _)| !superseded.contains(object)) {
+            fill(&segments, condemned, object, payload)?;
+        }
+        Ok(segments)
     }
 }
 
@@ -123,27 +147,31 @@ impl RepositoryIndex {
     /// # Errors
     /// What the cache or the decoder said.
     pub fn install(&self, object: &str, size: u64, payload: &[u8]) -> Result<()> {
-        let (memory, condemned) = match &self.0 {
-            Parts::Cached { segments, .. } => return Ok(segments.install(object, size, payload)?),
-            Parts::Memory { segments, condemned, .. } => (segments, condemned),
-        };
-        let view = IndexView::parse(payload).map_err(Error::damaged(object))?;
-        let packs: Vec<_> = view.packs().iter().cloned().map(Arc::new).collect();
-        for e in view.iter() {
-            let Some(pack) = packs.get(e.pack as usize).filter(|p| !condemned.contains(&p.pack)) else { continue };
-            let at = ChunkAt {
-                pack: Arc::clone(pack),
-                offset: e.offset,
-                stored_len: e.stored_len,
-                plain_len: e.plain_len,
-                kind: e.kind,
-                encoding: e.encoding,
-                ordinal: e.ordinal,
-            };
-            memory.insert(e.id, at)?;
+        match &self.0 {
+            Parts::Cached { segments, .. } => Ok(segments.install(object, size, payload)?),
+            Parts::Memory { segments, condemned, .. } => fill(segments, condemned, object, payload),
         }
-        Ok(())
     }
+}
+
+/// Adds a segment to an index in memory, without what lies in condemned packs.
+fn fill(memory: &MemoryIndex, condemned: &HashSet<PackId>, object: &str, payload: &[u8]) -> Result<()> {
+    let view = IndexView::parse(payload).map_err(Error::damaged(object))?;
+    let packs: Vec<_> = view.packs().iter().cloned().map(Arc::new).collect();
+    for e in view.iter() {
+        let Some(pack) = packs.get(e.pack as usize).filter(|p| !condemned.contains(&p.pack)) else { continue };
+        let at = ChunkAt {
+            pack: Arc::clone(pack),
+            offset: e.offset,
+            stored_len: e.stored_len,
+            plain_len: e.plain_len,
+            kind: e.kind,
+            encoding: e.encoding,
+            ordinal: e.ordinal,
+        };
+        memory.insert(e.id, at)?;
+    }
+    Ok(())
 }
 
 impl ChunkIndex for RepositoryIndex {

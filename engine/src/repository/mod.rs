@@ -2,7 +2,8 @@
 //!
 //! Owns the order in which objects are created and the rules of DESIGN's sections 4 and 5 that concern one object; the
 //! operations decide what to write. Submodules: `chunks` (reading chunks), `session` (a writer's run), `manifests`
-//! (reading and building manifests), `catalogue` (which backups are visible), `wal` (archived files).
+//! (reading and building manifests), `catalogue` (which backups are visible), `index` and `rebuild` (where chunks are),
+//! `wal` (archived files).
 //!
 //! Opening costs a handful of small reads and no index: `archive-push` and `archive-get` need no more. The index is
 //! loaded by [`Repository::load_index`], once, by who needs it. Any thread may call any method.
@@ -11,13 +12,15 @@ mod catalogue;
 mod chunks;
 mod index;
 pub mod manifests;
+mod rebuild;
 mod session;
 pub mod wal;
 
 pub use catalogue::Backup;
 pub use chunks::{ChunkSource, Plain};
 pub use index::RepositoryIndex;
-pub use session::{Stored, WriterSession, seal_data};
+pub use rebuild::Rebuilt;
+pub use session::{AllChunks, Stored, WriterSession, seal_data};
 
 use crate::crypto::{ChunkOpener, Keyring, Opened, Scope, Unlock};
 use crate::crypto::{FileKekCache, KekCache};

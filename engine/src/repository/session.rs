@@ -26,10 +26,14 @@ use std::sync::Arc;
 
 /// How often a session starts over because gc published a generation just then.
 const STARTS_MAX: usize = 16;
-/// Stored bytes after which an index segment is published, so that an interrupted backup has little to do again.
-const PUBLISH_BYTES_MIN: u64 = 64 << 20;
+/// Packs' worth of stored bytes after which an index segment is published, so that an interrupted backup has little to do
+/// again: 64 MiB with packs of the usual size.
+const PUBLISH_PACKS_MIN: u64 = 2;
 /// Later segments hold this share of what is stored already, which keeps their number small.
 const PUBLISH_SHARE: u64 = 16;
+
+/// Calls what it is given for every chunk a backup uses, in any order, repetitions allowed.
+pub type AllChunks<'a> = dyn FnMut(&mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()> + 'a;
 
 /// What became of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,7 +260,8 @@ impl WriterSession {
         }
         self.stored += facts.size;
         self.unpublished_bytes += facts.size;
-        if self.unpublished_bytes >= PUBLISH_BYTES_MIN.max(self.stored / PUBLISH_SHARE) {
+        let enough = PUBLISH_PACKS_MIN * u64::from(self.repository.config().pack_bytes);
+        if self.unpublished_bytes >= enough.max(self.stored / PUBLISH_SHARE) {
             self.publish_head()?;
             self.beat()?;
         }
@@ -320,7 +325,7 @@ impl WriterSession {
     /// `LockAcquire` if the session was fenced; `FileMissing` if a chunk or pack it needs is gone; what the store said.
     pub fn commit(
         mut self,
-        chunks: &mut dyn FnMut(&mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()>,
+        chunks: &mut AllChunks<'_>,
         finish: impl FnOnce(u64, u64) -> Commit,
         clock: &dyn Clock,
     ) -> Result<Commit> {

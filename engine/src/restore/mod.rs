@@ -74,6 +74,10 @@ pub struct RestoreOptions {
     pub recovery: RecoveryOptions,
     /// Value of `restore_command`; see [`recovery::restore_command`].
     pub restore_command: String,
+    /// Directory of lock files; `None` if the caller keeps restores of the stanza apart.
+    pub lock_path: Option<PathBuf>,
+    /// Name of this run in lock files.
+    pub exec_id: String,
     /// Zone of times without one, and of times in comments and messages.
     pub time_zone: TimeZone,
 }
@@ -93,6 +97,8 @@ impl RestoreOptions {
             maps: MapOptions::default(),
             recovery: RecoveryOptions::of(recovery::RecoveryType::Default),
             restore_command: String::new(),
+            lock_path: None,
+            exec_id: String::new(),
             time_zone: TimeZone::UTC,
         }
     }

@@ -8,8 +8,6 @@
 mod lister;
 mod maps;
 mod target;
-#[cfg(test)]
-mod tests;
 
 pub(super) use maps::Maps;
 pub(super) use target::inspect;

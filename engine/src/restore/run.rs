@@ -7,12 +7,16 @@ use super::recovery::{RecoveryOptions, RecoveryType};
 use super::select::{Candidates, Selection, check_timeline, select};
 use super::window::{Job, Totals, restore_files};
 use super::{Env, RestoreOptions, RestoreReport, finish};
+use crate::lock::{Lock, LockName, LockType};
 use crate::observe::Counter;
 use crate::repository::manifests::Manifest;
 use crate::repository::{ChunkSource, Repository};
+use crate::store::Depth;
 use crate::{Error, FileError, Kind, Result};
 use jiff::Timestamp;
+use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::pg::version::Version;
+use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::Commit;
 use rustix::fs::Mode as Bits;
 use std::collections::HashSet;
@@ -20,13 +24,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Restores a backup from the first of `repositories` that has the right one. The caller holds the restore lock.
+/// Restores a backup from the first of `repositories` that has the right one.
 ///
 /// Blocks until the cluster is durable and can be started, or nothing of it can. After a failure or a kill at any moment
 /// the same call, on the same target, goes on.
 ///
 /// # Errors
-/// `BackupSetInvalid` if no backup fits, `DbMismatch` if it cannot reach the target timeline; those of the guards
+/// `LockAcquire` if another restore of the stanza runs; `BackupSetInvalid` if no backup fits, `DbMismatch` if it cannot reach the target timeline; those of the guards
 /// (`PostgresRunning`, `PathNotEmpty`, `PathOpen`) and maps (`TablespaceMap`, `LinkMap`, `LinkDestination`) before
 /// anything is changed; `Checksum`, `FileMissing`, `Crypto` naming file and chunk for a damaged repository; `FileWrite`
 /// naming the file; [`Error::Interrupted`].
@@ -35,6 +39,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     options.recovery.validate()?;
 
     // 1. May the target be used, and how?
+    let _locks = lock(repositories, options)?;
     let uid = rustix::process::geteuid().as_raw();
     let target = plan::inspect(&options.target, options.delta, options.force, uid)?;
 
@@ -257,6 +262,28 @@ fn settle_directories(place: &Place, plan: &Plan, owners: &Owners, modes: Modes)
     plan.directories.iter().try_for_each(settle)
 }
 
-fn check_history(_repository: &Repository, _stanza: &str, backup: &Commit, recovery: &RecoveryOptions) -> Result<()> {
-    check_timeline(backup, recovery, None, &mut |_| Ok(None))
+/// Checks the backup against the histories of timelines in its archive.
+fn check_history(repository: &Repository, stanza: &str, backup: &Commit, recovery: &RecoveryOptions) -> Result<()> {
+    let archive_id = backup.archive_id();
+    let prefix = layout::wal_archive(stanza, &archive_id);
+    let mut newest = None;
+    repository.store().list(&prefix, Depth::Children, &mut |l| {
+        newest = newest.max(l.key.strip_prefix(&prefix).and_then(TimelineId::parse_history_file_name));
+    })?;
+    check_timeline(backup, recovery, newest, &mut |timeline| {
+        let name = timeline.history_file_name();
+        let Some(bytes) = repository.wal_get(stanza, &archive_id, &name)? else { return Ok(None) };
+        Ok(Some(TimelineHistory::parse(timeline, &bytes).map_err(Error::damaged(format!("{prefix}{name}")))?))
+    })
+}
+
+/// One restore of a stanza at a time, from each repository it may read.
+fn lock(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<Vec<Lock>> {
+    let Some(lock_path) = &options.lock_path else { return Ok(Vec::new()) };
+    let take = |repository: &Arc<Repository>| {
+        let name =
+            LockName { stanza: options.stanza.clone(), lock_type: LockType::Restore, repo_key: repository.key() };
+        Lock::acquire(lock_path, &name, &options.exec_id)
+    };
+    repositories.iter().map(take).collect()
 }

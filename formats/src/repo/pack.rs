@@ -81,6 +81,9 @@ impl PackHeader {
             session: SessionId::read(&mut r)?,
             scope: r.array("pack scope")?,
         };
+        if !(1..=2).contains(&header.domain) {
+            return Err(FormatError::OutOfRange { offset: 10, what: "pack domain", found: header.domain.into() });
+        }
         let offset = r.offset();
         match r.u64("pack header reserve")? {
             0 => Ok(header),
@@ -249,7 +252,11 @@ impl Footer {
         let count = r.count(ChunkId::LEN, "pack footer bases")?;
         let bases = (0..count).map(|_| ChunkId::read(&mut r)).collect::<Result<Vec<_>, _>>()?;
         let last_base = (bases.len() as u64).checked_sub(1);
+        let at = r.offset();
         let count = r.count(ChunkId::LEN + 5, "pack footer entries")?;
+        if count > CHUNKS_MAX {
+            return Err(FormatError::OutOfRange { offset: at, what: "pack footer entries", found: count as u64 });
+        }
         let mut entries = Vec::with_capacity(count);
         let mut offset = HEADER_LEN as u64;
         for _ in 0..count {

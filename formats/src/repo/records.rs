@@ -130,11 +130,7 @@ impl Fence {
     /// [`FormatError`] naming the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let f = Fields::parse(bytes, VERSION, &[1], "fence record")?;
-        Ok(Self {
-            by: SessionId::read(&mut f.need(1)?)?,
-            reason: f.text_maybe(2)?.unwrap_or_default(),
-            created: time(f.int_or(4, 0)?)?,
-        })
+        Ok(Self { by: session(&f, 1)?, reason: f.text_maybe(2)?.unwrap_or_default(), created: time(f.int_or(4, 0)?)? })
     }
 }
 
@@ -190,6 +186,13 @@ impl Generation {
             })?,
         })
     }
+}
+
+fn session(fields: &Fields<'_>, tag: u64) -> Result<SessionId, FormatError> {
+    let mut r = fields.need(tag)?;
+    let id = SessionId::read(&mut r)?;
+    r.finish("session id")?;
+    Ok(id)
 }
 
 fn small(value: u64, what: &'static str) -> Result<u32, FormatError> {

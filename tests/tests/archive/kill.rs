@@ -14,7 +14,10 @@ use support::{Cluster, Mode, World, majors, seed::Seed};
 
 /// Segments of 1 MiB, all kept by the server so that they can be compared.
 fn cluster() -> support::pg::Builder {
-    Cluster::builder(majors()[0]).initdb_arg("--wal-segsize=1").setting("wal_keep_size", "1GB").setting("min_wal_size", "2MB")
+    Cluster::builder(majors()[0])
+        .initdb_arg("--wal-segsize=1")
+        .setting("wal_keep_size", "1GB")
+        .setting("min_wal_size", "2MB")
 }
 
 /// Every complete segment the server has, with its content.
@@ -79,7 +82,9 @@ fn pushes(binary: &Path, sandbox: &Path) -> Vec<Pid> {
     let of_ours = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
-        line.starts_with(binary.to_str().unwrap()) && line.contains("archive-push") && line.contains(sandbox.to_str().unwrap())
+        line.starts_with(binary.to_str().unwrap())
+            && line.contains("archive-push")
+            && line.contains(sandbox.to_str().unwrap())
     };
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid| of_ours(*pid)).filter_map(Pid::from_raw).collect()

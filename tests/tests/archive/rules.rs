@@ -104,7 +104,10 @@ fn foreign_and_broken_files_are_refused() {
     let run = expect_push(&world, 44, &foreign);
     assert!(run.says("[044]") && run.says("system-id") && run.says("hint: "), "{run}");
     // Everything of another cluster.
-    let run = world.expect(103, [&format!("--pg1-path={}", other.data_dir().display()), "archive-push", foreign.to_str().unwrap()]);
+    let run = world.expect(
+        103,
+        [&format!("--pg1-path={}", other.data_dir().display()), "archive-push", foreign.to_str().unwrap()],
+    );
     assert!(run.says("[103]") && run.says("ArchiveMismatchError"), "{run}");
     world.expect(1, ["archive-get", &foreign_name, world.path("x").to_str().unwrap()]);
 
@@ -141,7 +144,8 @@ fn history_backup_and_partial_files_have_their_place() {
     // The backup history file, pushed by the server itself.
     world.archive_now();
     let status = fs::read_dir(world.cluster.data_dir().join("pg_wal")).unwrap();
-    let backup = status.filter_map(|e| e.unwrap().file_name().into_string().ok()).find(|name| name.ends_with(".backup"));
+    let backup =
+        status.filter_map(|e| e.unwrap().file_name().into_string().ok()).find(|name| name.ends_with(".backup"));
     let backup = backup.expect("the server wrote a backup history file");
     world.wait_archived(&backup);
     assert!(String::from_utf8(get(&world, &backup)).unwrap().contains("START WAL LOCATION"));
@@ -188,7 +192,11 @@ fn no_stanza_no_key_no_answer() {
         let run = world.run(["archive-push", path]);
         assert!(run.code.is_some_and(|code| code > 1 && code <= 125), "{what}\n{run}");
     };
-    world.sandbox.configure(STANZA, &world.cluster, &[("repo1-cipher-type", "aes-256-cbc"), ("repo1-cipher-pass", "wrong")]);
+    world.sandbox.configure(
+        STANZA,
+        &world.cluster,
+        &[("repo1-cipher-type", "aes-256-cbc"), ("repo1-cipher-pass", "wrong")],
+    );
     never_one("wrong passphrase");
     world.sandbox.configure(STANZA, &world.cluster, &[("repo1-path", "/nonexistent")]);
     never_one("missing repository");

@@ -1,11 +1,6 @@
 //! Faults in mid-backup: nothing half done is ever visible, and the next backup works.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    thread,
-    time::Instant,
-};
+use std::{fs, os::unix::fs::PermissionsExt, thread, time::Instant};
 
 use support::{Cluster, Mode, Sandbox, World, majors, seed::Seed};
 
@@ -75,7 +70,7 @@ fn a_file_that_cannot_be_read_is_named() {
         let path = world.cluster.data_dir().join(name);
         fs::write(&path, content).unwrap();
         support::account::give(&path);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
         let run = world.expect(41, ["--start-fast", "backup"]);
         let errors = run.messages("ERROR");
         assert!(
@@ -87,7 +82,7 @@ fn a_file_that_cannot_be_read_is_named() {
     let dir = world.cluster.side_dir("closed");
     let inside = world.cluster.data_dir().join("closed");
     fs::rename(dir, &inside).unwrap();
-    fs::set_permissions(&inside, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0o0)).unwrap();
     let run = world.expect(53, ["--start-fast", "backup"]);
     assert!(run.says(inside.to_str().unwrap()), "{run}");
     fs::remove_dir(&inside).unwrap();

@@ -90,7 +90,12 @@ impl Manifest {
             let name = || format!("late entries of {}", commit.label);
             for record in PieceReader::new(&root.late).map_err(Error::damaged(name()))? {
                 match record.map_err(Error::damaged(name()))? {
-                    Record::Entry(entry) if !matches!(entry.content, Content::Extents { .. }) => late.push(entry),
+                    Record::Entry(entry)
+                        if !matches!(entry.content, Content::Extents { .. })
+                            && late.last().is_none_or(|l: &Entry| path_cmp(&l.path, &entry.path) == Ordering::Less) =>
+                    {
+                        late.push(entry);
+                    }
                     _ => {
                         let error = FormatError::OutOfRange { offset: 0, what: "late entry", found: 0 };
                         return Err(Error::damaged(name())(error));

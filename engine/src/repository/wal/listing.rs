@@ -8,6 +8,7 @@ use crate::observe::Cancel;
 use crate::repository::Repository;
 use crate::store::Depth;
 use crate::{Error, Kind, Result};
+use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::wal::{SegmentName, WalSegment, WalSegmentSize};
 use pgkeep_formats::repo::layout;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -88,6 +89,21 @@ impl Repository {
             }
         }
         Ok(())
+    }
+
+    /// The timelines an archive has a history file of, ascending. Asks for the list of the archive's root only.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn wal_timelines(&self, stanza: &str, archive_id: &str) -> Result<Vec<TimelineId>> {
+        let mut timelines: Vec<_> = (self.wal_children(stanza, archive_id)?.iter())
+            .filter_map(|child| match child {
+                Child::File(entry) => TimelineId::parse_history_file_name(&entry.name),
+                Child::Directory(_) => None,
+            })
+            .collect();
+        timelines.sort_unstable();
+        Ok(timelines)
     }
 
     /// The first and the last complete segment of an archive; none if it has no complete segment. Asks for the list of

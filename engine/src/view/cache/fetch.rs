@@ -80,7 +80,7 @@ pub(super) fn fetch(
             }
         }
     }
-    members.sort_by(|a, b| (a.at.pack.pack, a.at.offset).cmp(&(b.at.pack.pack, b.at.offset)));
+    members.sort_by_key(|m| (m.at.pack.pack, m.at.offset));
     let mut runs: Vec<Run<'_>> = Vec::new();
     for member in members {
         match runs.last_mut() {
@@ -199,7 +199,7 @@ fn in_parallel<J: Send, T: Send>(jobs: Vec<J>, work: impl Fn(J) -> Result<T> + S
     std::thread::scope(|scope| {
         for _ in 1..threads {
             // Without a thread more the others take longer, that is all.
-            if let Err(error) = std::thread::Builder::new().name("chunk-get".to_owned()).spawn_scoped(scope, &take) {
+            if let Err(error) = std::thread::Builder::new().name("chunk-get".to_owned()).spawn_scoped(scope, take) {
                 tracing::debug!("cannot start a thread to fetch chunks: {error}");
             }
         }

@@ -215,15 +215,23 @@ impl Commit {
             .find(|t| u64::from(u32::from(t.letter())) == letter)
             .ok_or(FormatError::OutOfRange { offset: 0, what: "backup type", found: letter })?;
         let lsn = match f.get(23) {
-            Some(mut r) => Some((r.u64("start LSN")?, r.u64("stop LSN")?)),
+            Some(mut r) => {
+                let lsn = (r.u64("start LSN")?, r.u64("stop LSN")?);
+                r.finish("LSN range")?;
+                Some(lsn)
+            }
             None => None,
         };
         let wal = match f.get(25) {
-            Some(mut r) => Some((text(&mut r)?, text(&mut r)?)),
+            Some(mut r) => {
+                let wal = (text(&mut r)?, text(&mut r)?);
+                r.finish("WAL range")?;
+                Some(wal)
+            }
             None => None,
         };
         Ok(Self {
-            session: SessionId::read(&mut f.need(1)?)?,
+            session: super::session(&f, 1)?,
             generation: f.int(3)?,
             label: f.text(5)?,
             backup_type,

@@ -1,0 +1,41 @@
+//! `verify`: status 26 for damage, 82 if nothing but WAL is missing.
+
+use super::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::Opt;
+use crate::render::{self, json};
+use crate::repos;
+use pgkeep_engine::verify::{self, VerifyOptions};
+use pgkeep_engine::{Error, Kind};
+
+pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let mut worst: Option<(u16, bool)> = None;
+    for repo in settings.target_repos() {
+        let repository = repos::open(settings, repo)?;
+        let stanzas: Vec<String> = settings.stanza().map(str::to_owned).into_iter().collect();
+        let options = VerifyOptions { stanzas: &stanzas, set: settings.text(Opt::Set), jobs: settings.process_max() };
+        let report = verify::run(&repository, &options, context.observer, context.cancel)?;
+        match settings.text(Opt::Output) {
+            Some("json") => render::print(&json::to_text(render::verify::json(&report)))?,
+            Some("text") => render::print(&render::verify::text(&report, settings.flag(Opt::Verbose)))?,
+            _ => {
+                for line in render::verify::text(&report, settings.flag(Opt::Verbose)).lines() {
+                    if report.is_clean() { tracing::info!("{line}") } else { tracing::warn!("{line}") }
+                }
+            }
+        }
+        if !report.is_clean() {
+            let damaged = report.damage_total > 0 || worst.is_some_and(|(_, damaged)| damaged);
+            worst = Some((repo.key(), damaged));
+        }
+    }
+    match worst {
+        None => Ok(Status::OK),
+        Some((key, true)) => Err(Error::refused(Kind::Checksum, format!("repo{key} is damaged")).into()),
+        Some((key, false)) => {
+            Err(Error::refused(Kind::ArchiveTimeout, format!("WAL is missing from repo{key}")).into())
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The chunk index made anew from the footers of packs: DESIGN's *Rebuild* invariant.
+//!
+//! For a repository whose `idx/` objects are lost, damaged, or name packs that are gone. The new segments supersede
+//! all those listed before the packs were, and only the last one says so: an interrupted rebuild leaves some segments more,
+//! each of them true, and the old ones in force. Writers may run meanwhile. What they publish is not superseded, and what they
+//! published before the list lies in packs that are listed after it.
+//!
+//! One thread; two or three small reads a pack. Memory: one segment being built, and its encoding.
+
+use super::{Repository, put_new};
+use crate::crypto::{Scope, SessionSealer};
+use crate::observe::{Cancel, Counter, Observer};
+use crate::pack::{add_footer, read_footer};
+use crate::store::{Depth, StoreError};
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::{IndexId, PackId};
+use pgkeep_formats::repo::envelope::ObjectKind;
+use pgkeep_formats::repo::index::{IndexBuilder, IndexEntry, IndexView};
+use pgkeep_formats::repo::layout;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a rebuild came to.
+#[derive(Debug, Default)]
+pub struct Rebuilt {
+    /// Packs whose footers were read.
+    pub packs: u64,
+    /// Chunks in them.
+    pub chunks: u64,
+    /// Names of the index objects that were published.
+    pub segments: Vec<String>,
+    /// Names of the index objects that are superseded.
+    pub superseded: Vec<String>,
+    /// Packs that no longer tell what they hold. The index has of them what the old one had, if they have not changed in
+    /// size since.
+    pub unreadable: Vec<(PackId, Error)>,
+}
+
+impl Repository {
+    /// Publishes a new index of every pack there is, which supersedes the old one. Nothing is deleted.
+    ///
+    /// A pack whose footer is damaged is reported, and what the old index says of it is kept; one that vanishes meanwhile
+    /// is left out. Progress is in bytes of packs. Safe to repeat, and beside running backups.
+    ///
+    /// # Errors
+    /// `FeatureNotSupported` for a repository that can only be read, or a pack made by another version;
+    /// [`Error::Interrupted`]; what the store or the cipher said. The old index is then in force as before.
+    pub fn rebuild_index(&self, observer: &dyn Observer, cancel: &Cancel) -> Result<Rebuilt> {
+        self.check_writable()?;
+        // The order matters: what was published before this list is in packs of the next one.
+        let mut superseded = Vec::new();
+        self.store.list(layout::INDEX, Depth::All, &mut |l| {
+            if layout::parse_index_segment(&l.key).is_some() {
+                superseded.push(l.key);
+            }
+        })?;
+        let mut packs = Vec::new();
+        self.store
+            .list(layout::PACKS, Depth::All, &mut |l| packs.extend(layout::parse_pack(&l.key).zip(Some(l.size))))?;
+        observer.begin("rebuild index", packs.iter().map(|p| p.1).sum());
+        let rebuilt = self.rebuild_from(&packs, superseded, observer, cancel);
+        observer.end();
+        rebuilt
+    }
+
+    fn rebuild_from(
+        &self,
+        packs: &[(PackId, u64)],
+        superseded: Vec<String>,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<Rebuilt> {
+        let sealer = SessionSealer::new(Arc::clone(&self.keyring))?;
+        let mut builder = IndexBuilder::new();
+        let mut out = Rebuilt::default();
+        for (pack, size) in packs {
+            cancel.check()?;
+            match read_footer(self, *pack, *size) {
+                Ok((facts, footer)) => {
+                    add_footer(&mut builder, &facts, &footer).map_err(Error::damaged(layout::pack(*pack)))?;
+                    out.packs += 1;
+                    out.chunks += footer.entries.len() as u64;
+                }
+                Err(Error::Store(StoreError::NotFound { .. })) => {}
+                Err(e) if is_damage(&e) => out.unreadable.push((*pack, e)),
+                Err(e) => return Err(e),
+            }
+            observer.add(Counter::Done, *size);
+            if builder.is_full() {
+                out.segments.push(self.publish_rebuilt(&sealer, std::mem::take(&mut builder), out.segments.len())?);
+            }
+        }
+        let sizes: HashMap<PackId, u64> = packs.iter().copied().collect();
+        let unreadable = out.unreadable.iter().filter_map(|(id, _)| Some((*id, *sizes.get(id)?))).collect();
+        self.keep_known(&mut builder, &superseded, &unreadable)?;
+        superseded.iter().for_each(|name| builder.supersede(name.as_str()));
+        if !builder.is_empty() || !superseded.is_empty() {
+            out.segments.push(self.publish_rebuilt(&sealer, builder, out.segments.len())?);
+        }
+        out.superseded = superseded;
+        Ok(out)
+    }
+
+    /// Adds what the old index knows of packs whose footers are damaged: their chunks may be whole.
+    fn keep_known(
+        &self,
+        builder: &mut IndexBuilder,
+        superseded: &[String],
+        unreadable: &HashMap<PackId, u64>,
+    ) -> Result<()> {
+        if unreadable.is_empty() {
+            return Ok(());
+        }
+        for name in superseded {
+            let payload = match self.index_payload(name) {
+                Ok((payload, _)) => payload,
+                Err(Error::Store(StoreError::NotFound { .. })) => continue,
+                Err(e) if is_damage(&e) => {
+                    tracing::warn!("{e}: what it says of damaged packs is lost");
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let view = IndexView::parse(&payload).map_err(Error::damaged(name))?;
+            for entry in view.iter() {
+                // A pack that was cut short since would make every backup fail that wants to use it.
+                let facts = view.pack_of(&entry).filter(|f| unreadable.get(&f.pack) == Some(&f.size));
+                if let Some(facts) = facts {
+                    let pack = builder.pack(facts).map_err(Error::damaged(name))?;
+                    builder.add(&IndexEntry { pack, ..entry }).map_err(Error::damaged(name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_rebuilt(&self, sealer: &SessionSealer, builder: IndexBuilder, sequence: usize) -> Result<String> {
+        let payload = builder.encode();
+        let id = IndexId(self.keyring.content_hash(&payload)?);
+        let name = layout::index_segment(sealer.session(), sequence as u32, id);
+        let bytes = sealer.seal_object(ObjectKind::Index, &Scope::Index, &name, &[], &payload)?;
+        put_new(&*self.store, &name, &bytes)?;
+        Ok(name)
+    }
+}
+
+/// True if an object is not what was written, whatever else may be wrong.
+fn is_damage(error: &Error) -> bool {
+    matches!(error, Error::Store(StoreError::TooShort { .. })) || matches!(error.kind(), Kind::Format | Kind::Checksum)
+}

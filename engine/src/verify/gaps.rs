@@ -1,0 +1,203 @@
+//! Gaps in archived WAL, and what they cost. Pure: works on segment numbers that were found whole.
+//!
+//! Recovery follows a *path*: a timeline and its ancestors, each up to the segment in which it was left; that segment is
+//! read from the descendant, which begins with a copy of it. On each path the numbers between the first and the last
+//! segment that is archived or needed should all be there. Runs that are not are holes. Retention makes holes on
+//! purpose: it keeps of an older backup just what makes it consistent, so such a hole begins directly behind a
+//! backup's last segment and ends directly before a later backup's first one.
+
+use super::report::GapKind;
+use pgkeep_formats::pg::timeline::TimelineHistory;
+use pgkeep_formats::pg::wal::WalSegmentSize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Runs of whole segments, both ends included, ascending and apart, by timeline.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Present(BTreeMap<u32, Vec<(u64, u64)>>);
+
+impl Present {
+    /// Adds a segment; they come in ascending order.
+    pub(super) fn add(&mut self, timeline: u32, number: u64) {
+        let runs = self.0.entry(timeline).or_default();
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+
+    pub(super) fn timelines(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.keys().copied()
+    }
+}
+
+/// What a backup needs to become consistent: segments of one timeline, both ends included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Need {
+    pub(super) backup: usize,
+    pub(super) timeline: u32,
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+/// A hole, on one timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hole {
+    pub(super) timeline: u32,
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+/// What a hole costs a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cost {
+    /// It never becomes consistent.
+    Consistency(Hole),
+    /// Recovery on the path of `timeline` ends with segment `reaches` and cannot get to `resumes`, each of its own timeline.
+    Window { timeline: u32, reaches: (u32, u64), resumes: (u32, u64) },
+}
+
+/// All holes, and what they cost whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Gaps {
+    pub(super) holes: BTreeMap<Hole, GapKind>,
+    /// By number of the backup.
+    pub(super) costs: BTreeMap<usize, BTreeSet<Cost>>,
+}
+
+/// The part of a path on one timeline: segments `first..=last`.
+struct Part {
+    timeline: u32,
+    first: u64,
+    last: u64,
+}
+
+fn path(timeline: u32, histories: &BTreeMap<u32, TimelineHistory>, size: WalSegmentSize) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut first = 0;
+    for parent in histories.get(&timeline).map_or(&[][..], |h| &h.parents) {
+        // The descendant begins with a copy of the segment in which it left.
+        let switch = parent.switch.segment_number(size);
+        if switch > first {
+            parts.push(Part { timeline: parent.timeline.0, first, last: switch - 1 });
+        }
+        first = first.max(switch);
+    }
+    parts.push(Part { timeline, first, last: u64::MAX });
+    parts
+}
+
+/// Finds the holes on every path.
+pub(super) fn find(
+    present: &Present,
+    needs: &[Need],
+    histories: &BTreeMap<u32, TimelineHistory>,
+    size: WalSegmentSize,
+) -> Gaps {
+    let mut gaps = Gaps::default();
+    let timelines: BTreeSet<u32> = present.timelines().chain(needs.iter().map(|n| n.timeline)).collect();
+    for timeline in timelines {
+        let parts = path(timeline, histories, size);
+        on_path(timeline, &parts, present, needs, &mut gaps);
+    }
+    gaps
+}
+
+fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], gaps: &mut Gaps) {
+    let mut covered: Vec<(u64, u64)> = Vec::new();
+    for part in parts {
+        for (first, last) in present.0.get(&part.timeline).into_iter().flatten() {
+            let (first, last) = ((*first).max(part.first), (*last).min(part.last));
+            match covered.last_mut() {
+                _ if first > last => {}
+                Some(before) if before.1 + 1 == first => before.1 = last,
+                _ => covered.push((first, last)),
+            }
+        }
+    }
+    // A backup is on the path if it ended before its timeline was left. Its last segment may be the one in which that
+    // happened; the descendant's copy then serves it.
+    let on_path = |n: &&Need| {
+        parts.iter().any(|p| p.timeline == n.timeline && n.first >= p.first && n.last <= p.last.saturating_add(1))
+    };
+    let needs: Vec<&Need> = needs.iter().filter(on_path).collect();
+    let Some(oldest) = needs.iter().map(|n| n.first).min() else {
+        holes(&covered, None).for_each(|h| note(parts, h, GapKind::Unused, gaps));
+        return;
+    };
+    let end = needs.iter().map(|n| n.last).max();
+    let mut judged = Vec::new();
+    for hole in holes(&covered, Some((oldest, end.unwrap_or(oldest)))) {
+        let needed: Vec<&&Need> = needs.iter().filter(|n| n.first <= hole.1 && hole.0 <= n.last).collect();
+        let kind = if !needed.is_empty() {
+            GapKind::Needed
+        } else if hole.1 < oldest {
+            GapKind::Unused
+        } else if needs.iter().any(|n| n.last + 1 == hole.0) && needs.iter().any(|n| n.first == hole.1 + 1) {
+            GapKind::Expired
+        } else {
+            GapKind::Lost
+        };
+        note(parts, hole, kind, gaps);
+        judged.push((hole, kind));
+        for need in needed {
+            let part = (hole.0.max(need.first), hole.1.min(need.last));
+            for hole in split(parts, part) {
+                gaps.costs.entry(need.backup).or_default().insert(Cost::Consistency(hole));
+            }
+        }
+    }
+    let at = |number| (timeline_at(parts, number), number);
+    for need in needs {
+        // The first hole behind a backup ends its window; if retention made it, that is as it should be.
+        let Some((hole, kind)) = judged.iter().find(|(hole, _)| hole.0 > need.last) else { continue };
+        if *kind != GapKind::Expired && covered.iter().any(|c| c.0 > hole.1) {
+            let cost = Cost::Window { timeline, reaches: at(hole.0 - 1), resumes: at(hole.1 + 1) };
+            gaps.costs.entry(need.backup).or_default().insert(cost);
+        }
+    }
+}
+
+/// Runs between what is covered, and of `wanted` before and behind it.
+fn holes(covered: &[(u64, u64)], wanted: Option<(u64, u64)>) -> impl Iterator<Item = (u64, u64)> {
+    let mut out = Vec::new();
+    let mut next = wanted.map(|w| w.0).into_iter().chain(covered.first().map(|c| c.0)).min();
+    for (first, last) in covered {
+        if let Some(next) = next.filter(|next| next < first) {
+            out.push((next, first - 1));
+        }
+        next = Some(last + 1);
+    }
+    if let (Some(next), Some((_, end))) = (next, wanted)
+        && next <= end
+    {
+        out.push((next, end));
+    }
+    out.into_iter()
+}
+
+fn timeline_at(parts: &[Part], number: u64) -> u32 {
+    parts.iter().find(|p| p.first <= number && number <= p.last).map_or(0, |p| p.timeline)
+}
+
+fn split(parts: &[Part], (first, last): (u64, u64)) -> impl Iterator<Item = Hole> {
+    parts.iter().filter_map(move |p| {
+        let hole = Hole { timeline: p.timeline, first: first.max(p.first), last: last.min(p.last) };
+        (hole.first <= hole.last).then_some(hole)
+    })
+}
+
+/// A hole seen from several paths is as bad as the worst of them says.
+fn note(parts: &[Part], hole: (u64, u64), kind: GapKind, gaps: &mut Gaps) {
+    let rank = |k: GapKind| match k {
+        GapKind::Needed => 3,
+        GapKind::Lost => 2,
+        GapKind::Expired => 1,
+        GapKind::Unused => 0,
+    };
+    for hole in split(parts, hole) {
+        let known = gaps.holes.entry(hole).or_insert(kind);
+        if rank(kind) > rank(*known) {
+            *known = kind;
+        }
+    }
+}

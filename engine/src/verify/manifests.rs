@@ -1,0 +1,178 @@
+//! Manifests: each is walked to its end, and every chunk it uses must be one that was read, and be in the references.
+//!
+//! Memory: a byte for each chunk a backup names, and the references of that backup, on each thread.
+
+use super::packs::Packs;
+use super::report::{BackupProblem, FILES_NAMED_MAX, Findings, Flaw, flaw_of};
+use crate::crypto::CryptoError;
+use crate::index::{ChunkAt, ChunkIndex};
+use crate::observe::Cancel;
+use crate::repository::manifests::{FileRecord, Manifest};
+use crate::repository::{Backup, ChunkSource, Repository};
+use crate::store::Range;
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::ChunkId;
+use pgkeep_formats::repo::envelope::{Domain, ObjectKind};
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::manifest::{Content, ExtentAt};
+use pgkeep_formats::repo::refs::Refs;
+use std::sync::Arc;
+
+/// Lengths of chunks kept at hand: most extents of a file are in chunks that lie close together in the table.
+const LENGTHS: usize = 4096;
+
+/// The reference record of a backup; none if the key at hand cannot open it.
+pub(super) fn read_refs(repository: &Repository, backup: &Backup) -> Result<Option<Refs>> {
+    let name = layout::refs(backup.session);
+    let bytes = repository.store().get(&name, Range::Whole)?;
+    let opened = match repository.keyring().open_embedded(&name, &bytes, &[ObjectKind::Refs], Domain::Gc, None) {
+        // A key that is not for gc, or one rotated since; the new wrap is gc's business.
+        Err(CryptoError::RoleLacks { .. } | CryptoError::NoEpoch { .. }) => return Ok(None),
+        other => other?,
+    };
+    let refs = Refs::decode(&opened.plaintext).map_err(Error::damaged(&name))?;
+    if refs.session != Some(backup.session) {
+        return Err(Error::refused(Kind::Checksum, format!("'{name}' holds the references of another session")));
+    }
+    Ok(Some(refs))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Not,
+    Good,
+    Bad,
+}
+
+struct Walk<'a> {
+    packs: &'a Packs,
+    source: &'a Arc<ChunkSource>,
+    findings: &'a Findings,
+    refs: Option<Refs>,
+    lacking: Option<ChunkId>,
+    seen: Vec<Seen>,
+    /// Ordinals and plaintext lengths, by the low bits of the ordinal.
+    lengths: Vec<(u32, u32)>,
+    files: (u64, Vec<String>),
+}
+
+/// Walks one backup; what it finds is the backup's, damaged objects are findings.
+pub(super) fn walk(
+    repository: &Arc<Repository>,
+    index: &Arc<dyn ChunkIndex>,
+    packs: &Packs,
+    stanza: &str,
+    backup: &Backup,
+    findings: &Findings,
+    cancel: &Cancel,
+) -> Result<Vec<BackupProblem>> {
+    let mut problems = Vec::new();
+    let refs = match read_refs(repository, backup) {
+        Ok(refs) => refs,
+        Err(e) => {
+            let name = layout::refs(backup.session);
+            let (flaw, detail) = flaw_of(e)?;
+            findings.damage(&name, flaw, &*detail);
+            problems.push(BackupProblem::References { detail });
+            None
+        }
+    };
+    let source = Arc::new(ChunkSource::new(Arc::clone(repository), Arc::clone(index), stanza));
+    let (lacking, seen, lengths, files) = (None, Vec::new(), vec![(u32::MAX, 0); LENGTHS], (0, Vec::new()));
+    let mut walk = Walk { packs, source: &source, findings, refs, lacking, seen, lengths, files };
+    if let Err(e) = walk.manifest(backup, cancel) {
+        problems.push(BackupProblem::Manifest { detail: flaw_of(e)?.1 });
+    }
+    let (count, named) = walk.files;
+    if count > 0 {
+        problems.push(BackupProblem::Files { count, named });
+    }
+    if let Some(id) = walk.lacking {
+        let detail = format!("'{}' does not have chunk {id}", layout::refs(backup.session));
+        findings.damage(&layout::refs(backup.session), Flaw::Inconsistent, format!("it does not have chunk {id}"));
+        problems.push(BackupProblem::References { detail });
+    }
+    Ok(problems)
+}
+
+impl Walk<'_> {
+    fn manifest(&mut self, backup: &Backup, cancel: &Cancel) -> Result<()> {
+        // Metadata is checked by being read; this is for references and for what counts as used.
+        for id in &backup.manifest {
+            self.chunk(id)?;
+        }
+        let manifest = Arc::new(Manifest::open(self.source, backup)?);
+        let root = manifest.root();
+        let pieces = root.table.iter().map(|p| p.id).chain(root.tree.iter().map(|p| p.id)).chain(root.bases.clone());
+        for id in pieces {
+            self.chunk(&id)?;
+        }
+        for record in manifest.files() {
+            cancel.check()?;
+            let record = record?;
+            if !self.file(&manifest, &record)? {
+                self.files.0 += 1;
+                if self.files.1.len() < FILES_NAMED_MAX {
+                    self.files.1.push(record.entry.path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a chunk is, if it can be read.
+    fn chunk(&mut self, id: &ChunkId) -> Result<Option<ChunkAt>> {
+        let at = self.packs.check(id, self.source, self.findings)?;
+        if let (Some(at), Some(refs)) = (&at, &self.refs)
+            && !refs.contains(at.pack.pack, at.ordinal)
+        {
+            self.lacking.get_or_insert(*id);
+        }
+        Ok(at)
+    }
+
+    /// False if a part of the file cannot be read.
+    fn file(&mut self, manifest: &Manifest, record: &FileRecord) -> Result<bool> {
+        let Content::Extents { unit, .. } = record.entry.content else { return Ok(true) };
+        let (unit, mut at, mut good) = (u64::from(unit), 0u64, true);
+        for extent in &record.extents {
+            let start = at;
+            at += u64::from(extent.units) * unit;
+            let ExtentAt::Chunk { ordinal, offset } = extent.at else { continue };
+            // Every extent must lie in its chunk; the file's last unit may be short.
+            let end = u64::from(offset) * unit + at.min(record.entry.size).saturating_sub(start);
+            good &= match self.ordinal(manifest, ordinal)? {
+                Some(len) => end <= u64::from(len),
+                None => false,
+            };
+        }
+        Ok(good)
+    }
+
+    /// Length of the chunk an ordinal stands for; none if it cannot be read.
+    fn ordinal(&mut self, manifest: &Manifest, ordinal: u32) -> Result<Option<u32>> {
+        let (number, slot) = (ordinal as usize, ordinal as usize % LENGTHS);
+        match self.seen.get(number) {
+            Some(Seen::Bad) => return Ok(None),
+            Some(Seen::Good) => {
+                if let Some((known, len)) = self.lengths.get(slot).filter(|l| l.0 == ordinal) {
+                    debug_assert_eq!(*known, ordinal);
+                    return Ok(Some(*len));
+                }
+            }
+            _ => {}
+        }
+        let found = self.chunk(&manifest.chunk_id(ordinal)?)?;
+        if self.seen.len() <= number {
+            self.seen.resize(number + 1, Seen::Not);
+        }
+        let seen = if found.is_some() { Seen::Good } else { Seen::Bad };
+        if let Some(entry) = self.seen.get_mut(number) {
+            *entry = seen;
+        }
+        if let (Some(at), Some(entry)) = (&found, self.lengths.get_mut(slot)) {
+            *entry = (ordinal, at.plain_len);
+        }
+        Ok(found.map(|at| at.plain_len))
+    }
+}

@@ -1,0 +1,259 @@
+//! Packs: every byte is read and hashed against the name, every chunk opened, decoded and compared with its name.
+//!
+//! What is kept of a pack is how many chunks it has and which of them are bad, so memory grows by some 60 bytes a pack.
+//! Each thread has one pack in memory and one decoded chunk. A pack whose footer cannot be read is *opaque*: its chunks
+//! are then read one by one when a manifest asks for them, since they may be whole.
+
+use super::index::lookup;
+use super::report::{Findings, Flaw, Garbage, flaw_of};
+use super::workers;
+use crate::index::{ChunkAt, ChunkIndex};
+use crate::observe::{Cancel, Counter, Observer};
+use crate::pack::{PackDomain, parse_footer, scope_tag};
+use crate::repository::{ChunkSource, Repository};
+use crate::store::{Depth, Range, StoreError};
+use crate::{Kind, Result};
+use pgkeep_formats::id::{ChunkId, PackId};
+use pgkeep_formats::repo::index::{DOMAIN_DATA, PackFacts};
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::pack::{Footer, FooterEntry};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// What was seen of a pack.
+enum Scan {
+    /// These of its chunks are bad, ascending.
+    Read { chunks: usize, bad: Vec<u16> },
+    /// None of its chunks can be opened.
+    Sealed,
+    /// Its footer cannot be read.
+    Opaque,
+    /// It is gone.
+    Gone,
+}
+
+struct Pack {
+    id: PackId,
+    size: u64,
+    scan: OnceLock<Scan>,
+    used: AtomicBool,
+}
+
+/// The packs of a repository and what was seen of them.
+pub(super) struct Packs {
+    repository: Arc<Repository>,
+    index: Arc<dyn ChunkIndex>,
+    packs: Vec<Pack>,
+    by_id: HashMap<PackId, usize>,
+    /// Sources of metadata by the tag of their stanza, and of data.
+    meta: HashMap<[u8; 8], Arc<ChunkSource>>,
+    data: Arc<ChunkSource>,
+    /// Chunks of opaque packs that were read.
+    probed: Mutex<HashMap<(PackId, u16), bool>>,
+}
+
+impl Packs {
+    /// Lists the packs, all or those `wanted`. `stanzas` are all that the repository has.
+    pub(super) fn list(
+        repository: &Arc<Repository>,
+        index: &Arc<dyn ChunkIndex>,
+        stanzas: &[String],
+        wanted: Option<&HashSet<PackId>>,
+        findings: &Findings,
+    ) -> Result<Self> {
+        let source = |stanza: &str| Arc::new(ChunkSource::new(Arc::clone(repository), Arc::clone(index), stanza));
+        let tag = |stanza: &String| scope_tag(&PackDomain::Meta(stanza.clone()));
+        let mut packs = Vec::new();
+        repository.store().list(layout::PACKS, Depth::All, &mut |l| match layout::parse_pack(&l.key) {
+            None => findings.warn(format!("'{}' is not part of a repository", l.key)),
+            Some(id) if wanted.is_none_or(|w| w.contains(&id)) => {
+                packs.push(Pack { id, size: l.size, scan: OnceLock::new(), used: AtomicBool::new(false) });
+            }
+            Some(_) => {}
+        })?;
+        Ok(Self {
+            by_id: packs.iter().enumerate().map(|(n, p)| (p.id, n)).collect(),
+            packs,
+            meta: stanzas.iter().map(|s| (tag(s), source(s))).collect(),
+            data: source(""),
+            repository: Arc::clone(repository),
+            index: Arc::clone(index),
+            probed: Mutex::default(),
+        })
+    }
+
+    /// Bytes to read.
+    pub(super) fn bytes(&self) -> u64 {
+        self.packs.iter().map(|p| p.size).sum()
+    }
+
+    /// Reads all packs.
+    pub(super) fn scan(
+        &self,
+        jobs: usize,
+        findings: &Findings,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        workers::each(jobs, self.packs.iter(), cancel, |pack| {
+            let scan = self.scan_one(pack, findings, cancel)?;
+            // Nobody else scans this one.
+            let _ = pack.scan.set(scan);
+            observer.add(Counter::Done, pack.size);
+            observer.add(Counter::Files, 1);
+            Ok(())
+        })
+    }
+
+    fn scan_one(&self, pack: &Pack, findings: &Findings, cancel: &Cancel) -> Result<Scan> {
+        let name = layout::pack(pack.id);
+        let mut bytes = match self.repository.store().get(&name, Range::Whole) {
+            Ok(bytes) => bytes,
+            // Taken by garbage collection since it was listed. If a backup needs it, its manifest will tell.
+            Err(StoreError::NotFound { .. }) => return Ok(Scan::Gone),
+            Err(e) => {
+                findings.failure(&name, e.into())?;
+                return Ok(Scan::Opaque);
+            }
+        };
+        findings.count(|c| {
+            c.packs += 1;
+            c.pack_bytes += bytes.len() as u64;
+        });
+        if *blake3::hash(&bytes).as_bytes() != pack.id.0 {
+            findings.damage(&name, Flaw::Damaged, "its bytes do not have the hash that is its name");
+        }
+        match parse_footer(&self.repository, pack.id, &mut bytes) {
+            Ok((facts, footer)) => self.scan_chunks(&name, &mut bytes, facts, &footer, findings, cancel),
+            Err(e) => {
+                findings.failure(&name, e)?;
+                Ok(Scan::Opaque)
+            }
+        }
+    }
+
+    fn scan_chunks(
+        &self,
+        name: &str,
+        bytes: &mut [u8],
+        facts: PackFacts,
+        footer: &Footer,
+        findings: &Findings,
+        cancel: &Cancel,
+    ) -> Result<Scan> {
+        let source = if facts.domain == DOMAIN_DATA { Some(&self.data) } else { self.meta.get(&facts.scope) };
+        let Some(source) = source else {
+            findings.warn(format!("'{name}' holds metadata of a stanza that is not there: its chunks were not opened"));
+            return Ok(Scan::Sealed);
+        };
+        let facts = Arc::new(facts);
+        let (mut bad, mut opened, mut plain) = (Vec::new(), 0, 0);
+        for (ordinal, e) in footer.entries.iter().enumerate() {
+            cancel.check()?;
+            let at = at(&facts, e, ordinal as u16);
+            let blob = bytes.get_mut(e.offset as usize..e.offset as usize + e.stored_len as usize);
+            match source.open(&e.id, &at, blob.unwrap_or_default()) {
+                Ok(content) => {
+                    opened += 1;
+                    plain += content.len() as u64;
+                }
+                // Without the session's key none of them opens; saying so once is enough.
+                Err(error) if opened == 0 && matches!(error.kind(), Kind::FileMissing | Kind::Crypto) => {
+                    let (flaw, detail) = flaw_of(error)?;
+                    let key = format!("sk/{}", facts.session);
+                    findings.damage(&key, flaw, format!("no chunk of '{name}' can be opened: {detail}"));
+                    return Ok(Scan::Sealed);
+                }
+                Err(error) => {
+                    let (flaw, detail) = flaw_of(error)?;
+                    findings.damage(name, flaw, detail);
+                    bad.push(ordinal as u16);
+                    continue;
+                }
+            }
+            // The index may name another pack that holds the same chunk, or none yet; but if this one, then rightly.
+            if let Some(found) = lookup(&*self.index, &e.id, findings)?.filter(|f| f.pack.pack == facts.pack)
+                && found != at
+            {
+                findings.damage(
+                    name,
+                    Flaw::Inconsistent,
+                    format!("an index segment has chunk {} elsewhere in it", e.id),
+                );
+                bad.push(ordinal as u16);
+            }
+        }
+        findings.count(|c| {
+            c.chunks += opened;
+            c.plain_bytes += plain;
+        });
+        Ok(Scan::Read { chunks: footer.entries.len(), bad })
+    }
+
+    /// Whether a chunk that a backup uses can be read, and where it is. Marks its pack as used.
+    pub(super) fn check(&self, id: &ChunkId, source: &ChunkSource, findings: &Findings) -> Result<Option<ChunkAt>> {
+        let Some(at) = lookup(&*self.index, id, findings)? else { return Ok(None) };
+        let good = match self.by_id.get(&at.pack.pack).and_then(|n| self.packs.get(*n)) {
+            None => {
+                let name = layout::pack(at.pack.pack);
+                self.probe(id, &at, source, findings, &name)?
+            }
+            Some(pack) => {
+                pack.used.store(true, Ordering::Relaxed);
+                match pack.scan.get() {
+                    Some(Scan::Read { chunks, bad }) => {
+                        usize::from(at.ordinal) < *chunks && bad.binary_search(&at.ordinal).is_err()
+                    }
+                    Some(Scan::Sealed) => false,
+                    Some(Scan::Opaque | Scan::Gone) | None => {
+                        let name = layout::pack(pack.id);
+                        self.probe(id, &at, source, findings, &name)?
+                    }
+                }
+            }
+        };
+        Ok(good.then_some(at))
+    }
+
+    /// Reads one chunk of a pack that was not read as a whole.
+    fn probe(&self, id: &ChunkId, at: &ChunkAt, source: &ChunkSource, findings: &Findings, name: &str) -> Result<bool> {
+        let key = (at.pack.pack, at.ordinal);
+        if let Some(known) = self.probed.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Ok(*known);
+        }
+        let good = match source.read(id) {
+            Ok(_) => true,
+            Err(e) => {
+                let (flaw, detail) = flaw_of(e)?;
+                let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+                // A pack that is not there is one finding, not one for each chunk.
+                if flaw != Flaw::Missing || probed.keys().all(|k| k.0 != key.0) {
+                    findings.damage(name, flaw, detail);
+                }
+                probed.insert(key, false);
+                false
+            }
+        };
+        self.probed.lock().unwrap_or_else(PoisonError::into_inner).insert(key, good);
+        Ok(good)
+    }
+
+    /// Packs that no manifest has asked for.
+    pub(super) fn unused(&self) -> Garbage {
+        let unused = self.packs.iter().filter(|p| !p.used.load(Ordering::Relaxed));
+        unused.fold(Garbage::default(), |g, p| Garbage { packs: g.packs + 1, bytes: g.bytes + p.size })
+    }
+}
+
+fn at(facts: &Arc<PackFacts>, e: &FooterEntry, ordinal: u16) -> ChunkAt {
+    ChunkAt {
+        pack: Arc::clone(facts),
+        offset: e.offset,
+        stored_len: e.stored_len,
+        plain_len: e.plain_len,
+        kind: e.kind,
+        encoding: e.encoding,
+        ordinal,
+    }
+}

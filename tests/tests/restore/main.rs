@@ -1,0 +1,8 @@
+//! Promise: what was backed up comes back, to the moment asked for, and half a restore is never taken for a whole one.
+
+mod crash;
+mod delta;
+mod guards;
+mod options;
+mod targets;
+mod timelines;
