@@ -101,12 +101,12 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     let (world, label) = world();
     thread::sleep(Duration::from_millis(1100));
     let first = world.mark(1);
-    let second = world.mark(2);
+    world.mark(2);
     world.archive_now();
     let last = data(&world.cluster);
     let before = objects(&world);
 
-    let (at_target, newest) = (Places::new(&world, "a b"), Places::new(&world, "n"));
+    let (at_target, newest) = (Places::new(&world, "a"), Places::new(&world, "n"));
     let target = format!("--target={}", first.time);
     let run = at_target.create(&world, &["--type=time", &target, "--port=54999"]);
     assert!(run.says(&format!("clone of backup {label} is mounted on {}", at_target.mountpoint.display())), "{run}");
@@ -116,7 +116,7 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     let mut clone = Cluster::adopt(MAJOR, &at_target.mountpoint);
     clone.start();
     clone.wait_promoted();
-    assert!(data(&clone) == first.data && data(&clone) != second.data || first.data == second.data);
+    assert!(data(&clone) == first.data);
     assert_eq!(marks(&clone), [0u32; 0]);
     for (name, value) in [("archive_mode", "off"), ("primary_conninfo", ""), ("recovery_init_sync_method", "fsync")] {
         assert_eq!(clone.psql(&format!("SHOW {name}")), value, "{name}");
@@ -137,15 +137,8 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     assert_eq!(marks(&other), [1, 2]);
     other.amcheck();
 
-    let listed = world
-        .ok([
-            "clone",
-            "list",
-            &format!("--dir={}", world.sandbox.root().display()),
-            "--output=json",
-            "--log-level-console=warn",
-        ])
-        .json();
+    let parent = format!("--dir={}", world.sandbox.root().display());
+    let listed = world.sandbox.run_ok(["clone", "list", &parent, "--output=json"]).json();
     let rows = listed.as_array().unwrap();
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[0]["dir"].as_str(), at_target.dir.to_str());
@@ -205,7 +198,7 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     pgkeep_fuse::unmount(&places.mountpoint).unwrap();
     wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
     let log = fs::read_to_string(world.sandbox.logs().join("demo-clone.log")).unwrap();
-    assert!(log.contains("is not mounted any more") && !log.contains("ERROR"), "{log}");
+    assert_eq!(log.matches("is not mounted any more").count(), 2, "{log}");
     world.ok(places.args("mount"));
     clone.start();
     assert_eq!(clone.psql("SELECT count(*) FROM kept"), "10000");
