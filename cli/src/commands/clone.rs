@@ -114,6 +114,7 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     }
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
+    warn_of_stranded(&dir)?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(&dir, &mountpoint)?;
     let key = settings.chosen_repo().map(|k| k.to_string());
@@ -160,6 +161,22 @@ fn running(dir: &Path, mounted: &[PathBuf]) -> Result<Option<u32>, Failure> {
         // Unknown counts as running.
         _ => Ok(Some(pid)),
     }
+}
+
+/// A server whose file system died can only fail, and keeps another from starting.
+fn warn_of_stranded(dir: &Path) -> Result<(), Failure> {
+    let mounted = mounts::of_source(&mounts::source_of(dir))?;
+    if mounted.is_empty() {
+        return Ok(());
+    }
+    if let Some(pid) = running(dir, &mounted)? {
+        tracing::warn!(
+            "server {pid} lost its file system when the earlier mount of clone '{}' died\nend it with 'kill -QUIT {pid}' \
+             before another is started",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 fn list(settings: &Settings) -> Result<Status, Failure> {

@@ -19,8 +19,8 @@ use std::sync::Arc;
 const ENTRIES_MAX: usize = 1 << 16;
 /// Bytes of extents kept at hand: those of half a terabyte of 256 KiB chunks.
 const MAP_BYTES_MAX: usize = 48 << 20;
-/// Files that a walk finds the extents of on its way: those that clones copy.
-const SMALL_BYTES: u64 = 64 << 10;
+/// Most extents of a file that are kept when it is come by: those of 16 MiB in chunks of 256 KiB.
+const PASSED_EXTENTS_MAX: usize = 64;
 /// Entries passed over one by one before a directory is left by a search.
 const SKIP_MAX: usize = 64;
 
@@ -88,6 +88,16 @@ impl BackupSnapshot {
         Entry { path: entry.path, kind, mode: entry.mode, user, group, modified: entry.modified, size }
     }
 
+    /// The entry of a record that was come by. Who lists files reads some of them next, and finding one by its path costs
+    /// as much as all the way to it.
+    fn passed(&self, record: FileRecord) -> Result<Entry> {
+        let entry = self.entry(record.entry.clone());
+        if record.entry.is_file() && record.extents.len() <= PASSED_EXTENTS_MAX {
+            self.shared.keep_map(record)?;
+        }
+        Ok(entry)
+    }
+
     fn list(&self, directory: &str) -> Result<Vec<Entry>> {
         let manifest = &self.shared.manifest;
         let prefix = if directory.is_empty() { String::new() } else { format!("{directory}/") };
@@ -97,7 +107,8 @@ impl BackupSnapshot {
         let mut reader = manifest.files_from(&floor);
         let mut skipped = 0;
         while let Some(record) = reader.next() {
-            let FileRecord { entry, .. } = record?;
+            let record = record?;
+            let entry = &record.entry;
             if path_cmp(&entry.path, &floor) == Ordering::Less || entry.path == directory {
                 continue;
             }
@@ -105,7 +116,7 @@ impl BackupSnapshot {
             match below.split_once('/') {
                 None => {
                     skipped = 0;
-                    children.push(self.entry(entry));
+                    children.push(self.passed(record)?);
                 }
                 Some((name, _)) => {
                     skipped += 1;
@@ -129,13 +140,7 @@ impl Snapshot for BackupSnapshot {
 
     fn entries(&self, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
         for record in self.shared.manifest.files() {
-            let record = record?;
-            let entry = self.entry(record.entry.clone());
-            // Who walks the tree copies small files right behind.
-            if record.entry.is_file() && entry.size <= SMALL_BYTES {
-                self.shared.keep_map(record)?;
-            }
-            each(entry)?;
+            each(self.passed(record?)?)?;
         }
         Ok(())
     }

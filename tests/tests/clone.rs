@@ -1,0 +1,282 @@
+//! Clones and mounts: a server runs on a backup within seconds, and nothing it does reaches the repository.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{
+    Cluster, Mode, World, account,
+    sandbox::Run,
+    tree,
+    world::{data, marks},
+};
+
+/// The major all these run with: what differs between majors is the restore's to test.
+const MAJOR: u32 = 15;
+/// Reached only when something hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A world with one backup, and two marks behind it in the archive.
+fn world() -> (World, String) {
+    let world = World::new(MAJOR);
+    world.create_marks();
+    world.cluster.pgbench_init(2);
+    let label = world.backup("full");
+    (world, label)
+}
+
+/// Names and sizes of all objects of the repository but WAL, which the source goes on to archive.
+fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![world.sandbox.repo()];
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            match entry.metadata().unwrap() {
+                facts if facts.is_dir() => waiting.push(entry.path()),
+                facts => _ = found.insert(entry.path(), facts.len()),
+            }
+        }
+    }
+    found.retain(|path, _| !path.starts_with(world.sandbox.repo().join("wal")));
+    found
+}
+
+/// Where one clone is.
+struct Places {
+    dir: PathBuf,
+    mountpoint: PathBuf,
+}
+
+impl Places {
+    fn new(world: &World, name: &str) -> Self {
+        Self { dir: world.path(&format!("{name}.clone")), mountpoint: world.path(name) }
+    }
+
+    fn args(&self, what: &str) -> Vec<String> {
+        let mut args = vec!["clone".to_owned(), what.to_owned(), format!("--dir={}", self.dir.display())];
+        if matches!(what, "create" | "mount") {
+            args.push(format!("--mountpoint={}", self.mountpoint.display()));
+        }
+        args
+    }
+
+    fn create(&self, world: &World, more: &[&str]) -> Run {
+        world.ok(self.args("create").into_iter().chain(more.iter().map(|s| (*s).to_owned())))
+    }
+
+    /// The process that serves it.
+    fn daemon(&self) -> Pid {
+        let dir = format!("--dir={}", self.dir.display());
+        for entry in fs::read_dir("/proc").unwrap().map(Result::unwrap) {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+            if words.contains(&dir.as_bytes()) && words.contains(&b"--ready-pipe".as_slice()) {
+                return Pid::from_raw(pid).unwrap();
+            }
+        }
+        panic!("nothing serves {}", self.dir.display());
+    }
+
+    fn is_mounted(&self, world: &World) -> bool {
+        world.sandbox.mounts().contains(&self.mountpoint)
+    }
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
+    let (world, label) = world();
+    thread::sleep(Duration::from_millis(1100));
+    let first = world.mark(1);
+    world.mark(2);
+    world.archive_now();
+    let last = data(&world.cluster);
+    let before = objects(&world);
+
+    let (at_target, newest) = (Places::new(&world, "a"), Places::new(&world, "n"));
+    let target = format!("--target={}", first.time);
+    let run = at_target.create(&world, &["--type=time", &target, "--port=54999"]);
+    assert!(run.says(&format!("clone of backup {label} is mounted on {}", at_target.mountpoint.display())), "{run}");
+    assert!(run.says(&format!("pg_ctl -D {} start", at_target.mountpoint.display())), "{run}");
+    newest.create(&world, &[]);
+
+    let mut clone = Cluster::adopt(MAJOR, &at_target.mountpoint);
+    clone.start();
+    clone.wait_promoted();
+    assert!(data(&clone) == first.data);
+    assert_eq!(marks(&clone), [0u32; 0]);
+    for (name, value) in [("archive_mode", "off"), ("primary_conninfo", ""), ("recovery_init_sync_method", "fsync")] {
+        assert_eq!(clone.psql(&format!("SHOW {name}")), value, "{name}");
+    }
+    assert!(clone.psql("SHOW cluster_name").starts_with("pgkeep_demo_"));
+    clone.psql("CREATE TABLE ours AS SELECT generate_series(1, 10000) AS i");
+    clone.psql("UPDATE pgbench_accounts SET abalance = 7");
+    clone.psql("CHECKPOINT");
+    clone.psql("SELECT pg_switch_wal()");
+
+    // A second clone beside it, to the end of the archive, by its own settings alone.
+    let auto = fs::read_to_string(newest.mountpoint.join("postgresql.auto.conf")).unwrap();
+    assert!(auto.contains("port = '5433'\nlisten_addresses = 'localhost'\n"), "{auto}");
+    let mut other = Cluster::adopt(MAJOR, &newest.mountpoint);
+    other.start();
+    other.wait_promoted();
+    assert!(data(&other) == last);
+    assert_eq!(marks(&other), [1, 2]);
+    other.amcheck();
+
+    let parent = format!("--dir={}", world.sandbox.root().display());
+    let listed = world.sandbox.run_ok(["clone", "list", &parent, "--output=json"]).json();
+    let rows = listed.as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0]["dir"].as_str(), at_target.dir.to_str());
+    assert_eq!(rows[0]["mountpoint"].as_str(), at_target.mountpoint.to_str());
+    assert_eq!((rows[0]["label"].as_str(), rows[0]["port"].as_u64()), (Some(label.as_str()), Some(54_999)));
+    assert!(rows[1]["postmaster"].is_u64());
+
+    // A clone somebody uses is not removed by mistake; by force its server ends with it.
+    let run = world.expect(38, at_target.args("destroy"));
+    assert!(run.says("--force"), "{run}");
+    clone.stop(Mode::Fast);
+    world.ok(at_target.args("destroy"));
+    world.ok(newest.args("destroy").into_iter().chain(["--force".to_owned()]));
+    assert!(other.wait_end() || !other.running());
+    for places in [&at_target, &newest] {
+        assert!(!places.dir.exists() && !places.is_mounted(&world));
+        assert_eq!(fs::read_dir(&places.mountpoint).unwrap().count(), 0);
+    }
+    assert_eq!(objects(&world), before);
+    assert!(data(&world.cluster) == last);
+    assert_eq!(world.cluster.psql("SELECT count(*) FROM pg_tables WHERE tablename = 'ours'"), "0");
+}
+
+#[test]
+fn a_clone_whose_daemon_died_is_mounted_again() {
+    let (world, label) = world();
+    world.archive_now();
+    let places = Places::new(&world, "m");
+    places.create(&world, &[]);
+    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
+    clone.start();
+    clone.wait_promoted();
+    clone.psql("CREATE TABLE kept AS SELECT generate_series(1, 10000) AS i");
+    kill_process(places.daemon(), Signal::KILL).unwrap();
+    wait_until("the end of the mount", || fs::read_dir(&places.mountpoint).is_err());
+    // While a server is left on what is dead, that is said.
+    let run = world.ok(places.args("mount").into_iter().take(3));
+    assert!(run.messages("WARN").iter().any(|m| m.contains("lost its file system")), "{run}");
+    assert!(run.says(&format!("clone of backup {label} is mounted")), "{run}");
+    clone.kill9();
+    clone.start();
+    assert_eq!(clone.psql("SELECT count(*) FROM kept"), "10000");
+    clone.amcheck();
+    world.expect(
+        50,
+        places.args("mount").into_iter().take(3).chain([format!("--mountpoint={}", world.path("else").display())]),
+    );
+    clone.stop(Mode::Fast);
+
+    // Asked to end, the daemon unmounts by itself; so it does when somebody else unmounts.
+    let daemon = places.daemon();
+    kill_process(daemon, Signal::TERM).unwrap();
+    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    assert!(!places.is_mounted(&world));
+    world.ok(places.args("mount"));
+    let daemon = places.daemon();
+    pgkeep_fuse::unmount(&places.mountpoint).unwrap();
+    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    let log = fs::read_to_string(world.sandbox.logs().join("demo-clone.log")).unwrap();
+    assert_eq!(log.matches("is not mounted any more").count(), 2, "{log}");
+    world.ok(places.args("mount"));
+    clone.start();
+    assert_eq!(clone.psql("SELECT count(*) FROM kept"), "10000");
+    clone.stop(Mode::Fast);
+    world.ok(places.args("destroy"));
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_leaves_nothing() {
+    let (world, _) = world();
+    let places = Places::new(&world, "m");
+    let create = |more: &[&str]| {
+        places.args("create").into_iter().chain(more.iter().map(|s| (*s).to_owned())).collect::<Vec<_>>()
+    };
+    let run = world.expect(75, create(&["--set=20200101-000000F"]));
+    assert!(run.says("backup set 20200101-000000F is not valid"), "{run}");
+    assert_eq!(run.stdout.matches("ERROR: ").count(), 1, "told once\n{run}");
+    world.expect(75, create(&["--type=time", "--target=2020-01-01 00:00:00+00"]));
+    assert!(!places.dir.exists() && !places.is_mounted(&world));
+
+    // The data directory of a server is no mountpoint, whatever somebody types.
+    let run = world.expect(
+        40,
+        [
+            "clone",
+            "create",
+            &format!("--dir={}", places.dir.display()),
+            &format!("--mountpoint={}", world.cluster.data_dir().display()),
+        ],
+    );
+    assert!(run.says("is not empty"), "{run}");
+    world.expect(
+        32,
+        [
+            "clone",
+            "create",
+            &format!("--dir={}/x", places.mountpoint.display()),
+            &format!("--mountpoint={}", places.mountpoint.display()),
+        ],
+    );
+    world.expect(37, places.args("create").into_iter().take(3));
+    world.expect(96, places.args("frob"));
+    world.expect(73, places.args("destroy"));
+    world.expect(73, places.args("mount"));
+    let full = world.sandbox.dir("full");
+    fs::write(full.join("file"), "x").unwrap();
+    world.expect(
+        40,
+        [
+            "clone",
+            "create",
+            &format!("--dir={}", full.display()),
+            &format!("--mountpoint={}", places.mountpoint.display()),
+        ],
+    );
+    world.expect(40, ["clone", "destroy", &format!("--dir={}", full.display())]);
+    assert_eq!(fs::read_to_string(full.join("file")).unwrap(), "x");
+}
+
+#[test]
+fn the_tree_shows_what_a_restore_brings_and_new_backups_appear() {
+    let (world, label) = world();
+    let tree_at = world.path("tree");
+    world.ok(["mount", &tree_at.display().to_string()]);
+    let restored = world.sandbox.dir("restored");
+    world.restore_to(&restored, [format!("--set={label}"), "--type=preserve".to_owned()]);
+    tree::assert_same(&tree_at.join(&label), &restored, |path| path == Path::new("tablespace_map"));
+    assert_eq!(fs::read_link(tree_at.join("latest")).unwrap(), Path::new(&label));
+    let writing = account::command("touch").arg(tree_at.join("latest/x")).output().unwrap();
+    assert!(!writing.status.success() && String::from_utf8_lossy(&writing.stderr).contains("Read-only"), "{writing:?}");
+
+    world.cluster.psql("CREATE TABLE new AS SELECT generate_series(1, 5000) AS i");
+    let incr = world.backup("incr");
+    wait_until("the new backup", || tree_at.join(&incr).exists());
+    let path = world.cluster.psql("SELECT pg_relation_filepath('new')");
+    let shown = fs::read(tree_at.join("latest").join(&path)).unwrap();
+    assert!(shown.len() >= 5000 * 36 / 2 && shown.len() % 8192 == 0, "{}", shown.len());
+    world.expect(40, ["mount", &tree_at.display().to_string()]);
+    pgkeep_fuse::unmount(&tree_at).unwrap();
+    assert_eq!(fs::read_dir(&tree_at).unwrap().count(), 0);
+}
