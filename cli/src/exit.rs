@@ -145,6 +145,7 @@ impl Status {
             63 => "ended by a signal",
             67 => "not supported",
             68 => "archive_command does not call this program",
+            73 => "a directory is missing",
             75 => "no backup fits",
             76 => "the tablespace map does not fit",
             78 => "the link map does not fit",
@@ -166,6 +167,15 @@ impl std::fmt::Display for Status {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_help_lists_has_a_meaning() {
+        for command in crate::option::command::COMMANDS {
+            for number in command.statuses {
+                assert_ne!(super::Status(*number).meaning(), "", "{number} of {}", command.name);
+            }
+        }
+    }
+
     /// Names of the variants of an enum, from its source.
     fn variants<'a>(source: &'a str, head: &str) -> Vec<&'a str> {
         let body = source.split_once(head).unwrap().1.split_once("\n}").unwrap().0;

@@ -29,6 +29,7 @@ use pgkeep_engine::view::Snapshot;
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use rustix::fs::{Mode, OFlags};
 use state::Layout;
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -197,6 +198,21 @@ pub fn destroy(dir: &Path) -> Result<()> {
     }
     clear(&layout)?;
     drop(lock);
-    std::fs::remove_dir_all(dir).map_err(FileError::at("remove", dir))?;
-    Ok(())
+    for entry in std::fs::read_dir(dir).map_err(FileError::at("list", dir))? {
+        let path = entry.map_err(FileError::at("list", dir))?.path();
+        let removed = if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.map_err(FileError::at("remove", &path))?;
+    }
+    // The clone is gone; its directory may have been made by somebody who lets us only write into it.
+    match std::fs::remove_dir(dir) {
+        Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::ResourceBusy) => {
+            tracing::info!("the empty directory '{}' stays: {e}", dir.display());
+            Ok(())
+        }
+        other => Ok(other.map_err(FileError::at("remove", dir))?),
+    }
 }

@@ -7,7 +7,7 @@
 use super::Plan;
 use super::task::{ParentFile, PoolFile, TASK_BYTES_MAX, Task, Work};
 use crate::observe::Cancel;
-use crate::pg::datadir::{self, EntryKind};
+use crate::pg::datadir::{self, EntryKind, WalkOptions};
 use crate::pg::read::{Pages, RegionReader};
 use crate::repository::manifests::{BuiltEntry, FileRecord, Manifest, ManifestReader};
 use crate::{Error, Kind, Result};
@@ -94,7 +94,9 @@ impl Dispatcher<'_> {
             pools: [pool(self.plan.page_size), pool(1)],
             held: std::collections::VecDeque::new(),
         };
-        datadir::walk(&self.plan.pgdata, &self.plan.walk, self.cancel, |entry| self.entry(&mut state, entry))?;
+        // The survey has told what is left out.
+        let quiet = WalkOptions { report: false, ..self.plan.walk.clone() };
+        datadir::walk(&self.plan.pgdata, &quiet, self.cancel, |entry| self.entry(&mut state, entry))?;
         self.flush(&mut state)
     }
 

@@ -289,7 +289,7 @@ fn make_plan(options: &BackupOptions, cluster: &Cluster, start: Option<&BackupSt
     let exclude = Exclusions::parse(&options.exclude)?;
     Ok(Plan {
         pgdata: options.pgdata.clone(),
-        walk: WalkOptions { version: cluster.version, online: start.is_some(), exclude },
+        walk: WalkOptions { version: cluster.version, online: start.is_some(), exclude, report: true },
         page_size: cluster.page_size,
         segment_blocks: cluster.segment_blocks,
         page_check: page_check(options, cluster),

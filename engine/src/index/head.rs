@@ -101,20 +101,24 @@ pub struct Head {
 impl Head {
     /// Opens an empty head in a directory of its own under `cache_dir`, and removes those of dead processes.
     ///
-    /// If sled or the directory fails, a warning is written and the head lives in memory. Blocks on local files.
+    /// Without a directory the head lives in memory, which its options bound; so it does, with a warning, if sled or the
+    /// directory fails. Blocks on local files.
     #[must_use]
-    pub fn open(cache_dir: &Path, session: SessionId, key: &[u8; 32], options: HeadOptions) -> Self {
+    pub fn open(cache_dir: Option<&Path>, session: SessionId, key: &[u8; 32], options: HeadOptions) -> Self {
         let mut nonce = [0u8; 32];
         // Without randomness the run ends soon enough elsewhere; here only a hit on leftovers must be impossible.
         let fresh = getrandom::fill(&mut nonce).is_ok();
         let mut hasher = blake3::Hasher::new_keyed(key);
         hasher.update(b"pgkeep index head").update(&nonce);
         let key = Zeroizing::new(*hasher.finalize().as_bytes());
-        let state = if fresh { State::on_disk(cache_dir, session, &options) } else { Err("no randomness".to_owned()) };
-        let state = state.unwrap_or_else(|reason| {
-            tracing::warn!("cannot open the head of the index, keeping it in memory: {reason}");
-            State::in_memory(&options)
-        });
+        let state = match cache_dir {
+            None => State::in_memory(&options),
+            Some(_) if !fresh => State::in_memory(&options),
+            Some(dir) => State::on_disk(dir, session, &options).unwrap_or_else(|reason| {
+                tracing::warn!("cannot open the head of the index, keeping it in memory: {reason}");
+                State::in_memory(&options)
+            }),
+        };
         Self { key, options, state: RwLock::new(state) }
     }
 

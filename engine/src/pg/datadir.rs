@@ -34,6 +34,8 @@ pub struct WalkOptions {
     pub online: bool,
     /// What the user wants left out besides.
     pub exclude: Exclusions,
+    /// Whether to log what is left out. Of several walks for one backup only the first should.
+    pub report: bool,
 }
 
 /// One file or directory of the cluster.

@@ -101,8 +101,8 @@ impl WriterSession {
             put_new(&**repository.store(), &layout::session_key(session, epoch), &sealer.wrapped_data_key(epoch)?)?;
             let condemned: HashSet<PackId> = now.condemned.iter().map(|c| c.pack).collect();
             let key = repository.keyring().subkey("index head")?;
-            let cache = repository.cache().unwrap_or_else(std::env::temp_dir).join("head");
-            let head = Arc::new(Head::open(&cache, session, key.expose(), HeadOptions::default()));
+            let head = repository.cache();
+            let head = Arc::new(Head::open(head.as_deref(), session, key.expose(), HeadOptions::default()));
             let index = repository.load_index(&condemned, Arc::clone(&head) as Arc<dyn ChunkIndexMut>)?;
             return Ok(Self {
                 repository: Arc::clone(repository),

@@ -181,4 +181,11 @@ impl FakeCluster {
         self.random("pg_xact/0000", 3 * PAGE);
         self.write("postgresql.auto.conf", b"work_mem = '8MB'\n");
     }
+
+    /// Changes that can be made again and again.
+    pub fn churn_more(&self) {
+        self.update("base/5/16384", &[3, 4, 77]);
+        self.relation("base/5/16388", 140);
+        self.random("pg_xact/0000", 3 * PAGE);
+    }
 }

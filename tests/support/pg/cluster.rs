@@ -360,6 +360,18 @@ impl Cluster {
         self.psql("SELECT pg_walfile_name(pg_switch_wal())")
     }
 
+    /// Waits until a query answers `t`.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_for(&self, sql: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.psql(sql) != "t" {
+            assert!(Instant::now() < deadline, "{self:?}: not so in time: {sql}\n{}", self.log_tail());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until recovery has ended and the server takes writes.
     ///
     /// # Panics

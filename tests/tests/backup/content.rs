@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::FileExt, path::Path};
 
-use support::{Cluster, Mode, World, account, majors, tree};
+use support::{Cluster, Mode, World, account, majors};
 
 /// Overwrites bytes in the middle of pages of a table, behind the server's back; the path below PGDATA.
 fn damage(world: &World, table: &str, pages: &[u64]) -> String {
@@ -48,7 +48,7 @@ fn damaged_pages_are_named_and_do_not_stop_the_backup() {
         // Without checking there is nothing to say.
         let run = world.ok(["--start-fast", "--type=full", "--no-checksum-page", "backup"]);
         assert_eq!(run.messages("WARN"), Vec::<&str>::new(), "{run}");
-        assert_eq!(world.backups()[2]["error"], false);
+        assert!(world.backups()[2]["error"].is_null());
     }
 }
 
@@ -186,7 +186,7 @@ fn links_and_tablespaces_are_followed_and_named() {
     assert_eq!(fs::read_link(target.join(format!("pg_tblspc/{oid}"))).unwrap(), moved);
     let name = world.cluster.psql("SELECT pg_relation_filepath('there')");
     let inside = name.strip_prefix(&format!("pg_tblspc/{oid}/")).unwrap();
-    tree::assert_same(&space.join(inside), &moved.join(inside), |_| false);
+    assert!(fs::read(space.join(inside)).unwrap() == fs::read(moved.join(inside)).unwrap(), "{inside}");
 }
 
 #[test]

@@ -155,9 +155,10 @@ fn a_repository_needs_its_passphrase_and_must_be_there() {
     assert_eq!(fs::read_dir(&empty).unwrap().count(), 0, "a failed command left something in an empty repository");
 
     with(&sealed);
-    let run = world
-        .sandbox
-        .run_expect(55, ["--stanza=other", &format!("--pg1-path={}", path(&world)), "--no-online", "backup"]);
+    let run = world.sandbox.run_expect(
+        55,
+        ["--stanza=other", &format!("--pg1-path={}", path(&world)), "--no-online", "--force", "backup"],
+    );
     assert_says(&run, &["[055]", "other"]);
     world.backup("incr");
     assert_eq!(world.labels().len(), 2);

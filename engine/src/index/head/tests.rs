@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 fn open(dir: &Path, max_chunks: u64) -> Head {
-    let head = Head::open(dir, SessionId([7; 16]), &KEY, HeadOptions { max_chunks, ..HeadOptions::default() });
+    let head = Head::open(Some(dir), SessionId([7; 16]), &KEY, HeadOptions { max_chunks, ..HeadOptions::default() });
     assert!(head.is_on_disk());
     head
 }
@@ -41,7 +41,7 @@ fn a_full_head_is_drained_and_answers_meanwhile() {
 fn facts_are_remembered_up_to_the_limit() {
     let dir = tempfile::tempdir().unwrap();
     let options = HeadOptions { max_facts: 2, ..HeadOptions::default() };
-    let head = Head::open(dir.path(), SessionId([7; 16]), &KEY, options);
+    let head = Head::open(Some(dir.path()), SessionId([7; 16]), &KEY, options);
     for n in 0..3u8 {
         head.put_fact(&[n], &[n; 40]);
     }
@@ -70,7 +70,7 @@ fn every_opening_is_empty_and_leaves_nothing() {
 fn an_unusable_directory_means_a_head_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("head"), b"not a directory").unwrap();
-    let head = Head::open(dir.path(), SessionId([7; 16]), &KEY, HeadOptions::default());
+    let head = Head::open(Some(dir.path()), SessionId([7; 16]), &KEY, HeadOptions::default());
     assert!(!head.is_on_disk());
     assert!(head.insert(id(1), at(1, 1)).unwrap());
     assert_eq!(head.lookup(&id(1)).unwrap(), Some(at(1, 1)));
@@ -214,7 +214,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         // A tiny page cache, so that sled goes back to its files.
         let options = HeadOptions { cache_bytes: 1024, ..HeadOptions::default() };
-        let head = Head::open(dir.path(), SessionId([7; 16]), &KEY, options);
+        let head = Head::open(Some(dir.path()), SessionId([7; 16]), &KEY, options);
         for n in 0..3000 {
             head.insert(id(n), at(1, n as u32)).unwrap();
         }

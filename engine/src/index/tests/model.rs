@@ -47,7 +47,7 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn new(dir: &'a Path, max_chunks: u64) -> Self {
         let options = HeadOptions { max_chunks, ..HeadOptions::default() };
-        let head = Arc::new(Head::open(dir, SessionId([1; 16]), &KEY, options));
+        let head = Arc::new(Head::open(Some(dir), SessionId([1; 16]), &KEY, options));
         assert!(head.is_on_disk());
         let (segments, missing) = SegmentSet::open(dir.join("segments"), &KEY, &[]).unwrap();
         assert!(missing.is_empty());

@@ -66,11 +66,15 @@ pub(super) fn unlogged(directory: &[u8], names: &[Vec<u8>]) -> HashSet<u32> {
 /// Decides by path alone. `unlogged` is that of the path's directory.
 pub(super) fn judge(path: &[u8], options: &WalkOptions, unlogged: &HashSet<u32>) -> Verdict {
     if options.exclude.whole.contains(path) {
-        tracing::info!("exclude '{}' from the backup as configured", path.escape_ascii());
+        if options.report {
+            tracing::info!("exclude '{}' from the backup as configured", path.escape_ascii());
+        }
         return Verdict::Leave;
     }
     if options.exclude.content.contains(path) {
-        tracing::info!("exclude the content of '{}' from the backup as configured", path.escape_ascii());
+        if options.report {
+            tracing::info!("exclude the content of '{}' from the backup as configured", path.escape_ascii());
+        }
         return Verdict::TakeEmpty;
     }
     match path {

@@ -82,7 +82,7 @@ impl Tree {
 }
 
 fn online() -> WalkOptions {
-    WalkOptions { version: VERSION, online: true, exclude: Exclusions::default() }
+    WalkOptions { version: VERSION, online: true, exclude: Exclusions::default(), report: true }
 }
 
 #[test]

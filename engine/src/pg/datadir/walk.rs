@@ -111,7 +111,9 @@ impl<F: FnMut(Entry) -> Result<()>> Walk<'_, F> {
             return self.emit(path, EntryKind::File, facts, &source);
         }
         if !facts.is_symlink() {
-            tracing::warn!("special file '{}' is left out of the backup", source.display());
+            if self.options.report {
+                tracing::warn!("special file '{}' is left out of the backup", source.display());
+            }
             return Ok(());
         }
         let inside = in_tablespaces.then(|| self.options.version.facts().tablespace_directory);
@@ -131,7 +133,9 @@ impl<F: FnMut(Entry) -> Result<()>> Walk<'_, F> {
         if link.facts.is_file() {
             return self.emit(path, EntryKind::LinkToFile { destination }, &link.facts, &link.target);
         }
-        tracing::warn!("link '{}' to a special file is left out of the backup", source.display());
+        if self.options.report {
+            tracing::warn!("link '{}' to a special file is left out of the backup", source.display());
+        }
         Ok(())
     }
 

@@ -108,6 +108,7 @@ fn a_walk_over_a_running_server_finds_what_it_is_made_of() {
         version: session.version(),
         online: true,
         exclude: crate::pg::datadir::Exclusions::default(),
+        report: true,
     };
     let mut found = std::collections::HashMap::new();
     crate::pg::datadir::walk(&cluster.data(), &options, &Cancel::default(), |entry| {
