@@ -25,7 +25,11 @@ pub fn of(kind: Kind) -> &'static [&'static str] {
         Kind::BackupMismatch => {
             &["does pg1-path name the right cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'"]
         }
-        Kind::FileMissing | Kind::PathMissing => &["has 'stanza-create' been run, and is the path right?"],
+        Kind::FileMissing => &[
+            "if it is about a stanza or a path: has 'stanza-create' been run, and is the path right?",
+            "if it is about a chunk: 'repair index' looks into all packs for it",
+        ],
+        Kind::PathMissing => &["has 'stanza-create' been run, and is the path right?"],
         Kind::DbConnect => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
         Kind::Stopped => &["'start' allows work again"],
         Kind::BackupSetInvalid => &["'info' lists the backups and the WAL range"],

@@ -189,6 +189,8 @@ fn judge(key: &str, how: &Damage, found: &Found, backups: usize) {
         ("keys/epoch", Damage::Delete) => &[],
         (_, Damage::Delete) => &[Kind::FileMissing],
         ("packs", _) => &[Kind::Checksum, Kind::Format, Kind::FileRead],
+        // The epoch a key is wrapped for is looked up before it can be authenticated.
+        ("sk" | "wal", Damage::Flip(_)) => &[Kind::Checksum, Kind::Format, Kind::FeatureNotSupported, Kind::Crypto],
         _ => &[Kind::Checksum, Kind::Format, Kind::FeatureNotSupported],
     };
     for (kind, text) in &found.failures {
@@ -212,7 +214,8 @@ fn judge(key: &str, how: &Damage, found: &Found, backups: usize) {
         ("packs", Damage::Flip(_) | Damage::Append | Damage::Truncate(_)) => return,
         _ => false,
     };
-    assert!(found.absent.is_empty(), "{place}");
+    // A record that cannot be read shows nothing, but says so.
+    assert!(found.absent.is_empty() || !found.failures.is_empty(), "{place}");
     assert_eq!(found.failures.is_empty(), silent, "{place}");
     assert!(found.failures.len() <= backups + 2, "{place}");
 }
@@ -251,13 +254,13 @@ fn damaged_records_are_noticed() {
     each_object(&["idx", "gen", "backups", "stanzas", "wal", "refs", "ses"]);
 }
 
-/// A backup on a damaged repository fails, or is whole. Afterwards the index can be made anew, and unless it was the
-/// newest manifest that was hit, the next full brings back what was lost.
+/// A backup on a damaged repository is whole, or fails and is whole once the index was made anew. What was lost with a
+/// pack or its key is stored again where the cluster still has it.
 #[test]
 fn no_backup_is_committed_on_what_is_not_there() {
     let ground = Ground::new(9);
     let tree = Tree::of_files(ground.world.cluster.path());
-    let (mut failed, mut healed) = (0, 0);
+    let (mut healed, mut failed) = (0, 0);
     for key in ground.keys().iter().filter(|key| ["packs", "idx", "refs", "ses", "sk"].contains(&family(key))) {
         let half = object(&ground.world.store, key).len() / 2;
         for how in [Damage::Delete, Damage::Truncate(half), Damage::Append] {
@@ -265,17 +268,19 @@ fn no_backup_is_committed_on_what_is_not_there() {
                 let store = ground.world.fork();
                 damage(&store, key, &how);
                 if is_whole(&ground, &store, kind, &tree) {
+                    healed += 1;
                     continue;
                 }
                 failed += 1;
+                assert_eq!(family(key), "idx", "{how:?} of '{key}' keeps backups from being made");
                 let repository = open(&store).unwrap();
                 repository.rebuild_index(&Silent, &Cancel::default()).unwrap_or_else(|e| panic!("{key}: {}", text(&e)));
-                healed += usize::from(is_whole(&ground, &store, kind, &tree));
+                assert!(is_whole(&ground, &store, kind, &tree), "{how:?} of '{key}'");
             }
         }
     }
-    println!("{failed} backups failed, {healed} of them succeeded on a rebuilt index");
-    assert!(failed > 10 && healed > 10, "{failed} failed, {healed} healed");
+    println!("{failed} backups needed a new index, {healed} did not");
+    assert!(failed > 3 && healed > 10, "{failed} failed, {healed} healed");
 }
 
 /// Backs up; false if that fails, with a clear error. A backup that is committed holds the files.

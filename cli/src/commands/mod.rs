@@ -9,6 +9,7 @@ mod control;
 mod help;
 mod info;
 mod mount;
+mod repair;
 mod restore;
 mod stanza;
 mod start;
@@ -54,6 +55,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
         Command::Mount => Ok(mount::run),
+        Command::Repair => Ok(repair::run),
         Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),

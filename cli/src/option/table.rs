@@ -51,6 +51,7 @@ const INFO: Commands = C::Info.bit();
 const VERIFY: Commands = C::Verify.bit();
 const ANNOTATE: Commands = C::Annotate.bit();
 const DELETE: Commands = C::StanzaDelete.bit();
+const REPAIR: Commands = C::Repair.bit();
 const VERSION: Commands = C::Version.bit();
 const HELP: Commands = C::Help.bit();
 const STOP: Commands = C::Stop.bit();
@@ -58,8 +59,20 @@ const REPO_FILES: Commands = C::RepoLs.bit() | C::RepoGet.bit();
 const STANZA: Commands = C::StanzaCreate.bit() | DELETE | C::StanzaUpgrade.bit();
 const CONTROL: Commands = C::Start.bit() | STOP;
 /// Those that touch a repository.
-const STORE: Commands =
-    ANNOTATE | GET | PUSH | BACKUP | CHECK | EXPIRE | INFO | REPO_FILES | RESTORE | STANZA | VERIFY | CLONE | MOUNT;
+const STORE: Commands = ANNOTATE
+    | GET
+    | PUSH
+    | BACKUP
+    | CHECK
+    | EXPIRE
+    | INFO
+    | REPO_FILES
+    | RESTORE
+    | STANZA
+    | VERIFY
+    | CLONE
+    | MOUNT
+    | REPAIR;
 /// Those that do anything.
 const ALL: Commands = STORE | CONTROL;
 /// Those that read a cluster's files or ask its server.
@@ -188,7 +201,7 @@ options! {
     ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT).typed().hidden();
     Recurse "recurse" "list subdirectories" = flag("n").on(C::RepoLs.bit()).typed();
     RepoKey "repo" "work on this repository only"
-        = int(1, 256).on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT)
+        = int(1, 256).on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | REPAIR)
             .typed();
     RepoTargetTime "repo-target-time" "read the repository as it was then"
         = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[])

@@ -166,6 +166,8 @@ pub fn run(
             &options.stanza,
         ));
         let parent = candidates.last().filter(|_| prior.is_none()).or(prior);
+        // What an earlier manifest takes for granted may be what is lost.
+        let parent = parent.filter(|_| session.lost_packs() == 0);
         let parent_manifest = parent.map(|c| Manifest::open(&source, c)).transpose()?.map(Arc::new);
         let mut plan = make_plan(options, &cluster, start.as_ref())?;
         let now = clock.now();

@@ -52,7 +52,7 @@ pub enum CryptoError {
         role: String,
     },
     /// Something was sealed to an epoch that the key at hand does not have.
-    #[error("the key at hand has no keys of epoch {epoch}: it was rotated in or out")]
+    #[error("the key at hand has no keys of epoch {epoch}: the object is damaged, or the epoch was rotated in or out")]
     NoEpoch {
         /// The epoch.
         epoch: u32,

@@ -17,6 +17,11 @@ impl MemoryIndex {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Forgets the chunks for which `keep` is false.
+    pub fn retain(&self, keep: impl Fn(&ChunkAt) -> bool) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|_, at| keep(at));
+    }
 }
 
 impl ChunkIndex for MemoryIndex {

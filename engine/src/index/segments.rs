@@ -17,9 +17,9 @@ use super::error::{IndexError, io};
 use super::{ChunkAt, ChunkIndex, PackFacts};
 pub(super) use file::path_of;
 use file::{OpenFailure, Segment};
-use pgkeep_formats::id::ChunkId;
+use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::index::IndexView;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -157,6 +157,14 @@ impl SegmentSet {
             Some(object) => Err(IndexError::Incomplete { object }),
             None => Ok(None),
         }
+    }
+
+    /// The packs that installed segments name.
+    #[must_use]
+    pub fn packs(&self) -> HashMap<PackId, Arc<PackFacts>> {
+        let slots = self.snapshot();
+        let segments = slots.iter().filter_map(|slot| slot.segment.as_ref());
+        segments.flat_map(|segment| segment.packs()).map(|facts| (facts.pack, Arc::clone(facts))).collect()
     }
 
     /// The size under which an object is wanted.

@@ -12,17 +12,25 @@ use crate::store::{Depth, Range, StoreError};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::envelope::ObjectKind;
-use pgkeep_formats::repo::index::IndexView;
+use pgkeep_formats::repo::index::{IndexView, PackFacts};
 use pgkeep_formats::repo::layout;
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// How often a load starts over because a segment vanished between list and read, as compaction makes happen.
 const RELOADS_MAX: usize = 4;
 
 enum Parts {
     Cached { all: CombinedIndex, segments: Arc<SegmentSet> },
-    Memory { head: Arc<dyn ChunkIndexMut>, segments: MemoryIndex, condemned: HashSet<PackId> },
+    Memory(InMemory),
+}
+
+/// Without a cache directory, segments are a map.
+struct InMemory {
+    head: Arc<dyn ChunkIndexMut>,
+    segments: MemoryIndex,
+    packs: Mutex<HashMap<PackId, Arc<PackFacts>>>,
+    condemned: RwLock<HashSet<PackId>>,
 }
 
 /// Answers where the chunks of a repository are.
@@ -93,8 +101,9 @@ impl Repository {
         listed.sort_by_key(|l| std::cmp::Reverse(l.modified));
         let wanted: Vec<(String, u64)> = listed.into_iter().map(|l| (l.key, l.size)).collect();
         let Some(dir) = self.cache() else {
-            let segments = self.load_to_memory(wanted, &condemned)?;
-            return Ok(RepositoryIndex(Parts::Memory { head, segments, condemned }));
+            let memory = InMemory::new(head, condemned);
+            self.load_to_memory(wanted, &memory)?;
+            return Ok(RepositoryIndex(Parts::Memory(memory)));
         };
         let key = self.keyring.subkey("index cache")?;
         let (set, missing) = SegmentSet::open(dir.join("idx"), key.expose(), &wanted)?;
@@ -116,8 +125,7 @@ impl Repository {
         Ok(RepositoryIndex(Parts::Cached { all, segments }))
     }
 
-    fn load_to_memory(&self, wanted: Vec<(String, u64)>, condemned: &HashSet<PackId>) -> Result<MemoryIndex> {
-        let segments = MemoryIndex::new();
+    fn load_to_memory(&self, wanted: Vec<(String, u64)>, memory: &InMemory) -> Result<()> {
         let (mut superseded, mut payloads, mut failed) = (HashSet::new(), Vec::new(), Vec::new());
         for (object, _) in wanted {
             match self.index_payload(&object) {
@@ -135,9 +143,9 @@ impl Repository {
             return Err(e);
         }
         for (object, payload) in payloads.iter().filter(|(object, _)| !superseded.contains(object)) {
-            fill(&segments, condemned, object, payload)?;
+            memory.fill(object, payload)?;
         }
-        Ok(segments)
+        Ok(())
     }
 }
 
@@ -149,46 +157,81 @@ impl RepositoryIndex {
     pub fn install(&self, object: &str, size: u64, payload: &[u8]) -> Result<()> {
         match &self.0 {
             Parts::Cached { segments, .. } => Ok(segments.install(object, size, payload)?),
-            Parts::Memory { segments, condemned, .. } => fill(segments, condemned, object, payload),
+            Parts::Memory(memory) => memory.fill(object, payload),
+        }
+    }
+
+    /// The packs that segments name.
+    #[must_use]
+    pub fn packs(&self) -> HashMap<PackId, Arc<PackFacts>> {
+        match &self.0 {
+            Parts::Cached { segments, .. } => segments.packs(),
+            Parts::Memory(memory) => memory.packs.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Replaces the packs that are treated as if they were gone.
+    pub fn set_condemned(&self, condemned: HashSet<PackId>) {
+        match &self.0 {
+            Parts::Cached { all, .. } => all.set_condemned(condemned),
+            Parts::Memory(memory) => {
+                // They go, so that a copy of the same chunk that is stored later finds its place free.
+                memory.segments.retain(|at| !condemned.contains(&at.pack.pack));
+                *memory.condemned.write().unwrap_or_else(PoisonError::into_inner) = condemned;
+            }
         }
     }
 }
 
-/// Adds a segment to an index in memory, without what lies in condemned packs.
-fn fill(memory: &MemoryIndex, condemned: &HashSet<PackId>, object: &str, payload: &[u8]) -> Result<()> {
-    let view = IndexView::parse(payload).map_err(Error::damaged(object))?;
-    let packs: Vec<_> = view.packs().iter().cloned().map(Arc::new).collect();
-    for e in view.iter() {
-        let Some(pack) = packs.get(e.pack as usize).filter(|p| !condemned.contains(&p.pack)) else { continue };
-        let at = ChunkAt {
-            pack: Arc::clone(pack),
-            offset: e.offset,
-            stored_len: e.stored_len,
-            plain_len: e.plain_len,
-            kind: e.kind,
-            encoding: e.encoding,
-            ordinal: e.ordinal,
-        };
-        memory.insert(e.id, at)?;
+impl InMemory {
+    fn new(head: Arc<dyn ChunkIndexMut>, condemned: HashSet<PackId>) -> Self {
+        let (segments, packs, condemned) = (MemoryIndex::new(), Mutex::default(), RwLock::new(condemned));
+        Self { head, segments, packs, condemned }
     }
-    Ok(())
+
+    /// Adds a segment, without what lies in condemned packs.
+    fn fill(&self, object: &str, payload: &[u8]) -> Result<()> {
+        let view = IndexView::parse(payload).map_err(Error::damaged(object))?;
+        let packs: Vec<_> = view.packs().iter().cloned().map(Arc::new).collect();
+        let named = packs.iter().map(|facts| (facts.pack, Arc::clone(facts)));
+        self.packs.lock().unwrap_or_else(PoisonError::into_inner).extend(named);
+        let condemned = self.condemned.read().unwrap_or_else(PoisonError::into_inner);
+        for e in view.iter() {
+            let Some(pack) = packs.get(e.pack as usize).filter(|p| !condemned.contains(&p.pack)) else { continue };
+            let at = ChunkAt {
+                pack: Arc::clone(pack),
+                offset: e.offset,
+                stored_len: e.stored_len,
+                plain_len: e.plain_len,
+                kind: e.kind,
+                encoding: e.encoding,
+                ordinal: e.ordinal,
+            };
+            self.segments.insert(e.id, at)?;
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, id: &ChunkId) -> Result<Option<ChunkAt>, IndexError> {
+        match self.head.lookup(id)? {
+            Some(at) => Ok(Some(at)),
+            None => self.segments.lookup(id),
+        }
+    }
 }
 
 impl ChunkIndex for RepositoryIndex {
     fn lookup(&self, id: &ChunkId) -> Result<Option<ChunkAt>, IndexError> {
         match &self.0 {
             Parts::Cached { all, .. } => all.lookup(id),
-            Parts::Memory { head, segments, .. } => match head.lookup(id)? {
-                Some(at) => Ok(Some(at)),
-                None => segments.lookup(id),
-            },
+            Parts::Memory(memory) => memory.lookup(id),
         }
     }
 
     fn len(&self) -> u64 {
         match &self.0 {
             Parts::Cached { all, .. } => all.len(),
-            Parts::Memory { head, segments, .. } => head.len() + segments.len(),
+            Parts::Memory(memory) => memory.head.len() + memory.segments.len(),
         }
     }
 }

@@ -12,6 +12,7 @@ mod catalogue;
 mod chunks;
 mod index;
 pub mod manifests;
+mod presence;
 mod rebuild;
 mod session;
 pub mod wal;

@@ -11,12 +11,12 @@ use crate::clock::Clock;
 use crate::crypto::{Scope, SessionSealer};
 use crate::index::{ChunkAt, ChunkIndex, ChunkIndexMut, Head, HeadOptions, IndexError};
 use crate::pack::{FinishedPack, PackDomain, PackWriter, PackedChunk, add_footer, read_footer};
-use crate::store::{Depth, Put, Range};
+use crate::store::{Put, Range};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, IndexId, PackId, SessionId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::envelope::{ChunkHead, Domain, ObjectKind};
-use pgkeep_formats::repo::index::IndexBuilder;
+use pgkeep_formats::repo::index::{IndexBuilder, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::FooterEntry;
 use pgkeep_formats::repo::records::{Commit, Fence, SessionOpen};
@@ -52,6 +52,7 @@ pub struct WriterSession {
     epoch: u32,
     sealer: Arc<SessionSealer>,
     index: Arc<RepositoryIndex>,
+    lost_packs: usize,
     head: Arc<Head>,
     /// Durable packs whose chunks no published segment holds yet.
     unpublished: Vec<(PackId, u64)>,
@@ -104,6 +105,15 @@ impl WriterSession {
             let head = repository.cache();
             let head = Arc::new(Head::open(head.as_deref(), session, key.expose(), HeadOptions::default()));
             let index = repository.load_index(&condemned, Arc::clone(&head) as Arc<dyn ChunkIndexMut>)?;
+            // Listed after the index was loaded: what that names was durable before.
+            let lost = repository.lost_packs(&index.packs())?;
+            if let Some((_, example)) = &lost.example {
+                tracing::warn!(
+                    "{} packs cannot be read: {example}; nothing is built on them, see 'verify' for what they held",
+                    lost.packs.len()
+                );
+                index.set_condemned(condemned.union(&lost.packs).copied().collect());
+            }
             return Ok(Self {
                 repository: Arc::clone(repository),
                 stanza: stanza.to_owned(),
@@ -111,6 +121,7 @@ impl WriterSession {
                 epoch,
                 sealer,
                 index,
+                lost_packs: lost.packs.len(),
                 head,
                 pending: HashSet::new(),
                 data: None,
@@ -135,6 +146,12 @@ impl WriterSession {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// How many packs could not be read when it started. Earlier manifests may then name chunks that are gone.
+    #[must_use]
+    pub fn lost_packs(&self) -> usize {
+        self.lost_packs
     }
 
     /// The repository.
@@ -331,7 +348,7 @@ impl WriterSession {
     ) -> Result<Commit> {
         self.publish()?;
         let mut refs = Refs::new(self.id(), self.generation);
-        let mut sizes: HashMap<PackId, u64> = HashMap::new();
+        let mut packs: HashMap<PackId, Arc<PackFacts>> = HashMap::new();
         let mut used = 0u64;
         let index = Arc::clone(&self.index);
         chunks(&mut |id| {
@@ -341,7 +358,7 @@ impl WriterSession {
             if !refs.contains(at.pack.pack, at.ordinal) {
                 refs.insert(at.pack.pack, at.ordinal);
                 used += u64::from(at.stored_len);
-                sizes.insert(at.pack.pack, at.pack.size);
+                packs.entry(at.pack.pack).or_insert(at.pack);
             }
             Ok(())
         })?;
@@ -349,42 +366,22 @@ impl WriterSession {
         let bytes =
             self.repository.keyring().seal_embedded(ObjectKind::Refs, Domain::Gc, &name, &[], &refs.encode())?;
         put_new(&**self.repository.store(), &name, &bytes)?;
-        self.check_packs(&sizes)?;
+        self.check_packs(&packs)?;
         let commit = finish(used, self.stored + bytes.len() as u64);
         self.create_commit(&commit, clock)?;
         Ok(commit)
     }
 
-    /// W6: every pack the backup uses is there, whole, and not condemned.
-    fn check_packs(&self, sizes: &HashMap<PackId, u64>) -> Result<()> {
+    /// W6: every pack the backup uses is there, whole, can be opened, and is not condemned.
+    fn check_packs(&self, packs: &HashMap<PackId, Arc<PackFacts>>) -> Result<()> {
         let newest = self.repository.newest_generation()?;
-        if let Some(c) = newest.condemned.iter().find(|c| sizes.contains_key(&c.pack)) {
+        if let Some(c) = newest.condemned.iter().find(|c| packs.contains_key(&c.pack)) {
             return Err(Error::refused(
                 Kind::FileMissing,
                 format!("pack {} was condemned by garbage collection during the backup", c.pack),
             ));
         }
-        let mut missing: HashMap<PackId, u64> = sizes.clone();
-        let mut wrong = None;
-        self.repository.store().list(layout::PACKS, Depth::All, &mut |l| {
-            if let Some(size) = layout::parse_pack(&l.key).and_then(|id| missing.remove(&id))
-                && size != l.size
-            {
-                wrong = Some((l.key, l.size, size));
-            }
-        })?;
-        let place = self.repository.store().describe();
-        if let Some((name, found, expected)) = wrong {
-            let text = format!("'{name}' in {place} has {found} bytes instead of {expected}");
-            return Err(Error::refused(Kind::Checksum, text));
-        }
-        match missing.keys().next() {
-            Some(id) => {
-                let text = format!("{} packs this backup needs are missing from {place}, such as {id}", missing.len());
-                Err(Error::refused(Kind::FileMissing, text))
-            }
-            None => Ok(()),
-        }
+        self.repository.lost_packs(packs)?.refuse()
     }
 
     /// W7 and W8.

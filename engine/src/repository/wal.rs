@@ -170,11 +170,13 @@ impl Repository {
 
     /// Opens with the key in the object's head or, once its epoch has been retired, with a later wrap of that key.
     fn wal_unseal(&self, key: &str, object: &[u8]) -> Result<Opened> {
+        // What is wrong may be a key in it, which has no name of its own.
+        let named = |e: CryptoError| Error::from(e).during(format!("cannot open '{key}'"));
         let open =
             |wrap: Option<&[u8]>| self.keyring.open_embedded(key, object, &[ObjectKind::Wal], Domain::Data, wrap);
         let failure = match open(None) {
             Err(e @ (CryptoError::NoEpoch { .. } | CryptoError::RoleLacks { .. })) => e,
-            other => return Ok(other?),
+            other => return other.map_err(named),
         };
         let session = Head::parse(object).map_err(Error::damaged(key))?.header.session;
         let mut wraps = Vec::new();
@@ -182,10 +184,10 @@ impl Repository {
         for name in wraps.iter().rev() {
             match open(Some(&self.store.get(name, Range::Whole)?)) {
                 Err(CryptoError::NoEpoch { .. } | CryptoError::RoleLacks { .. }) => {}
-                other => return Ok(other?),
+                other => return other.map_err(named),
             }
         }
-        Err(failure.into())
+        Err(named(failure))
     }
 }
 

@@ -13,6 +13,8 @@ pub const KEY_EPOCHS: &str = "keys/epoch/";
 pub const PACKS: &str = "packs/";
 /// Prefix of index segments.
 pub const INDEX: &str = "idx/";
+/// Prefix of wrapped session keys.
+pub const SESSION_KEYS: &str = "sk/";
 /// Prefix of reference records.
 pub const REFS: &str = "refs/";
 /// Prefix of writer sessions.
@@ -45,7 +47,15 @@ pub fn key_epoch(epoch: u32) -> String {
 /// A session's data key, wrapped for an epoch.
 #[must_use]
 pub fn session_key(session: SessionId, epoch: u32) -> String {
-    format!("sk/{session}/{epoch:010}")
+    format!("{SESSION_KEYS}{session}/{epoch:010}")
+}
+
+/// Session and epoch of the name of a wrapped session key.
+#[must_use]
+pub fn parse_session_key(key: &str) -> Option<(SessionId, u32)> {
+    let (session, epoch) = key.strip_prefix(SESSION_KEYS)?.split_once('/')?;
+    let found = (SessionId::parse(session).ok()?, epoch.parse().ok()?);
+    (session_key(found.0, found.1) == key).then_some(found)
 }
 
 /// A pack, spread over 256 prefixes by the first byte of its name.

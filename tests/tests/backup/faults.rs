@@ -137,3 +137,50 @@ fn a_repository_that_cannot_be_written_is_still_read() {
     world.backup("incr");
     assert_eq!(world.labels().len(), 2);
 }
+
+/// All files below a directory of the repository.
+fn objects(world: &World, prefix: &str) -> Vec<std::path::PathBuf> {
+    let (mut found, mut waiting) = (Vec::new(), vec![world.sandbox.repo().join(prefix)]);
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() { waiting.push(entry.path()) } else { found.push(entry.path()) }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_lost_index_is_made_anew_and_lost_packs_are_stored_again() {
+    let world = World::new(majors()[0]);
+    world.cluster.pgbench_init(1);
+    world.backup("full");
+    world.backup("incr");
+    for object in objects(&world, "idx") {
+        fs::remove_file(object).unwrap();
+    }
+    let target = format!("--pg1-path={}", world.sandbox.dir("target").display());
+    let run = world.expect(55, ["--type=none", &target, "restore"]);
+    assert!(run.says("is in no pack") && run.says("repair index"), "{run}");
+    let run = world.sandbox.run_ok(["--log-level-console=info", "repair", "index"]);
+    assert!(run.says("are in the new index"), "{run}");
+    world.ok(["verify"]);
+    world.restore_to(&world.sandbox.dir("again"), ["--type=none"]);
+
+    // All packs are gone: nothing can be restored any more, and that is said; the next backup is whole.
+    for object in objects(&world, "packs") {
+        fs::remove_file(object).unwrap();
+    }
+    world.expect(26, ["verify"]);
+    let run = world.ok(["--start-fast", "--type=incr", "backup"]);
+    assert!(run.messages("WARN").iter().any(|m| m.contains("packs cannot be read")), "{run}");
+    let label = support::world::label(&run);
+    let data = support::world::data(&world.cluster);
+    world.archive_now();
+    let mut restored = world.restore("healed", [format!("--set={label}"), "--type=default".to_owned()]);
+    restored.start();
+    restored.wait_promoted();
+    assert!(support::world::data(&restored) == data);
+    restored.amcheck();
+    world.expect(96, ["repair", "everything"]);
+}

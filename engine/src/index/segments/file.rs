@@ -273,6 +273,11 @@ impl Segment {
         })
     }
 
+    /// Facts of the packs its entries lie in.
+    pub(super) fn packs(&self) -> &[Arc<PackFacts>] {
+        &self.packs
+    }
+
     /// Names of the objects this one replaces.
     pub(super) fn supersedes(&self) -> &[String] {
         &self.supersedes
