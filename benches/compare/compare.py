@@ -29,6 +29,7 @@ WORDS = "account order invoice customer payment delivery product status created 
 class Rig:
     def __init__(self, root, pgkeep, pgbackrest, scale):
         self.root, self.pgkeep, self.pgbackrest, self.scale = Path(root), pgkeep, pgbackrest, scale
+        self.warm = False
         self.data, self.port = self.root / "data", 6543
         self.user = pwd.getpwnam("postgres")
         self.block = tuple(map(int, re.findall(r"\d+", subprocess.run([pgbackrest, "version"], capture_output=True, text=True).stdout)[:2])) >= (2, 46)
@@ -99,6 +100,13 @@ class Rig:
         return self.run(*self.command(tool, *args), **how)
 
     def cold(self):
+        """Sets the page cache up for a run: empty, or holding the cluster."""
+        if self.warm:
+            subprocess.run(["sync"])
+            for path in self.data.rglob("*"):
+                if path.is_file():
+                    path.read_bytes()
+            return
         subprocess.run(["sync"])
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
@@ -161,16 +169,19 @@ def main():
     p.add_argument("--pgbackrest", default="pgbackrest")
     p.add_argument("--pgkeep", default=str(Path(__file__).resolve().parents[2] / "target/release/pgkeep"))
     p.add_argument("--only", default="full,again,restore,delta,push,clone")
+    p.add_argument("--warm", action="store_true", help="leave the page cache as it is before each run")
+    p.add_argument("--keep", action="store_true", help="leave everything under --dir, the server stopped")
     p.add_argument("--out")
     a = p.parse_args()
     shutil.copy(a.pgkeep, "/var/tmp/pgkeep-under-test")
     os.chmod("/var/tmp/pgkeep-under-test", 0o755)
     rig, only = Rig(a.dir, "/var/tmp/pgkeep-under-test", a.pgbackrest, a.scale), a.only.split(",")
+    rig.warm = a.warm
     results = {}
     try:
         rig.prepare()
         results["machine"] = {
-            "cpu": re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1), "cores": os.cpu_count(),
+            "cpu": re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1), "cores": os.cpu_count(), "page_cache": "warm" if a.warm else "dropped",
             "kernel": os.uname().release, "pgdata_bytes": rig.pgdata_size(),
             "pgbackrest": subprocess.run([a.pgbackrest, "version"], capture_output=True, text=True).stdout.strip(),
             "pgbackrest_block_incremental": rig.block,
@@ -242,7 +253,8 @@ def main():
             results["clone: command to first answer"] = {"pgk": clone(rig, a.rounds)}
     finally:
         rig.stop()
-        shutil.rmtree(rig.root, ignore_errors=True)
+        if not a.keep:
+            shutil.rmtree(rig.root, ignore_errors=True)
     for name, r in results.items():
         if name == "machine":
             print(json.dumps(r))

@@ -8,6 +8,7 @@
 
 use crate::{Error, Kind, Result};
 use pgkeep_formats::repo::chunk::Encoding;
+use zstd::zstd_safe::{CParameter, Strategy};
 
 /// FastCDC under a secret gear table.
 pub struct Gear {
@@ -78,6 +79,16 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|w| w.iter().fold(0u8, |acc, b| acc | b) == 0) && tail.iter().all(|b| *b == 0)
 }
 
+/// The level with parameters of our own for chunks of files.
+const FILES_LEVEL: i32 = 3;
+/// They fit chunks of 256 KiB; the table of 2^16 places fits a second-level cache.
+pub const FILES_PARAMETERS: [CParameter; 4] = [
+    CParameter::Strategy(Strategy::ZSTD_fast),
+    CParameter::MinMatch(6),
+    CParameter::HashLog(16),
+    CParameter::TargetLength(0),
+];
+
 /// Compresses chunks; one for each thread, as it keeps its contexts.
 pub struct Encoder {
     compressor: zstd::bulk::Compressor<'static>,
@@ -94,6 +105,22 @@ impl Encoder {
     pub fn new(level: i32) -> Result<Self> {
         let compressor = zstd::bulk::Compressor::new(level).map_err(|e| codec("prepare compression", &e))?;
         Ok(Self { compressor, decoder: Decoder::new()?, encoded: Vec::new(), check: Vec::new() })
+    }
+
+    /// As [`Self::new`], for chunks of a cluster's files. Level 3, the default, is zstd's fast strategy with longer matches
+    /// here: pages repeat whole headers and tuples, and zstd's own choice of level 3 finds shorter, worse matches at more
+    /// cost. `benches/levels.rs` shows by file of a cluster what that does; other levels are zstd's.
+    ///
+    /// # Errors
+    /// `Memory` if no context can be made.
+    pub fn for_files(level: i32) -> Result<Self> {
+        let mut encoder = Self::new(level)?;
+        if level == FILES_LEVEL {
+            for parameter in FILES_PARAMETERS {
+                encoder.compressor.set_parameter(parameter).map_err(|e| codec("prepare compression", &e))?;
+            }
+        }
+        Ok(encoder)
     }
 
     /// Encodes a chunk, raw if compression does not make it smaller. What is returned was decoded and compared.

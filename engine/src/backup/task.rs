@@ -133,7 +133,7 @@ pub(super) struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(shared: &'a Shared) -> Result<Self> {
-        Ok(Self { shared, encoder: Encoder::new(shared.level)?, buffer: vec![0; TASK_BYTES_MAX] })
+        Ok(Self { shared, encoder: Encoder::for_files(shared.level)?, buffer: vec![0; TASK_BYTES_MAX] })
     }
 
     pub(super) fn run(&mut self, work: &Work) -> Result<Output> {
