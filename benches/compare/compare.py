@@ -161,6 +161,19 @@ def clone(rig, rounds):
     return out
 
 
+def show(name, r):
+    """Prints one measure as soon as it is there."""
+    med = lambda tool, what: statistics.median(x[what] for x in r[tool])
+    if "pbr" not in r:
+        print(f"{name:38} wall {med('pgk', 'wall'):7.2f} s, of which the command {med('pgk', 'create'):.2f} s, rss {med('pgk', 'rss'):4.0f} MiB", flush=True)
+        return r
+    line = f"{name:38} wall {med('pgk','wall'):7.2f} s vs {med('pbr','wall'):7.2f} s = {r['ratio_wall']:.2f}   cpu {med('pgk','cpu'):6.2f} vs {med('pbr','cpu'):6.2f} = {r['ratio_cpu']:.2f}   rss {med('pgk','rss'):4.0f} MiB vs {med('pbr','rss'):4.0f}"
+    if "bytes" in r["pgk"][0]:
+        line += f"   bytes {med('pgk','bytes'):,.0f} vs {med('pbr','bytes'):,.0f}"
+    print(line, flush=True)
+    return r
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--scale", type=int, default=130)
@@ -187,6 +200,7 @@ def main():
             "pgbackrest_block_incremental": rig.block,
             "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip(),
         }
+        print(json.dumps(results["machine"]), flush=True)
         no_wal = "--no-archive-check"
 
         def full(tool, n):
@@ -218,11 +232,11 @@ def main():
             return {**out, "sync_after": time.monotonic() - began}
 
         if "full" in only:
-            results["first full"] = pairs(rig, a.rounds, full)
+            results["first full"] = show("first full", pairs(rig, a.rounds, full))
         if "again" in only:
-            results["second full, unchanged"] = pairs(rig, a.rounds, again)
+            results["second full, unchanged"] = show("second full, unchanged", pairs(rig, a.rounds, again))
         if "restore" in only:
-            results["restore to empty"] = pairs(rig, a.rounds, restore)
+            results["restore to empty"] = show("restore to empty", pairs(rig, a.rounds, restore))
         if "delta" in only:
             ahead = rig.root / "ahead"
             rig.churn(0.05)
@@ -238,37 +252,29 @@ def main():
                 rig.cold()
                 return rig.tool(tool, f"--pg1-path={target}", "--type=none", "--delta", "restore", timed=True)
 
-            results["delta restore, 5 % of pages changed"] = pairs(rig, a.rounds, delta)
+            results["delta restore, 5 % of pages changed"] = show("delta restore, 5 % of pages changed", pairs(rig, a.rounds, delta))
             shutil.rmtree(ahead, ignore_errors=True)
         if "push" in only:
-            wal = sorted(f for f in (rig.data / "pg_wal").iterdir() if re.fullmatch("[0-9A-F]{24}", f.name))
-            # Distinct names and real content: segments the server has written and not recycled.
-            count = min(len(wal) - 1, a.rounds * 5)
+            # Distinct names and real content: segments the server has written. Those behind are recycled, their content old.
+            rig.sql("checkpoint")
+            began = int(time.time())
+            rig.sql("update pgbench_accounts set abalance = abalance + 2 where aid % 20 = 0")
+            current = rig.sql("select pg_walfile_name(pg_current_wal_lsn())")
+            wal = sorted(f for f in (rig.data / "pg_wal").iterdir() if re.fullmatch("[0-9A-F]{24}", f.name) and f.name < current and int(f.stat().st_mtime) >= began)
+            count = min(len(wal), a.rounds * 5)
 
             def push(tool, n):
                 return rig.tool(tool, f"--pg1-path={rig.data}", "archive-push", wal[n], timed=True)
 
-            results["archive-push of one segment"] = pairs(rig, count, push)
+            results["archive-push of one segment"] = show("archive-push of one segment", pairs(rig, count, push))
         if "clone" in only:
-            results["clone: command to first answer"] = {"pgk": clone(rig, a.rounds)}
+            results["clone: command to first answer"] = show("clone: command to first answer", {"pgk": clone(rig, a.rounds)})
     finally:
         rig.stop()
         if not a.keep:
             shutil.rmtree(rig.root, ignore_errors=True)
-    for name, r in results.items():
-        if name == "machine":
-            print(json.dumps(r))
-            continue
-        med = lambda tool, what: statistics.median(x[what] for x in r[tool])
-        if "pbr" not in r:
-            print(f"{name:38} wall {med('pgk', 'wall'):7.2f} s, of which the command {med('pgk', 'create'):.2f} s, rss {med('pgk', 'rss'):4.0f} MiB")
-            continue
-        line = f"{name:38} wall {med('pgk','wall'):7.2f} s vs {med('pbr','wall'):7.2f} s = {r['ratio_wall']:.2f}   cpu {med('pgk','cpu'):6.2f} vs {med('pbr','cpu'):6.2f} = {r['ratio_cpu']:.2f}   rss {med('pgk','rss'):4.0f} MiB vs {med('pbr','rss'):4.0f}"
-        if "bytes" in r["pgk"][0]:
-            line += f"   bytes {med('pgk','bytes'):,.0f} vs {med('pbr','bytes'):,.0f}"
-        print(line)
-    if a.out:
-        Path(a.out).write_text(json.dumps(results, indent=1) + "\n")
+        if a.out:
+            Path(a.out).write_text(json.dumps(results, indent=1) + "\n")
 
 
 main()

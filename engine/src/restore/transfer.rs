@@ -33,25 +33,25 @@ const FETCHERS_MAX: usize = 8;
 const BLOCK: usize = 8192;
 
 /// A range of a pack and the groups whose chunks are in it.
-struct Span {
+struct Span<'a> {
     pack: PackId,
     offset: u64,
     len: u64,
-    /// Numbers of groups, by offset.
-    groups: Vec<usize>,
+    /// By offset.
+    groups: Vec<&'a Group>,
 }
 
-/// Fetches and writes all wanted groups of a window.
-pub(super) fn transfer(job: &Job<'_>, window: &Window) -> Result<()> {
+/// Fetches and writes those of these groups of a window that are wanted.
+pub(super) fn transfer(job: &Job<'_>, window: &Window, groups: &[Group]) -> Result<()> {
     let fetchers = (job.threads * 2).clamp(2, FETCHERS_MAX);
     let in_flight = (2 * fetchers + job.threads) as u64;
-    let spans = spans(&window.groups, (IN_FLIGHT_BYTES_MAX / in_flight).clamp(SPAN_BYTES_MIN, SPAN_BYTES_MAX));
+    let spans = spans(groups, (IN_FLIGHT_BYTES_MAX / in_flight).clamp(SPAN_BYTES_MIN, SPAN_BYTES_MAX));
     if spans.is_empty() {
         return Ok(());
     }
     let failure = Failure::new(job.env.cancel);
     let next = AtomicUsize::new(0);
-    let (send, receive) = crossbeam_channel::bounded::<(&Span, Vec<u8>)>(fetchers);
+    let (send, receive) = crossbeam_channel::bounded::<(&Span<'_>, Vec<u8>)>(fetchers);
     std::thread::scope(|scope| {
         for n in 0..fetchers.min(spans.len()) {
             let (send, spans, next, failure) = (send.clone(), &spans, &next, &failure);
@@ -97,19 +97,17 @@ pub(super) fn transfer(job: &Job<'_>, window: &Window) -> Result<()> {
 }
 
 /// Joins the wanted chunks to spans. Packs come in the order in which the files need them.
-fn spans(groups: &[Group], span_bytes_max: u64) -> Vec<Span> {
+fn spans(groups: &[Group], span_bytes_max: u64) -> Vec<Span<'_>> {
     let mut ranks: HashMap<PackId, usize> = HashMap::new();
-    let wanted = groups.iter().enumerate().filter(|(_, g)| g.wanted.load(Ordering::Relaxed));
-    let mut order: Vec<(usize, u32, usize)> = Vec::new();
-    for (number, group) in wanted {
+    let mut order: Vec<(usize, u32, &Group)> = Vec::new();
+    for group in groups.iter().filter(|g| g.wanted.load(Ordering::Relaxed)) {
         let rank = ranks.len();
         let rank = *ranks.entry(group.at.pack.pack).or_insert(rank);
-        order.push((rank, group.at.offset, number));
+        order.push((rank, group.at.offset, group));
     }
-    order.sort_unstable();
-    let mut spans: Vec<Span> = Vec::new();
-    for (_, offset, number) in order {
-        let Some(group) = groups.get(number) else { continue };
+    order.sort_by_key(|(rank, offset, _)| (*rank, *offset));
+    let mut spans: Vec<Span<'_>> = Vec::new();
+    for (_, offset, group) in order {
         let (offset, end) = (u64::from(offset), u64::from(offset) + u64::from(group.at.stored_len));
         if let Some(last) = spans.last_mut()
             && last.pack == group.at.pack.pack
@@ -117,19 +115,18 @@ fn spans(groups: &[Group], span_bytes_max: u64) -> Vec<Span> {
             && end - last.offset <= span_bytes_max
         {
             last.len = last.len.max(end - last.offset);
-            last.groups.push(number);
+            last.groups.push(group);
             continue;
         }
-        spans.push(Span { pack: group.at.pack.pack, offset, len: end - offset, groups: vec![number] });
+        spans.push(Span { pack: group.at.pack.pack, offset, len: end - offset, groups: vec![group] });
     }
     spans
 }
 
-fn fetch(job: &Job<'_>, window: &Window, span: &Span) -> Result<Vec<u8>> {
+fn fetch(job: &Job<'_>, window: &Window, span: &Span<'_>) -> Result<Vec<u8>> {
     let range = Range::Span { offset: span.offset, len: span.len as usize };
     let bytes = job.source.store().get(&layout::pack(span.pack), range).map_err(|e| {
-        let first = span.groups.first().and_then(|g| window.groups.get(*g));
-        let name = first.map_or_else(String::new, |g| window.name_of(g, job.place));
+        let name = span.groups.first().map_or_else(String::new, |g| window.name_of(g, job.place));
         Error::from(e).during(format!("cannot restore '{name}'"))
     })?;
     job.totals.fetched.fetch_add(span.len, Ordering::Relaxed);
@@ -148,10 +145,10 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn span(&mut self, span: &Span, bytes: &mut [u8]) -> Result<()> {
+    fn span(&mut self, span: &Span<'_>, bytes: &mut [u8]) -> Result<()> {
         let window = self.window;
         let mut last: Option<(u32, Vec<u8>)> = None;
-        for group in span.groups.iter().filter_map(|g| window.groups.get(*g)) {
+        for group in &span.groups {
             // A chunk that has two ordinals was opened in place already.
             if last.as_ref().is_none_or(|(offset, _)| *offset != group.at.offset) {
                 let start = (u64::from(group.at.offset) - span.offset) as usize;

@@ -9,7 +9,7 @@
 use super::owners::Owners;
 use super::place::{Place, at};
 use super::plan::{Mode, Plan, is_file, is_special};
-use super::workers::for_each;
+use super::workers::{for_each, spawn};
 use super::{Env, delta, transfer};
 use crate::index::ChunkAt;
 use crate::observe::Counter;
@@ -23,13 +23,16 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Extents in a window: 16 GiB of first-sight chunks, 7 MiB of memory. One file with more is a window of its own.
 const PIECES_MAX: usize = 64 << 10;
 /// Files in a window: each costs under a kilobyte.
 const FILES_MAX: usize = 8 << 10;
+
+/// Groups compared before they are transferred: 256 MiB of regions of the usual size.
+const STAGE_GROUPS: usize = 1 << 10;
 
 /// What has been done so far. Bytes unless the name says otherwise.
 #[derive(Debug, Default)]
@@ -204,15 +207,38 @@ fn restore_window(job: &Job<'_>, mut window: Window) -> Result<()> {
     window.zeros.retain(|z| !skips(z.file));
     group(job, &mut window)?;
     if matches!(job.plan.mode, Mode::Delta | Mode::Timestamps) {
-        delta::compare(job, &window)?;
+        delta::put_zeros(job, &window)?;
     } else {
         let zeros = window.zeros.iter().map(|z| z.len).sum();
         job.env.observer.add(Counter::Done, zeros);
     }
-    transfer::transfer(job, &window)?;
+    if matches!(job.plan.mode, Mode::Delta | Mode::Timestamps) {
+        compare_and_transfer(job, &window)?;
+    } else {
+        transfer::transfer(job, &window, &window.groups)?;
+    }
     for_each("restore-finish", job.threads, window.files.len(), cancel, |_: &mut (), n| {
         window.files.get(n).map_or(Ok(()), |work| finish(job, work))
     })
+}
+
+/// Stage by stage, the next being compared while one is transferred: comparing waits for the disk, transferring computes.
+fn compare_and_transfer(job: &Job<'_>, window: &Window) -> Result<()> {
+    let mut stages = window.groups.chunks(STAGE_GROUPS);
+    let mut compared = stages.next().unwrap_or_default();
+    delta::compare(job, window, compared)?;
+    while !compared.is_empty() {
+        let next = stages.next().unwrap_or_default();
+        let ahead = Mutex::new(Ok(()));
+        std::thread::scope(|scope| {
+            let compare = || *ahead.lock().unwrap_or_else(PoisonError::into_inner) = delta::compare(job, window, next);
+            spawn(scope, "restore-ahead".to_owned(), compare)?;
+            transfer::transfer(job, window, compared)
+        })?;
+        ahead.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        compared = next;
+    }
+    Ok(())
 }
 
 /// Brings the pieces of each chunk together and finds out where it is.
