@@ -150,9 +150,10 @@ def clone(rig, rounds):
         how = rig.tool("pgk", "--type=immediate", "--target-action=promote", "clone", "create", f"--dir={place}", f"--mountpoint={mountpoint}", timed=True)
         rig.run(PG / "pg_ctl", "-D", mountpoint, "-l", rig.root / "clone.log", "-W", "-o", f"-p {port}", "start")
         query = "select abalance from pgbench_accounts where aid = 4711"
-        ask = [PG / "psql", "-h", rig.root, "-p", port, "-U", "postgres", "-d", "postgres", "-XAtqc", query]
+        ask = [PG / "psql", "-h", "/tmp", "-p", port, "-U", "postgres", "-d", "postgres", "-XAtqc", query]
         while not rig.run(*ask, check=False).strip():
             if time.monotonic() - began > 120:
+                rig.tool("pgk", "clone", "destroy", "--force", f"--dir={place}", check=False)
                 sys.exit((rig.root / "clone.log").read_text()[-3000:])
             time.sleep(0.01)
         out.append({**how, "create": how["wall"], "wall": time.monotonic() - began})
@@ -186,6 +187,7 @@ def main():
     p.add_argument("--keep", action="store_true", help="leave everything under --dir, the server stopped")
     p.add_argument("--out")
     a = p.parse_args()
+    Path("/var/tmp/pgkeep-under-test").unlink(missing_ok=True)
     shutil.copy(a.pgkeep, "/var/tmp/pgkeep-under-test")
     os.chmod("/var/tmp/pgkeep-under-test", 0o755)
     rig, only = Rig(a.dir, "/var/tmp/pgkeep-under-test", a.pgbackrest, a.scale), a.only.split(",")
