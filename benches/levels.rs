@@ -25,11 +25,13 @@ fn main() {
     for (name, level, own) in
         [("1", 1, false), ("2", 2, false), ("3", 3, false), ("files", 3, true), ("4", 4, false), ("5", 5, false)]
     {
-        let mut compressor = Compressor::new(level).unwrap();
+        let mut compressor = Compressor::new(level).expect("a compression context");
         if own {
-            FILES_PARAMETERS.into_iter().for_each(|parameter| compressor.set_parameter(parameter).unwrap());
+            FILES_PARAMETERS
+                .into_iter()
+                .for_each(|parameter| compressor.set_parameter(parameter).expect("a parameter of zstd"));
         }
-        let mut decompressor = Decompressor::new().unwrap();
+        let mut decompressor = Decompressor::new().expect("a decompression context");
         let mut best = [Duration::MAX; 2];
         let mut size = 0;
         for _ in 0..2 {
@@ -37,10 +39,10 @@ fn main() {
             size = 0;
             for plain in content.chunks(chunk) {
                 let begun = Instant::now();
-                let packed = compressor.compress(plain).unwrap();
+                let packed = compressor.compress(plain).expect("room in memory");
                 times[0] += begun.elapsed();
                 let begun = Instant::now();
-                let back = decompressor.decompress(&packed, plain.len()).unwrap();
+                let back = decompressor.decompress(&packed, plain.len()).expect("what was just compressed");
                 times[1] += begun.elapsed();
                 assert!(back == plain);
                 size += packed.len();

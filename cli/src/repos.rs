@@ -1,7 +1,7 @@
 //! From options to open repositories and reachable servers.
 
 use crate::error::Failure;
-use crate::option::{Cipher, Opt, Repo, Settings};
+use crate::option::{Cipher, Command, Opt, Repo, Settings};
 use pgkeep_engine::archive::Configured;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::{KeyFile, Passphrase, Unlock};
@@ -162,21 +162,28 @@ fn first_line(path: &Path) -> Result<String, Failure> {
 /// The cache directory, if it is ours to use. Whoever restores as root must not leave files there that keep the server's
 /// own user out; without a cache everything works, only slower.
 fn cache(settings: &Settings) -> Option<PathBuf> {
-    let path = settings.path(Opt::CachePath)?.to_path_buf();
-    if let Err(e) = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
-        tracing::debug!("no cache: cannot create '{}': {e}", path.display());
-        return None;
+    let path = settings.path(Opt::CachePath)?;
+    let found = usable_cache(path);
+    if let Err(reason) = &found {
+        let sealed = settings.target_repos().any(|repo| !matches!(repo.cipher(), Cipher::None));
+        // Said by those who are listened to; archive-push would say it with every segment.
+        if sealed && matches!(settings.command(), Command::Check | Command::StanzaCreate | Command::Backup) {
+            tracing::warn!("no cache, so each run derives the repository's key anew, archive-push too: {reason}");
+        } else {
+            tracing::debug!("no cache: {reason}");
+        }
     }
-    match std::fs::metadata(&path) {
-        Ok(facts) if facts.uid() == rustix::process::geteuid().as_raw() => Some(path),
-        Ok(_) => {
-            tracing::debug!("no cache: '{}' belongs to another user", path.display());
-            None
-        }
-        Err(e) => {
-            tracing::debug!("no cache: cannot stat '{}': {e}", path.display());
-            None
-        }
+    found.ok()
+}
+
+fn usable_cache(path: &Path) -> Result<PathBuf, String> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path).map_err(|e| format!("cannot create '{}': {e}", path.display()))?;
+    let facts = std::fs::metadata(path).map_err(|e| format!("cannot stat '{}': {e}", path.display()))?;
+    if facts.uid() == rustix::process::geteuid().as_raw() {
+        Ok(path.to_path_buf())
+    } else {
+        Err(format!("'{}' belongs to another user", path.display()))
     }
 }
 

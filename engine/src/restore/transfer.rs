@@ -16,6 +16,7 @@ use pgkeep_formats::repo::layout;
 use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -215,7 +216,18 @@ pub(super) fn read(file: &File, place: &Place, path: &str, out: &mut [u8], offse
 }
 
 fn write(file: &File, place: &Place, path: &str, bytes: &[u8], offset: u64) -> Result<()> {
-    file.write_all_at(bytes, offset).map_err(|e| FileError::at("write", place.real(path))(e).into())
+    file.write_all_at(bytes, offset).map_err(FileError::at("write", place.real(path)))?;
+    begin_writeback(file, offset, bytes.len());
+    Ok(())
+}
+
+/// Has the system begin to write out what was just written. Left to itself it waits for memory to fill or for the sync at
+/// the end, and the disk idles while chunks are decoded.
+fn begin_writeback(file: &File, offset: u64, len: usize) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: the descriptor is open for the call, and the call touches no memory of ours. What it says does not matter:
+    // a failure to write is told by the sync that makes the restore durable.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Writes the blocks that differ from what is there, neighbours as one, and returns how many bytes that were.
