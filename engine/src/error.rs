@@ -237,6 +237,21 @@ impl Error {
         move |source| Self::Damaged { object: object.into(), source }
     }
 
+    /// The failure itself, whatever was being done. Branch on this, so that a context added below changes nothing.
+    #[must_use]
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::While { source, .. } => source.root(),
+            other => other,
+        }
+    }
+
+    /// Whether an object is certainly not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.root(), Self::Store(crate::store::StoreError::NotFound { .. }))
+    }
+
     /// The cause, for branching and for the exit status.
     #[must_use]
     pub fn kind(&self) -> Kind {

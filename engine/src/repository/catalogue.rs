@@ -5,7 +5,7 @@
 
 use super::Repository;
 use crate::crypto::Scope;
-use crate::store::{Depth, StoreError};
+use crate::store::Depth;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::envelope::ObjectKind;
@@ -94,7 +94,7 @@ impl Repository {
         let kinds = [ObjectKind::Commit, ObjectKind::Fence];
         let opened = match self.read_object(name, &kinds, &Scope::Stanza(stanza)) {
             // Deleted since it was listed: it is not there any more.
-            Err(Error::Store(StoreError::NotFound { .. })) => return Ok(None),
+            Err(e) if e.is_not_found() => return Ok(None),
             other => other?,
         };
         if opened.header.kind == ObjectKind::Fence {

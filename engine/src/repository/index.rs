@@ -8,7 +8,7 @@ use crate::crypto::Scope;
 use crate::index::{
     ChunkAt, ChunkIndex, ChunkIndexMut, CombinedIndex, IndexError, MemoryIndex, SegmentSet, SegmentSource,
 };
-use crate::store::{Depth, Range, StoreError};
+use crate::store::{Depth, Range};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::envelope::ObjectKind;
@@ -73,7 +73,7 @@ impl Repository {
         loop {
             tries += 1;
             match self.load_index_once(condemned.clone(), Arc::clone(&head)) {
-                Err(Error::Store(StoreError::NotFound { .. })) if tries < RELOADS_MAX => {}
+                Err(e) if e.is_not_found() && tries < RELOADS_MAX => {}
                 other => return other.map(Arc::new),
             }
         }
@@ -112,7 +112,7 @@ impl Repository {
         for object in missing {
             match self.index_payload(&object) {
                 Ok((payload, size)) => segments.install(&object, size, &payload)?,
-                Err(e @ Error::Store(_)) => return Err(e),
+                Err(e) if matches!(e.root(), Error::Store(_)) => return Err(e),
                 Err(e) => failed.push((object, e)),
             }
         }
@@ -135,7 +135,7 @@ impl Repository {
                         .extend(view.supersedes().iter().filter(|name| **name != object).map(|s| (*s).to_owned()));
                     payloads.push((object, payload));
                 }
-                Err(e @ Error::Store(_)) => return Err(e),
+                Err(e) if matches!(e.root(), Error::Store(_)) => return Err(e),
                 Err(e) => failed.push((object, e)),
             }
         }

@@ -81,7 +81,7 @@ impl Repository {
                     out.packs += 1;
                     out.chunks += footer.entries.len() as u64;
                 }
-                Err(Error::Store(StoreError::NotFound { .. })) => {}
+                Err(e) if e.is_not_found() => {}
                 Err(e) if is_damage(&e) => out.unreadable.push((*pack, e)),
                 Err(e) => return Err(e),
             }
@@ -114,7 +114,7 @@ impl Repository {
         for name in superseded {
             let payload = match self.index_payload(name) {
                 Ok((payload, _)) => payload,
-                Err(Error::Store(StoreError::NotFound { .. })) => continue,
+                Err(e) if e.is_not_found() => continue,
                 Err(e) if is_damage(&e) => {
                     tracing::warn!("{e}: what it says of damaged packs is lost");
                     continue;
@@ -146,5 +146,6 @@ impl Repository {
 
 /// True if an object is not what was written, whatever else may be wrong.
 fn is_damage(error: &Error) -> bool {
-    matches!(error, Error::Store(StoreError::TooShort { .. })) || matches!(error.kind(), Kind::Format | Kind::Checksum)
+    matches!(error.root(), Error::Store(StoreError::TooShort { .. }))
+        || matches!(error.kind(), Kind::Format | Kind::Checksum)
 }

@@ -134,7 +134,7 @@ impl Repository {
         match self.wal_open(key, &object) {
             Ok((found, _)) if found == *ours => Ok(WalPut::SameContent),
             Ok(_) => Ok(WalPut::Different),
-            Err(Error::Crypto(CryptoError::RoleLacks { .. })) => {
+            Err(e) if matches!(e.root(), Error::Crypto(CryptoError::RoleLacks { .. })) => {
                 let sealed = Sealed::parse(&object).map_err(Error::damaged(key))?;
                 let found = WalPublic::decode(sealed.head.public).map_err(Error::damaged(key))?;
                 Ok(if found == *ours { WalPut::SameContent } else { WalPut::Different })
