@@ -7,6 +7,8 @@
 //! Other files are cut by FastCDC under a gear table derived from the repository's cut secret, so that chunk lengths tell
 //! nothing to who does not hold it. Source: Xia et al., "FastCDC", 2016 and 2020.
 
+pub mod delta;
+
 use crate::{Error, Kind, Result};
 use pgkeep_formats::repo::chunk::Encoding;
 use zstd::zstd_safe::{CParameter, Strategy};
@@ -167,8 +169,8 @@ impl Decoder {
     /// Decodes into `out`, which then holds exactly `plain_len` bytes.
     ///
     /// # Errors
-    /// `Checksum` if the bytes do not decode or have another length; `FeatureNotSupported` for an encoding that this
-    /// program does not know.
+    /// `Checksum` if the bytes do not decode or have another length; `FeatureNotSupported` for an encoding that needs more
+    /// than these bytes: see [`Self::decode_delta`].
     pub fn decode(&mut self, encoding: Encoding, bytes: &[u8], plain_len: usize, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
         match encoding {
@@ -182,7 +184,7 @@ impl Decoder {
             Encoding::ZstdDictionary | Encoding::ZstdPrefix | Encoding::Patch => {
                 return Err(Error::refused(
                     Kind::FeatureNotSupported,
-                    format!("chunk encoding {encoding:?} was written by a newer version of pgkeep"),
+                    format!("chunk encoding {encoding:?} is not known here: it was written by a newer version of pgkeep"),
                 ));
             }
         }

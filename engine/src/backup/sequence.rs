@@ -232,7 +232,7 @@ impl Sequencer<'_> {
                     {
                         self.copy.observer.add(Counter::New, plain_len.into());
                         let chunk = PackedChunk { id, kind, encoding, plain_len };
-                        if let Some(pack) = self.session.add_data(chunk, &sealed)? {
+                        if let Some(pack) = self.session.add_data(chunk, &sealed, &[], &[])? {
                             self.upload(pack)?;
                         }
                     }

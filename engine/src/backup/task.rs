@@ -1,62 +1,35 @@
 //! What a worker does with a stretch of a file: read, check, cut, name, look up, compress, verify, seal.
 //!
+//! Files made of pages are compared page by page with the parent's page hashes. A page that did not change keeps its place;
+//! one that did is handed on to be gathered with others. Stretches the parent has nothing of are cut into regions.
+//!
 //! A task is small enough that a window of them bounds memory, and carries everything it needs, so workers share nothing
 //! but the index and the session's counter.
 
+use super::gather::{Gather, Gathered};
+use super::pages::{ChangedPages, KnownPages, ParentFile, Then};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
-use crate::crypto::{Keyring, SessionSealer};
+use crate::crypto::{Keyring, SecretBytes, SessionSealer};
 use crate::index::ChunkIndex;
+use crate::pack::BasePages;
 use crate::pg::read::{Pages, RegionReader, is_zero};
-use crate::repository::manifests::Manifest;
-use crate::repository::{RepositoryIndex, seal_data};
+use crate::repository::{ChunkSource, RepositoryIndex, seal_data};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::config::CutMode;
-use pgkeep_formats::repo::manifest::{Extent, ExtentAt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Most bytes of a file in one task.
 pub(super) const TASK_BYTES_MAX: usize = 1 << 20;
 
-/// A file as the parent has it, for finding out that a stretch did not change.
-pub(super) struct ParentFile {
-    manifest: Arc<Manifest>,
-    /// First unit of each extent, and the extent; without zeros and parts of chunks.
-    whole: Vec<(u64, Extent)>,
-}
-
-impl ParentFile {
-    pub(super) fn new(manifest: &Arc<Manifest>, extents: &[Extent]) -> Self {
-        let mut start = 0;
-        let mut whole = Vec::new();
-        for e in extents {
-            if matches!(e.at, ExtentAt::Chunk { offset: 0, .. }) {
-                whole.push((start, *e));
-            }
-            start += u64::from(e.units);
-        }
-        Self { manifest: Arc::clone(manifest), whole }
-    }
-
-    /// The parent's ordinal of these very units, if it is chunk `id` there.
-    fn ordinal_of(&self, start: u64, units: u32, id: &ChunkId) -> Result<Option<u32>> {
-        let Ok(at) = self.whole.binary_search_by_key(&start, |w| w.0) else { return Ok(None) };
-        match self.whole.get(at) {
-            Some((_, Extent { units: n, at: ExtentAt::Chunk { ordinal, .. } })) if *n == units => {
-                Ok((self.manifest.chunk_id(*ordinal)? == *id).then_some(*ordinal))
-            }
-            _ => Ok(None),
-        }
-    }
-}
-
 /// A small file of a pool.
 pub(super) struct PoolFile {
     pub(super) source: PathBuf,
     pub(super) pages: Option<Pages>,
     pub(super) size: usize,
+    pub(super) parent: Option<Arc<ParentFile>>,
 }
 
 pub(super) enum Work {
@@ -77,17 +50,44 @@ pub(super) struct Piece {
     pub(super) what: What,
 }
 
+impl Piece {
+    /// True if one unit more of this goes on with the run.
+    fn is_continued_by(&self, next: &What) -> bool {
+        match (&self.what, next) {
+            (What::Zero, What::Zero) => true,
+            (What::Parent { ordinal: a, offset: from }, What::Parent { ordinal: b, offset }) => {
+                a == b && from.checked_add(self.units) == Some(*offset)
+            }
+            (What::Changed { first }, What::Changed { first: next }) => first + self.units as usize == *next,
+            _ => false,
+        }
+    }
+}
+
 pub(super) enum What {
     Zero,
-    /// As in the parent, under its ordinal.
-    Parent(u32),
+    /// As in the parent: its ordinal, and the first unit there.
+    Parent { ordinal: u32, offset: u32 },
+    /// These pages of [`Output::changed`], from this number on.
+    Changed { first: usize },
     /// A chunk; sealed unless the repository has it.
-    Chunk {
-        id: ChunkId,
-        kind: ChunkKind,
-        plain_len: u32,
-        sealed: Option<(Encoding, Vec<u8>)>,
-    },
+    Chunk(NamedChunk),
+}
+
+/// A chunk's name and, if it is new, what to store.
+pub(super) struct NamedChunk {
+    pub(super) id: ChunkId,
+    pub(super) kind: ChunkKind,
+    pub(super) plain_len: u32,
+    pub(super) new: Option<NewChunk>,
+}
+
+/// A sealed chunk with what its pack says of it.
+pub(super) struct NewChunk {
+    pub(super) encoding: Encoding,
+    pub(super) sealed: Vec<u8>,
+    pub(super) bases: Vec<BasePages>,
+    pub(super) hashes: Vec<u64>,
 }
 
 /// One file of a finished pool.
@@ -97,6 +97,8 @@ pub(super) struct PoolPart {
     /// Bytes read; `None` if the file had vanished.
     pub(super) len: Option<usize>,
     pub(super) bad_pages: Vec<u32>,
+    /// What it is made of, if it was compared with the parent; else it is in the pool's chunk.
+    pub(super) pieces: Option<Vec<Piece>>,
 }
 
 pub(super) struct Output {
@@ -106,11 +108,14 @@ pub(super) struct Output {
     pub(super) len: usize,
     pub(super) bad_pages: Vec<u32>,
     pub(super) pool: Vec<PoolPart>,
+    /// Pages to be gathered.
+    pub(super) changed: ChangedPages,
 }
 
-pub(super) struct Done {
-    pub(super) sequence: u64,
-    pub(super) output: Result<Output>,
+/// What a worker has done.
+pub(super) enum Done {
+    Task { sequence: u64, output: Result<Output> },
+    Gather { number: u64, gathered: Result<Gathered> },
 }
 
 /// What all workers share.
@@ -123,17 +128,40 @@ pub(super) struct Shared {
     pub(super) region: usize,
     pub(super) page_size: u32,
     pub(super) level: i32,
+    /// Key of page hashes.
+    pub(super) page_key: SecretBytes<32>,
+    /// There is a parent: what is small and new is gathered.
+    pub(super) has_parent: bool,
+    /// Where old pages are read; `None` if deltas are not wanted or data cannot be opened.
+    pub(super) old_pages: Option<Arc<ChunkSource>>,
+}
+
+impl Shared {
+    pub(super) fn page_hash(&self, page: &[u8]) -> u64 {
+        let hash = blake3::keyed_hash(self.page_key.expose(), page);
+        hash.as_bytes().first_chunk().map_or(0, |b| u64::from_le_bytes(*b))
+    }
+
+    fn page_hashes(&self, kind: ChunkKind, plain: &[u8]) -> Vec<u64> {
+        let page = self.page_size as usize;
+        if kind != ChunkKind::Relation || !plain.len().is_multiple_of(page) {
+            return Vec::new();
+        }
+        plain.chunks(page).map(|p| self.page_hash(p)).collect()
+    }
 }
 
 pub(super) struct Worker<'a> {
-    shared: &'a Shared,
-    encoder: Encoder,
+    pub(super) shared: &'a Shared,
+    pub(super) encoder: Encoder,
+    known: KnownPages,
     buffer: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
     pub(super) fn new(shared: &'a Shared) -> Result<Self> {
-        Ok(Self { shared, encoder: Encoder::for_files(shared.level)?, buffer: vec![0; TASK_BYTES_MAX] })
+        let encoder = Encoder::for_files(shared.level)?;
+        Ok(Self { shared, encoder, known: KnownPages::default(), buffer: vec![0; TASK_BYTES_MAX] })
     }
 
     pub(super) fn run(&mut self, work: &Work) -> Result<Output> {
@@ -164,11 +192,72 @@ impl<'a> Worker<'a> {
         // A file that was cut short in mid-page while it was read: the rest of the page is WAL replay's.
         let padded = if region.len < len { region.len.next_multiple_of(unit_bytes).min(len) } else { region.len };
         want[region.len..padded].fill(0);
-        let (pieces, len) = (self.pieces(&want[..padded], offset, unit, parent)?, padded);
-        Ok(Output { pieces, len, bad_pages: region.bad_pages, pool: Vec::new() })
+        let mut changed = ChangedPages::default();
+        let plain = &want[..padded];
+        let pieces = if unit == self.shared.page_size && self.shared.has_parent {
+            self.pages(plain, offset, parent, &mut changed)?
+        } else {
+            self.cut(plain, offset, unit, parent)?
+        };
+        Ok(Output { pieces, len: padded, bad_pages: region.bad_pages, pool: Vec::new(), changed })
     }
 
-    fn pieces(&mut self, bytes: &[u8], offset: u64, unit: u32, parent: Option<&ParentFile>) -> Result<Vec<Piece>> {
+    /// Compares pages with the parent's.
+    fn pages(
+        &mut self,
+        bytes: &[u8],
+        offset: u64,
+        parent: Option<&ParentFile>,
+        changed: &mut ChangedPages,
+    ) -> Result<Vec<Piece>> {
+        let page_size = self.shared.page_size as usize;
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut here = offset;
+        for region in bytes.chunks(self.shared.region) {
+            let first = here / page_size as u64;
+            let pages = region.len().div_ceil(page_size) as u32;
+            here += region.len() as u64;
+            // Nothing of it is known, and it is worth a chunk of its own.
+            let unknown = parent.is_none_or(|p| p.is_behind(first));
+            if unknown && region.len() * 2 >= self.shared.region {
+                let what = if is_zero(region) {
+                    What::Zero
+                } else {
+                    self.chunk(region, ChunkKind::Relation, |_| Ok(None))?
+                };
+                pieces.push(Piece { units: pages, what });
+                continue;
+            }
+            for (page, number) in region.chunks(page_size).zip(first..) {
+                let what = self.page(page, parent.map_or(Then::Nothing, |p| p.page(number)), changed)?;
+                match pieces.last_mut() {
+                    Some(last) if last.is_continued_by(&what) => last.units += 1,
+                    _ => pieces.push(Piece { units: 1, what }),
+                }
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn page(&mut self, page: &[u8], then: Then<'_>, changed: &mut ChangedPages) -> Result<What> {
+        if is_zero(page) {
+            return Ok(What::Zero);
+        }
+        let hash = self.shared.page_hash(page);
+        let mut base = None;
+        if let Then::At { manifest, ordinal, offset } = then
+            && let Some(known) = self.known.of(&self.shared.index, manifest, ordinal)?
+        {
+            if known.hash(offset) == Some(hash) {
+                return Ok(What::Parent { ordinal, offset });
+            }
+            base = known.base(offset);
+        }
+        Ok(What::Changed { first: changed.push(page, hash, base) })
+    }
+
+    /// Cuts as at first sight. What the parent has in the same place under the same name is its.
+    fn cut(&mut self, bytes: &[u8], offset: u64, unit: u32, parent: Option<&ParentFile>) -> Result<Vec<Piece>> {
         let unit_bytes = unit as usize;
         let kind = if unit == self.shared.page_size { ChunkKind::Relation } else { ChunkKind::Other };
         let (mut pieces, mut at) = (Vec::new(), 0);
@@ -204,32 +293,59 @@ impl<'a> Worker<'a> {
     ) -> Result<What> {
         let id = self.shared.keyring.chunk_id(kind.as_u8(), plain)?;
         if let Some(ordinal) = in_parent(&id)? {
-            return Ok(What::Parent(ordinal));
+            return Ok(What::Parent { ordinal, offset: 0 });
         }
+        self.store(id, plain, kind, None).map(What::Chunk)
+    }
+
+    /// Seals a chunk that the repository does not have. `hashes` are those of its pages if they are known already.
+    pub(super) fn store(
+        &mut self,
+        id: ChunkId,
+        plain: &[u8],
+        kind: ChunkKind,
+        hashes: Option<Vec<u64>>,
+    ) -> Result<NamedChunk> {
         let plain_len = plain.len() as u32;
         if self.shared.index.lookup(&id)?.is_some() {
-            return Ok(What::Chunk { id, kind, plain_len, sealed: None });
+            return Ok(NamedChunk { id, kind, plain_len, new: None });
         }
+        let hashes = hashes.unwrap_or_else(|| self.shared.page_hashes(kind, plain));
         let (encoding, encoded) = self.encoder.encode(plain)?;
         let sealed = seal_data(&self.shared.sealer, id, kind, encoding, plain_len, encoded)?;
-        Ok(What::Chunk { id, kind, plain_len, sealed: Some((encoding, sealed)) })
+        Ok(NamedChunk { id, kind, plain_len, new: Some(NewChunk { encoding, sealed, bases: Vec::new(), hashes }) })
+    }
+
+    /// Stores gathered pages.
+    pub(super) fn gather(&mut self, gather: &Gather) -> Result<Gathered> {
+        super::gather::encode(self, gather)
     }
 
     fn pool(&mut self, buffer: &mut [u8], unit: u32, files: &[PoolFile]) -> Result<Output> {
         let unit_bytes = unit as usize;
         let (mut at, mut pool) = (0, Vec::with_capacity(files.len()));
+        let mut changed = ChangedPages::default();
+        let mut compared = 0;
         for file in files {
             let offset = (at / unit_bytes) as u32;
             let Some(reader) = RegionReader::open(&file.source, file.pages)? else {
-                pool.push(PoolPart { offset, len: None, bad_pages: Vec::new() });
+                pool.push(PoolPart { offset, len: None, bad_pages: Vec::new(), pieces: None });
                 continue;
             };
             let room = buffer.get_mut(at..at + file.size).unwrap_or_default();
             let region = reader.read(0, room)?;
             let end = region.len.next_multiple_of(unit_bytes).min(room.len());
             room[region.len..end].fill(0);
-            at += end;
-            pool.push(PoolPart { offset, len: Some(region.len), bad_pages: region.bad_pages });
+            let mut pieces = None;
+            if let Some(parent) = &file.parent {
+                // Its pages have places of their own; the next file takes its room in the pool.
+                let content = room.get(..end).unwrap_or_default();
+                pieces = Some(self.pages(content, 0, Some(parent), &mut changed)?);
+                compared += end;
+            } else {
+                at += end;
+            }
+            pool.push(PoolPart { offset, len: Some(region.len), bad_pages: region.bad_pages, pieces });
         }
         let plain = &buffer[..at];
         let kind = if unit == self.shared.page_size { ChunkKind::Relation } else { ChunkKind::Other };
@@ -238,6 +354,6 @@ impl<'a> Worker<'a> {
             let what = if is_zero(plain) { What::Zero } else { self.chunk(plain, kind, |_| Ok(None))? };
             pieces.push(Piece { units: (at / unit_bytes) as u32, what });
         }
-        Ok(Output { pieces, len: at, bad_pages: Vec::new(), pool })
+        Ok(Output { pieces, len: at + compared, bad_pages: Vec::new(), pool, changed })
     }
 }

@@ -1,7 +1,12 @@
 //! Writing packs and reading their footers. Layout: FORMAT.md, "Pack".
 //!
 //! A pack is built in memory and named when it is complete, so a name never stands for part of a pack. Chunks keep the
-//! order in which they are pushed.
+//! order in which they are pushed. What they depend on stands in the footer, the hashes of their pages in a section before
+//! it: `contents` reads both, and no chunk.
+
+mod contents;
+
+pub use contents::PackContents;
 
 use crate::crypto::{ChunkDomain, Scope, SessionSealer};
 use crate::repository::Repository;
@@ -14,11 +19,14 @@ use pgkeep_formats::repo::envelope::{ChunkHead, Cipher};
 use pgkeep_formats::repo::index::{DOMAIN_DATA, DOMAIN_META, IndexBuilder, IndexEntry, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::{
-    CHUNKS_MAX, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN,
+    BaseRun, CHUNKS_MAX, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN,
 };
+use std::collections::HashMap;
 
 /// Kind byte under which footers are sealed; no chunk has it.
 const FOOTER_KIND: u8 = 0xff;
+/// Kind byte under which page hashes are sealed; no chunk has it.
+const HASHES_KIND: u8 = 0xfe;
 /// What a first read of a pack's end asks for: the footers of nearly all packs.
 const TAIL_BYTES: usize = 64 << 10;
 
@@ -33,6 +41,17 @@ pub struct PackedChunk {
     pub encoding: Encoding,
     /// Bytes of its plaintext.
     pub plain_len: u32,
+}
+
+/// Old pages a chunk was encoded against: a run of pages in one chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BasePages {
+    /// The chunk, which is itself encoded without a base.
+    pub chunk: ChunkId,
+    /// First page in it.
+    pub first: u32,
+    /// Number of pages.
+    pub pages: u32,
 }
 
 /// Which key seals a pack's chunks.
@@ -83,6 +102,9 @@ pub struct PackWriter {
     hasher: blake3::Hasher,
     bytes: Vec<u8>,
     footer: Footer,
+    /// Places in the footer's list of bases.
+    bases: HashMap<ChunkId, u32>,
+    hashes: Vec<u8>,
     target: usize,
 }
 
@@ -98,8 +120,15 @@ impl PackWriter {
             session: sealer.session(),
             scope: scope_tag(domain),
         };
-        let mut pack =
-            Self { header, hasher: blake3::Hasher::new(), bytes: Vec::new(), footer: Footer::default(), target };
+        let mut pack = Self {
+            header,
+            hasher: blake3::Hasher::new(),
+            bytes: Vec::new(),
+            footer: Footer::default(),
+            bases: HashMap::new(),
+            hashes: Vec::new(),
+            target,
+        };
         pack.append(&header.encode());
         pack
     }
@@ -109,12 +138,17 @@ impl PackWriter {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Appends a sealed chunk.
-    pub fn push(&mut self, chunk: PackedChunk, sealed: &[u8]) {
+    /// Appends a sealed chunk. `bases` are the old pages it needs, in their order; `hashes` those of its own pages, or none.
+    pub fn push(&mut self, chunk: PackedChunk, sealed: &[u8], bases: &[BasePages], hashes: &[u64]) {
         if self.bytes.capacity() == HEADER_LEN || self.footer.entries.is_empty() {
             // Most packs fill up; a small one returns the room when it is finished.
             self.bytes.reserve(self.target + self.target / 16);
         }
+        let run = |b: &BasePages| BaseRun { base: self.base(b.chunk), first_page: b.first, pages: b.pages };
+        let dependency = match bases {
+            [] => Dependency::None,
+            bases => Dependency::Bases(bases.iter().map(run).collect()),
+        };
         self.footer.entries.push(FooterEntry {
             id: chunk.id,
             offset: self.bytes.len() as u32,
@@ -122,10 +156,19 @@ impl PackWriter {
             plain_len: chunk.plain_len,
             kind: chunk.kind,
             encoding: chunk.encoding,
-            dependency: Dependency::None,
-            page_hashes: 0,
+            dependency,
+            page_hashes: hashes.len() as u32,
         });
+        self.hashes.extend(hashes.iter().flat_map(|h| h.to_le_bytes()));
         self.append(sealed);
+    }
+
+    fn base(&mut self, id: ChunkId) -> u32 {
+        let bases = &mut self.footer.bases;
+        *self.bases.entry(id).or_insert_with(|| {
+            bases.push(id);
+            bases.len() as u32 - 1
+        })
     }
 
     /// True if it should be finished before another chunk is pushed.
@@ -145,13 +188,21 @@ impl PackWriter {
     /// # Errors
     /// What the cipher said.
     pub fn finish(mut self, sealer: &SessionSealer) -> Result<FinishedPack> {
+        let hashes_offset = self.bytes.len();
+        if !self.hashes.is_empty() {
+            let plain = std::mem::take(&mut self.hashes);
+            let mut sealed = Vec::new();
+            let head = section_head(&self.header, HASHES_KIND, plain.len() as u32);
+            sealer.seal_chunk(&ChunkDomain::Meta(Scope::Index), &head, &plain, &mut sealed)?;
+            self.append(&sealed);
+        }
         let plain = self.footer.encode();
         let footer_offset = self.bytes.len();
         let mut sealed = Vec::new();
-        let head = footer_head(&self.header, plain.len() as u32);
+        let head = section_head(&self.header, FOOTER_KIND, plain.len() as u32);
         sealer.seal_chunk(&ChunkDomain::Meta(Scope::Index), &head, &plain, &mut sealed)?;
         let trailer = PackTrailer {
-            hashes_offset: footer_offset as u32,
+            hashes_offset: hashes_offset as u32,
             footer_offset: footer_offset as u32,
             footer_len: sealed.len() as u32,
             footer_plain_len: plain.len() as u32,
@@ -165,10 +216,10 @@ impl PackWriter {
     }
 }
 
-/// The footer's context: bound to the pack's header, so that no footer opens in another session's pack.
-fn footer_head(header: &PackHeader, plain_len: u32) -> ChunkHead {
+/// The context of footer and hashes: bound to the pack's header, so that neither opens in another session's pack.
+fn section_head(header: &PackHeader, kind: u8, plain_len: u32) -> ChunkHead {
     let id = ChunkId(*blake3::hash(&header.encode()).as_bytes());
-    ChunkHead { kind: FOOTER_KIND, encoding: Encoding::Raw.as_u8(), id, plain_len }
+    ChunkHead { kind, encoding: Encoding::Raw.as_u8(), id, plain_len }
 }
 
 /// Reads what a pack holds from its header and footer: two or three ranged reads.
@@ -176,17 +227,24 @@ fn footer_head(header: &PackHeader, plain_len: u32) -> ChunkHead {
 /// # Errors
 /// `Format` or `Checksum` if the pack is damaged; what the store said.
 pub fn read_footer(repository: &Repository, pack: PackId, size: u64) -> Result<(PackFacts, Footer)> {
+    let (header, mut tail, trailer) = read_tail(repository, pack, size)?;
+    open_footer(repository, pack, size, &header, &mut tail, &trailer)
+}
+
+/// Header, everything from the page hashes on, and the trailer.
+fn read_tail(repository: &Repository, pack: PackId, size: u64) -> Result<(Vec<u8>, Vec<u8>, PackTrailer)> {
     let name = layout::pack(pack);
     let store = repository.store();
     let header = store.get(&name, Range::Span { offset: 0, len: HEADER_LEN })?;
     let mut tail = store.get(&name, Range::Tail { len: TAIL_BYTES })?;
     let trailer = PackTrailer::decode(&tail, size).map_err(Error::damaged(&name))?;
-    let sealed_len = trailer.footer_len as usize;
-    if sealed_len + TRAILER_LEN > tail.len() {
-        let len = sealed_len + TRAILER_LEN;
-        tail = store.get(&name, Range::Span { offset: trailer.footer_offset.into(), len })?;
+    let want = (size - u64::from(trailer.hashes_offset)) as usize;
+    if want > tail.len() {
+        tail = store.get(&name, Range::Span { offset: trailer.hashes_offset.into(), len: want })?;
+    } else {
+        tail.drain(..tail.len() - want);
     }
-    open_footer(repository, pack, size, &header, &mut tail, &trailer)
+    Ok((header, tail, trailer))
 }
 
 /// Reads what a pack holds from all its bytes. Of these only the sealed footer is changed: it is opened in place.
@@ -226,7 +284,7 @@ fn open_footer(
     let sealed = tail.get_mut(start..start + sealed_len).unwrap_or_default();
     let opener = repository.keyring().meta_opener(&header.session, &Scope::Index)?;
     let plain = opener
-        .open_chunk(&footer_head(&header, trailer.footer_plain_len), sealed)
+        .open_chunk(&section_head(&header, FOOTER_KIND, trailer.footer_plain_len), sealed)
         .map_err(|e| Error::from(e).during(format!("cannot open the footer of '{name}'")))?;
     let footer = Footer::decode(plain).map_err(Error::damaged(&name))?;
     let end = footer.entries.last().map_or(HEADER_LEN as u64, |e| u64::from(e.offset) + u64::from(e.stored_len));

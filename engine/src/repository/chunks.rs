@@ -1,13 +1,14 @@
 //! Reading chunks: from its place in a pack to checked plaintext.
 
 use super::Repository;
-use crate::chunk::Decoder;
+use super::bases::BaseCache;
+use crate::chunk::{Decoder, delta};
 use crate::crypto::{ChunkOpener, Scope};
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::store::{Range, Store};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, SessionId};
-use pgkeep_formats::repo::chunk::ChunkKind;
+use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::envelope::ChunkHead;
 use pgkeep_formats::repo::index::DOMAIN_DATA;
 use pgkeep_formats::repo::layout;
@@ -30,13 +31,14 @@ pub struct ChunkSource {
     index: Arc<dyn ChunkIndex>,
     stanza: String,
     meta_openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
+    pub(super) bases: BaseCache,
 }
 
 impl ChunkSource {
     /// `index` must hold what is asked for; `stanza` is whose manifests can be opened.
     #[must_use]
     pub fn new(repository: Arc<Repository>, index: Arc<dyn ChunkIndex>, stanza: &str) -> Self {
-        Self { repository, index, stanza: stanza.to_owned(), meta_openers: Mutex::default() }
+        Self { repository, index, stanza: stanza.to_owned(), meta_openers: Mutex::default(), bases: BaseCache::default() }
     }
 
     /// The repository.
@@ -83,13 +85,22 @@ impl ChunkSource {
         let opener = self.opener(at)?;
         let head = ChunkHead { kind: at.kind.as_u8(), encoding: at.encoding.as_u8(), id: *id, plain_len: at.plain_len };
         let encoded = opener.open_chunk(&head, blob).map_err(|e| Error::from(e).during(place()))?;
+        // Before the decoder is borrowed: getting old pages decodes their chunks.
+        let base = match at.encoding {
+            Encoding::ZstdPrefix | Encoding::Patch => {
+                let page = delta::page_of(at.encoding, encoded).map_err(|e| e.during(place()))?;
+                self.base_pages(id, at, page).map_err(|e| e.during(place()))?
+            }
+            _ => Vec::new(),
+        };
         let mut plain = Vec::new();
         DECODER.with_borrow_mut(|decoder| {
             let decoder = match decoder {
                 Some(d) => d,
                 None => decoder.insert(Decoder::new()?),
             };
-            decoder.decode(at.encoding, encoded, at.plain_len as usize, &mut plain).map_err(|e| e.during(place()))
+            let len = at.plain_len as usize;
+            decoder.decode_delta(at.encoding, encoded, &base, len, &mut plain).map_err(|e| e.during(place()))
         })?;
         let found = match at.kind {
             ChunkKind::Metadata => {

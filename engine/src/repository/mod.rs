@@ -1,13 +1,14 @@
 //! A repository: its objects by meaning instead of by name.
 //!
 //! Owns the order in which objects are created and the rules of DESIGN's sections 4 and 5 that concern one object; the
-//! operations decide what to write. Submodules: `chunks` (reading chunks), `session` (a writer's run), `manifests`
+//! operations decide what to write. Submodules: `chunks` (reading chunks), `bases` (what deltas need), `session` (a writer's run), `manifests`
 //! (reading and building manifests), `catalogue` (which backups are visible), `index` and `rebuild` (where chunks are),
 //! `wal` (archived files).
 //!
 //! Opening costs a handful of small reads and no index: `archive-push` and `archive-get` need no more. The index is
 //! loaded by [`Repository::load_index`], once, by who needs it. Any thread may call any method.
 
+mod bases;
 mod catalogue;
 mod chunks;
 mod index;
@@ -55,6 +56,7 @@ pub struct Repository {
     keyring: Arc<Keyring>,
     cache: Option<PathBuf>,
     openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
+    contents: bases::ContentsCache,
 }
 
 impl std::fmt::Debug for Repository {
@@ -135,7 +137,8 @@ impl Repository {
         }
         let config = keyring.open_config(&format)?;
         let (key, openers) = (options.key, Mutex::default());
-        Ok(Self { key, store, config, keyring: Arc::new(keyring), cache: options.cache, openers })
+        let (keyring, contents) = (Arc::new(keyring), bases::ContentsCache::default());
+        Ok(Self { key, store, config, keyring, cache: options.cache, openers, contents })
     }
 
     /// Number of the repository in the configuration.

@@ -10,7 +10,7 @@ use super::{Repository, RepositoryIndex, put_new};
 use crate::clock::Clock;
 use crate::crypto::{Scope, SessionSealer};
 use crate::index::{ChunkAt, ChunkIndex, ChunkIndexMut, Head, HeadOptions, IndexError};
-use crate::pack::{FinishedPack, PackDomain, PackWriter, PackedChunk, add_footer, read_footer};
+use crate::pack::{BasePages, FinishedPack, PackDomain, PackWriter, PackedChunk, add_footer, read_footer};
 use crate::store::{Put, Range};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, IndexId, PackId, SessionId};
@@ -186,16 +186,24 @@ impl WriterSession {
         Ok(self.pending.contains(id) || self.index.lookup(id)?.is_some())
     }
 
-    /// Adds a sealed data chunk, unless it is known. Full packs go to `put`, which must make them durable in order.
+    /// Adds a sealed data chunk. What it returns is a full pack, which must be made durable and then noted by
+    /// [`Self::note_durable`]. `bases` are the old pages it was encoded against, `hashes` those of its own pages; both may
+    /// be empty.
     ///
     /// # Errors
-    /// What the index, the cipher or `put` said.
-    pub fn add_data(&mut self, chunk: PackedChunk, sealed: &[u8]) -> Result<Option<FinishedPack>> {
+    /// What the cipher said.
+    pub fn add_data(
+        &mut self,
+        chunk: PackedChunk,
+        sealed: &[u8],
+        bases: &[BasePages],
+        hashes: &[u64],
+    ) -> Result<Option<FinishedPack>> {
         self.pending.insert(chunk.id);
         let target = self.repository.config().pack_bytes as usize;
         let pack =
             self.data.get_or_insert_with(|| PackWriter::new(&self.sealer, &PackDomain::Data, self.epoch, target));
-        pack.push(chunk, sealed);
+        pack.push(chunk, sealed, bases, hashes);
         if pack.is_full() { self.finish_data() } else { Ok(None) }
     }
 
@@ -229,7 +237,7 @@ impl WriterSession {
         self.pending.insert(id);
         let target = self.repository.config().pack_bytes as usize;
         let pack = self.meta.get_or_insert_with(|| PackWriter::new(&self.sealer, &domain, self.epoch, target));
-        pack.push(PackedChunk { id, kind, encoding, plain_len }, &sealed);
+        pack.push(PackedChunk { id, kind, encoding, plain_len }, &sealed, &[], &[]);
         if pack.is_full() {
             self.flush_metadata()?;
         }
@@ -351,16 +359,23 @@ impl WriterSession {
         let mut packs: HashMap<PackId, Arc<PackFacts>> = HashMap::new();
         let mut used = 0u64;
         let index = Arc::clone(&self.index);
-        chunks(&mut |id| {
+        let mut note = |id: &ChunkId| {
             let at = index.lookup(id)?.ok_or_else(|| {
                 Error::refused(Kind::FileMissing, format!("chunk {id}, which this backup needs, is in no index"))
             })?;
-            if !refs.contains(at.pack.pack, at.ordinal) {
+            let new = !refs.contains(at.pack.pack, at.ordinal);
+            if new {
                 refs.insert(at.pack.pack, at.ordinal);
                 used += u64::from(at.stored_len);
-                packs.entry(at.pack.pack).or_insert(at.pack);
+                packs.entry(at.pack.pack).or_insert_with(|| Arc::clone(&at.pack));
             }
-            Ok(())
+            Ok::<_, Error>(new.then_some(at))
+        };
+        let repository = Arc::clone(&self.repository);
+        chunks(&mut |id| match note(id)? {
+            // Depth is one: what a base depends on needs no look.
+            Some(at) => repository.dependencies(&at, &mut |base| note(base).map(drop)),
+            None => Ok(()),
         })?;
         let name = layout::refs(self.id());
         let bytes =

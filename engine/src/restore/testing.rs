@@ -91,7 +91,7 @@ pub fn back_up_tree(repository: &Arc<Repository>, stanza: &str, root: &Path, opt
         let plain_len = draft.bytes.len() as u32;
         let (encoding, encoded) = encoder.encode(&draft.bytes)?;
         let sealed = seal_data(session.sealer(), id, draft.kind, encoding, plain_len, encoded)?;
-        let full = session.add_data(PackedChunk { id, kind: draft.kind, encoding, plain_len }, &sealed)?;
+        let full = session.add_data(PackedChunk { id, kind: draft.kind, encoding, plain_len }, &sealed, &[], &[])?;
         store(&mut session, full)?;
     }
     let last = session.finish_data()?;

@@ -200,7 +200,7 @@ impl Writer {
             let (encoding, encoded) = self.encoder.encode(plain).unwrap();
             let plain_len = plain.len() as u32;
             let sealed = seal_data(session.sealer(), id, kind, encoding, plain_len, encoded).unwrap();
-            put(session, |s| s.add_data(PackedChunk { id, kind, encoding, plain_len }, &sealed).unwrap());
+            put(session, |s| s.add_data(PackedChunk { id, kind, encoding, plain_len }, &sealed, &[], &[]).unwrap());
             self.in_pack += 1;
             if self.in_pack == self.pack_chunks {
                 put(session, |s| s.finish_data().unwrap());

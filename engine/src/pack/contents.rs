@@ -1,0 +1,133 @@
+//! What a pack says of its chunks beside their bytes: what they depend on, and hashes of their pages.
+//!
+//! A backup compares pages with these hashes instead of reading old chunks; readers find out here which old pages a chunk
+//! needs. Neither decodes a chunk.
+
+use super::{BasePages, HASHES_KIND, open_footer, read_tail, section_head};
+use crate::crypto::Scope;
+use crate::repository::Repository;
+use crate::{Error, Result};
+use pgkeep_formats::FormatError;
+use pgkeep_formats::id::{ChunkId, PackId};
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::pack::{Dependency, Footer, HEADER_LEN, PackHeader, SEAL_OVERHEAD};
+
+/// Footer and page hashes of one pack.
+#[derive(Debug)]
+pub struct PackContents {
+    footer: Footer,
+    /// Place of each entry's first hash.
+    starts: Vec<u32>,
+    hashes: Vec<u64>,
+}
+
+impl PackContents {
+    /// Reads them with two or three ranged reads.
+    ///
+    /// # Errors
+    /// `Format` or `Checksum` if the pack is damaged; what the store said.
+    pub fn read(repository: &Repository, pack: PackId, size: u64) -> Result<Self> {
+        let name = layout::pack(pack);
+        let (header, mut tail, trailer) = read_tail(repository, pack, size)?;
+        let sealed_len = (trailer.footer_offset - trailer.hashes_offset) as usize;
+        let mut hashes = Vec::new();
+        if sealed_len > 0 {
+            let parsed = PackHeader::decode(&header).map_err(Error::damaged(&name))?;
+            let wrong = FormatError::OutOfRange { offset: 0, what: "length of page hashes", found: sealed_len as u64 };
+            let plain_len = sealed_len.checked_sub(SEAL_OVERHEAD).ok_or(wrong).map_err(Error::damaged(&name))?;
+            let sealed = tail.get_mut(..sealed_len).unwrap_or_default();
+            let opener = repository.keyring().meta_opener(&parsed.session, &Scope::Index)?;
+            let plain = opener
+                .open_chunk(&section_head(&parsed, HASHES_KIND, plain_len as u32), sealed)
+                .map_err(|e| Error::from(e).during(format!("cannot open the page hashes of '{name}'")))?;
+            hashes = plain.as_chunks::<8>().0.iter().map(|h| u64::from_le_bytes(*h)).collect();
+        }
+        let (_, footer) = open_footer(repository, pack, size, header.get(..HEADER_LEN).unwrap_or_default(), &mut tail, &trailer)?;
+        let mut starts = Vec::with_capacity(footer.entries.len());
+        let mut total = 0u32;
+        for entry in &footer.entries {
+            starts.push(total);
+            total = total.saturating_add(entry.page_hashes);
+        }
+        if total as usize != hashes.len() {
+            let error = FormatError::OutOfRange { offset: 0, what: "number of page hashes", found: total.into() };
+            return Err(Error::damaged(&name)(error));
+        }
+        Ok(Self { footer, starts, hashes })
+    }
+
+    /// Hashes of a chunk's pages; empty if it has none.
+    #[must_use]
+    pub fn hashes(&self, ordinal: u16) -> &[u64] {
+        let at = usize::from(ordinal);
+        let (Some(start), Some(entry)) = (self.starts.get(at), self.footer.entries.get(at)) else { return &[] };
+        let start = *start as usize;
+        self.hashes.get(start..start + entry.page_hashes as usize).unwrap_or_default()
+    }
+
+    /// The name of a chunk.
+    #[must_use]
+    pub fn id(&self, ordinal: u16) -> Option<ChunkId> {
+        self.footer.entries.get(usize::from(ordinal)).map(|e| e.id)
+    }
+
+    /// The old pages a chunk needs, in order; empty if none.
+    #[must_use]
+    pub fn bases(&self, ordinal: u16) -> Vec<BasePages> {
+        let Some(entry) = self.footer.entries.get(usize::from(ordinal)) else { return Vec::new() };
+        let Dependency::Bases(runs) = &entry.dependency else { return Vec::new() };
+        let run = |r: &pgkeep_formats::repo::pack::BaseRun| {
+            let chunk = *self.footer.bases.get(r.base as usize)?;
+            Some(BasePages { chunk, first: r.first_page, pages: r.pages })
+        };
+        // The decoder has checked that each run's base is in the list.
+        runs.iter().filter_map(run).collect()
+    }
+
+    /// The one old page that belongs to page `page` of a delta, if it was encoded page by page.
+    #[must_use]
+    pub fn base_of_page(&self, ordinal: u16, page: u32) -> Option<(ChunkId, u32)> {
+        let entry = self.footer.entries.get(usize::from(ordinal))?;
+        let Dependency::Bases(runs) = &entry.dependency else { return None };
+        let mut before = 0u32;
+        let mut found = None;
+        for run in runs {
+            if found.is_none() && page - before < run.pages {
+                found = Some((*self.footer.bases.get(run.base as usize)?, run.first_page.checked_add(page - before)?));
+            }
+            before = before.checked_add(run.pages)?;
+            if found.is_none() && before > page {
+                return None;
+            }
+        }
+        // As many old pages as hashes, which is one a page: then they belong together in their order.
+        found.filter(|_| before == entry.page_hashes)
+    }
+
+    /// Chunks a chunk cannot be decoded without.
+    pub fn dependencies(&self, ordinal: u16) -> impl Iterator<Item = ChunkId> + '_ {
+        let dependency = self.footer.entries.get(usize::from(ordinal)).map(|e| &e.dependency);
+        let (dictionary, runs) = match dependency {
+            Some(Dependency::Dictionary(d)) => (Some(*d), [].as_slice()),
+            Some(Dependency::Bases(runs)) => (None, runs.as_slice()),
+            _ => (None, [].as_slice()),
+        };
+        let mut last = None;
+        dictionary
+            .into_iter()
+            .chain(runs.iter().map(|r| r.base))
+            .filter(move |base| last.replace(*base) != Some(*base))
+            .filter_map(|base| self.footer.bases.get(base as usize).copied())
+    }
+
+    /// Bytes of memory, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let runs = |e: &pgkeep_formats::repo::pack::FooterEntry| match &e.dependency {
+            Dependency::Bases(runs) => runs.len() * 12,
+            _ => 0,
+        };
+        let entries: usize = self.footer.entries.iter().map(|e| size_of_val(e) + 4 + runs(e)).sum();
+        entries + self.footer.bases.len() * ChunkId::LEN + self.hashes.len() * 8
+    }
+}

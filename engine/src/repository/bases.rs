@@ -1,0 +1,240 @@
+//! What decoding a delta needs: which old pages, from the pack's footer, and these pages, from their chunks.
+//!
+//! *Owns* two caches, each bounded in bytes, least recently used out first: contents of packs ([`PackContents`]) of a
+//! repository, and decoded base chunks of one reader. Gathered pages and their bases both lie in file order, so a few dozen
+//! chunks make scattered bases a sequential read. Two threads that miss the same thing both fetch it: harmless, and no
+//! thread ever waits for another. The lock is held for look-ups only.
+
+use super::{ChunkSource, Plain, Repository};
+use crate::index::{ChunkAt, Encoding};
+use crate::pack::{BasePages, PackContents};
+use crate::store::Range;
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::{ChunkId, PackId};
+use pgkeep_formats::repo::index::PackFacts;
+use pgkeep_formats::repo::layout;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of footers and page hashes a repository keeps.
+const CONTENTS_BYTES: usize = 32 << 20;
+/// Bytes of decoded base chunks a reader keeps: 256 of the usual size.
+const BASES_BYTES: usize = 64 << 20;
+/// Unwanted bytes of a pack that are read rather than asked around.
+const GAP_BYTES: u64 = 256 << 10;
+/// Most bytes of one get, unless one chunk is larger.
+const SPAN_BYTES: u64 = 4 << 20;
+
+/// Things by key, the least recently used dropped beyond a number of bytes.
+struct Bounded<K, V> {
+    limit: usize,
+    state: Mutex<State<K, V>>,
+}
+
+struct State<K, V> {
+    items: HashMap<K, (V, usize, u64)>,
+    order: BTreeMap<u64, K>,
+    clock: u64,
+    bytes: usize,
+}
+
+impl<K: Copy + Eq + Hash, V: Clone> Bounded<K, V> {
+    fn new(limit: usize) -> Self {
+        let state = State { items: HashMap::new(), order: BTreeMap::new(), clock: 0, bytes: 0 };
+        Self { limit, state: Mutex::new(state) }
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.clock += 1;
+        let now = state.clock;
+        let (value, _, used) = state.items.get_mut(key)?;
+        let (value, before) = (value.clone(), std::mem::replace(used, now));
+        state.order.remove(&before);
+        state.order.insert(now, *key);
+        Some(value)
+    }
+
+    fn put(&self, key: K, value: V, weight: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.clock += 1;
+        let now = state.clock;
+        if let Some((_, old, used)) = state.items.insert(key, (value, weight, now)) {
+            state.bytes -= old;
+            state.order.remove(&used);
+        }
+        state.bytes += weight;
+        state.order.insert(now, key);
+        while state.bytes > self.limit
+            && state.order.len() > 1
+            && let Some((_, oldest)) = state.order.pop_first()
+        {
+            if let Some((_, weight, _)) = state.items.remove(&oldest) {
+                state.bytes -= weight;
+            }
+        }
+    }
+}
+
+/// Contents of the packs that were asked for last.
+pub(super) struct ContentsCache(Bounded<PackId, Arc<PackContents>>);
+
+impl Default for ContentsCache {
+    fn default() -> Self {
+        Self(Bounded::new(CONTENTS_BYTES))
+    }
+}
+
+/// Base chunks decoded last.
+pub(super) struct BaseCache(Bounded<ChunkId, Plain>);
+
+impl Default for BaseCache {
+    fn default() -> Self {
+        Self(Bounded::new(BASES_BYTES))
+    }
+}
+
+impl Repository {
+    /// Footer and page hashes of a pack.
+    ///
+    /// # Errors
+    /// As [`PackContents::read`].
+    pub fn pack_contents(&self, facts: &PackFacts) -> Result<Arc<PackContents>> {
+        if let Some(found) = self.contents.0.get(&facts.pack) {
+            return Ok(found);
+        }
+        let contents = Arc::new(PackContents::read(self, facts.pack, facts.size)?);
+        self.contents.0.put(facts.pack, Arc::clone(&contents), contents.weight());
+        Ok(contents)
+    }
+
+    /// Calls `each` for every chunk that the one at this place cannot be decoded without.
+    ///
+    /// # Errors
+    /// As [`Self::pack_contents`]; what `each` said.
+    pub fn dependencies(&self, at: &ChunkAt, each: &mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()> {
+        match at.encoding {
+            Encoding::Raw | Encoding::Zstd => Ok(()),
+            Encoding::ZstdDictionary | Encoding::ZstdPrefix | Encoding::Patch => {
+                let contents = self.pack_contents(&at.pack)?;
+                contents.dependencies(at.ordinal).try_for_each(|id| each(&id))
+            }
+        }
+    }
+}
+
+impl ChunkSource {
+    /// Keeps a decoded chunk that deltas may soon need.
+    pub fn offer_base(&self, id: ChunkId, plain: &Plain) {
+        self.bases.0.put(id, Arc::clone(plain), plain.capacity());
+    }
+
+    /// The old pages that the chunk at this place was encoded against, joined. `page` is their size in bytes.
+    ///
+    /// # Errors
+    /// As [`ChunkSource::read`], naming the base; `Format` if the footer's runs do not fit their chunks.
+    pub(super) fn base_pages(&self, id: &ChunkId, at: &ChunkAt, page: usize) -> Result<Vec<u8>> {
+        let contents = self.repository().pack_contents(&at.pack)?;
+        if contents.id(at.ordinal) != Some(*id) {
+            let text = format!("chunk {id} is not where the index says in '{}'", layout::pack(at.pack.pack));
+            return Err(Error::refused(Kind::Format, text));
+        }
+        self.join_pages(&contents.bases(at.ordinal), page)
+    }
+
+    /// Joins runs of pages of base chunks.
+    ///
+    /// # Errors
+    /// As [`ChunkSource::read`]; `Format` if a run does not fit its chunk.
+    pub fn join_pages(&self, runs: &[BasePages], page: usize) -> Result<Vec<u8>> {
+        let mut ids: Vec<ChunkId> = runs.iter().map(|r| r.chunk).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let plains = self.bases(&ids)?;
+        let mut joined = Vec::with_capacity(runs.iter().map(|r| r.pages as usize * page).sum::<usize>().min(BASE_BYTES_MAX));
+        for run in runs {
+            let range = run.first as usize * page..(run.first as usize + run.pages as usize) * page;
+            let wrong = || Error::refused(Kind::Format, format!("a delta needs bytes {range:?} of chunk {}", run.chunk));
+            let plain = plains.get(&run.chunk).ok_or_else(wrong)?;
+            let pages = plain.get(range.clone()).filter(|p| joined.len() + p.len() <= BASE_BYTES_MAX).ok_or_else(wrong)?;
+            joined.extend_from_slice(pages);
+        }
+        Ok(joined)
+    }
+
+    /// Decoded base chunks, from the cache or the store. Neighbours in a pack come with one get.
+    fn bases(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, Plain>> {
+        let mut found = HashMap::with_capacity(ids.len());
+        let mut missing: Vec<(ChunkId, ChunkAt)> = Vec::new();
+        for id in ids {
+            match self.bases.0.get(id) {
+                Some(plain) => drop(found.insert(*id, plain)),
+                None => {
+                    let at = self.locate(id).map_err(|e| e.during(format!("cannot read base chunk {id}")))?;
+                    // Depth is one: a base that needs a base is a forgery or a fault, and could go round in circles.
+                    if !matches!(at.encoding, Encoding::Raw | Encoding::Zstd) {
+                        let text = format!("chunk {id} is the base of a delta and a delta itself");
+                        return Err(Error::refused(Kind::Format, text));
+                    }
+                    missing.push((*id, at));
+                }
+            }
+        }
+        missing.sort_unstable_by_key(|(_, at)| (at.pack.pack, at.offset));
+        let end = |at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len);
+        let mut rest = missing.as_slice();
+        while let Some((_, first)) = rest.first() {
+            let start = u64::from(first.offset);
+            let mut stop = end(first);
+            let joined = rest.iter().take_while(|(_, at)| {
+                let fits = at.pack.pack == first.pack.pack
+                    && u64::from(at.offset) <= stop + GAP_BYTES
+                    && (end(at) - start <= SPAN_BYTES || at.offset == first.offset);
+                if fits {
+                    stop = stop.max(end(at));
+                }
+                fits
+            });
+            let (now, later) = rest.split_at(joined.count().max(1));
+            let name = layout::pack(first.pack.pack);
+            let span = Range::Span { offset: start, len: (stop - start) as usize };
+            let mut blob = self.store().get(&name, span).map_err(|e| {
+                let ids = now.first().map_or_else(String::new, |(id, _)| id.to_string());
+                Error::from(e).during(format!("cannot read base chunk {ids}"))
+            })?;
+            for (id, at) in now {
+                let from = (u64::from(at.offset) - start) as usize;
+                let sealed = blob.get_mut(from..from + at.stored_len as usize).unwrap_or_default();
+                let plain = Arc::new(self.open(id, at, sealed)?);
+                self.offer_base(*id, &plain);
+                found.insert(*id, plain);
+            }
+            rest = later;
+        }
+        Ok(found)
+    }
+}
+
+/// Most bytes of base pages a chunk may need: FORMAT.md, "Limits".
+const BASE_BYTES_MAX: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_recently_used_goes_first_and_the_newest_always_stays() {
+        let cache: Bounded<u32, u32> = Bounded::new(100);
+        cache.put(1, 10, 40);
+        cache.put(2, 20, 40);
+        assert_eq!(cache.get(&1), Some(10));
+        cache.put(3, 30, 40);
+        assert_eq!((cache.get(&1), cache.get(&2), cache.get(&3)), (Some(10), None, Some(30)));
+        cache.put(3, 31, 90);
+        assert_eq!((cache.get(&1), cache.get(&3)), (None, Some(31)));
+        cache.put(4, 40, 1000);
+        assert_eq!((cache.get(&3), cache.get(&4)), (None, Some(40)));
+        assert_eq!(cache.state.lock().unwrap().bytes, 1000);
+    }
+}
