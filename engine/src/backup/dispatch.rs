@@ -5,7 +5,8 @@
 //! entries held back behind them stay few.
 
 use super::Plan;
-use super::task::{ParentFile, PoolFile, TASK_BYTES_MAX, Task, Work};
+use super::pages::ParentFile;
+use super::task::{PoolFile, TASK_BYTES_MAX, Task, Work};
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, EntryKind, WalkOptions};
 use crate::pg::read::{Pages, RegionReader};
@@ -134,20 +135,22 @@ impl Dispatcher<'_> {
                 }
             };
         }
+        let parent = match (&self.parent, &record) {
+            (Some(manifest), Some(r)) if matches!(r.entry.content, Content::Extents { unit: u, .. } if u == unit) => {
+                Some(Arc::new(ParentFile::new(manifest, &r.extents)))
+            }
+            _ => None,
+        };
         if entry.size <= POOL_FILE_MAX {
-            return self.pool(state, built, PoolFile { source: entry.source, pages, size: entry.size as usize });
+            let parent = parent.filter(|_| unit == self.plan.page_size);
+            let size = entry.size as usize;
+            return self.pool(state, built, PoolFile { source: entry.source, pages, size, parent });
         }
         let Some(file) = RegionReader::open(&entry.source, pages)? else {
             vanished(&built.path);
             return Ok(());
         };
         let file = Arc::new(file);
-        let parent = match (&self.parent, record) {
-            (Some(manifest), Some(r)) if matches!(r.entry.content, Content::Extents { unit: u, .. } if u == unit) => {
-                Some(Arc::new(ParentFile::new(manifest, &r.extents)))
-            }
-            _ => None,
-        };
         let first = state.sequence;
         let count = entry.size.div_ceil(TASK_BYTES_MAX as u64);
         // The item goes first: tasks of one file may be more than there are permits.

@@ -103,7 +103,7 @@ pub(super) fn encode(worker: &mut Worker<'_>, gather: &Gather) -> Result<Gathere
     let (mut deltas, mut full): (Vec<usize>, Vec<usize>) = (0..all.pages.len()).partition(based);
     let mut gathered = Gathered { chunks: Vec::new(), places: vec![(0, 0); all.pages.len()] };
     let joined = |of: &[usize]| of.iter().flat_map(|i| content(*i)).copied().collect::<Vec<u8>>();
-    let mut place = |gathered: &mut Gathered, of: &[usize], chunk: NamedChunk| {
+    let place = |gathered: &mut Gathered, of: &[usize], chunk: NamedChunk| {
         for (at, i) in of.iter().enumerate() {
             if let Some(place) = gathered.places.get_mut(*i) {
                 *place = (gathered.chunks.len(), at as u32);
@@ -120,19 +120,23 @@ pub(super) fn encode(worker: &mut Worker<'_>, gather: &Gather) -> Result<Gathere
             let chunk = NamedChunk { id, kind: ChunkKind::Relation, plain_len: plain.len() as u32, new: None };
             place(&mut gathered, &deltas, chunk);
         } else if let Some(old) = old_pages(worker, all, &deltas) {
-            let (good, bad) = split(worker, &plain, &old, page, &deltas)?;
-            full.extend(bad);
-            full.sort_unstable();
-            let (plain, old) = if good.len() == deltas.len() {
-                (plain, old)
-            } else {
-                (joined(&good), pick(&deltas, &good, &old, page))
-            };
-            deltas = good;
-            if !deltas.is_empty() {
-                let runs = runs(all, &deltas);
-                let chunk = delta_chunk(worker, &plain, &old, runs, hashes(&deltas))?;
+            let mut encoded = Vec::new();
+            encode_prefix(&plain, &old, page, worker.shared.level, &mut encoded)?;
+            if encoded.len() * GOOD_SHARE <= plain.len() {
+                let bases = runs(all, &deltas);
+                let chunk = delta_chunk(worker, id, &plain, &encoded, bases, hashes(&deltas))?;
                 place(&mut gathered, &deltas, chunk);
+            } else {
+                let (good, bad) = judge(worker, &plain, &old, page, &deltas)?;
+                full.extend(bad);
+                full.sort_unstable();
+                if !good.is_empty() {
+                    let (plain, old) = (joined(&good), pick(&deltas, &good, &old, page));
+                    let id = worker.shared.keyring.chunk_id(ChunkKind::Relation.as_u8(), &plain)?;
+                    encode_prefix(&plain, &old, page, worker.shared.level, &mut encoded)?;
+                    let chunk = delta_chunk(worker, id, &plain, &encoded, runs(all, &good), hashes(&good))?;
+                    place(&mut gathered, &good, chunk);
+                }
             }
         } else {
             full.append(&mut deltas);
@@ -172,21 +176,15 @@ fn runs(all: &ChangedPages, of: &[usize]) -> Vec<BasePages> {
     runs
 }
 
-/// Which pages are worth a delta: all, if together they become small enough; else each whose delta is below half of
-/// what it is on its own.
-fn split(
+/// Which pages are worth a delta: each whose delta is at most half of what it is on its own.
+fn judge(
     worker: &mut Worker<'_>,
     plain: &[u8],
     old: &[u8],
     page: usize,
     of: &[usize],
 ) -> Result<(Vec<usize>, Vec<usize>)> {
-    let mut encoded = Vec::new();
-    encode_prefix(plain, old, page, worker.shared.level, &mut encoded)?;
-    if encoded.len() * GOOD_SHARE <= plain.len() {
-        return Ok((of.to_vec(), Vec::new()));
-    }
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    let (mut good, mut bad, mut encoded) = (Vec::new(), Vec::new(), Vec::new());
     let pages = of.iter().zip(plain.chunks(page)).zip(old.chunks(page));
     for ((i, new), old) in pages {
         encode_prefix(new, old, page, JUDGE_LEVEL, &mut encoded)?;
@@ -205,19 +203,14 @@ fn pick(from: &[usize], of: &[usize], old: &[u8], page: usize) -> Vec<u8> {
 
 fn delta_chunk(
     worker: &mut Worker<'_>,
+    id: ChunkId,
     plain: &[u8],
-    old: &[u8],
+    encoded: &[u8],
     bases: Vec<BasePages>,
     hashes: Vec<u64>,
 ) -> Result<NamedChunk> {
     let (shared, kind, plain_len) = (worker.shared, ChunkKind::Relation, plain.len() as u32);
-    let id: ChunkId = shared.keyring.chunk_id(kind.as_u8(), plain)?;
-    if shared.index.lookup(&id)?.is_some() {
-        return Ok(NamedChunk { id, kind, plain_len, new: None });
-    }
-    let mut encoded = Vec::new();
-    encode_prefix(plain, old, shared.page_size as usize, shared.level, &mut encoded)?;
-    let sealed = seal_data(&shared.sealer, id, kind, Encoding::ZstdPrefix, plain_len, &encoded)?;
+    let sealed = seal_data(&shared.sealer, id, kind, Encoding::ZstdPrefix, plain_len, encoded)?;
     let new = NewChunk { encoding: Encoding::ZstdPrefix, sealed, bases, hashes };
     Ok(NamedChunk { id, kind, plain_len, new: Some(new) })
 }

@@ -1,7 +1,8 @@
 //! Backing up a cluster: online or stopped, full, differential or incremental. Every backup stands alone.
 //!
 //! - `plan`: which backup to compare with and what of it to trust   - `label`: names
-//! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does   - `sequence`: order and packs
+//! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does, with `pages` (what the parent knows)
+//! - `gather`: changed pages together   - `sequence`: order and packs
 //!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
@@ -9,7 +10,9 @@
 mod cluster;
 mod dispatch;
 mod finish;
+mod gather;
 mod label;
+mod pages;
 mod plan;
 mod sequence;
 mod task;
@@ -32,6 +35,7 @@ use crate::repository::manifests::{Manifest, ManifestBuilder};
 use crate::repository::{ChunkSource, Repository, WriterSession};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::page::PageCheck;
+use pgkeep_formats::repo::keyslot::Role;
 use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -175,7 +179,7 @@ pub fn run(
         plan.trusted_before =
             prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
-        let shared = shared(repository, &session, options, cluster.page_size)?;
+        let shared = shared(repository, &session, options, cluster.page_size, parent_manifest.as_ref())?;
         observer.begin("backup", survey.bytes);
         let (jobs, parent) = (options.process_max.max(1), parent_manifest);
         let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
@@ -331,9 +335,11 @@ fn shared(
     session: &WriterSession,
     options: &BackupOptions,
     page_size: u32,
+    parent: Option<&Arc<Manifest>>,
 ) -> Result<Shared> {
     let cut = repository.config().cut;
     let table = repository.keyring().gear_table()?;
+    let reads_data = matches!(repository.keyring().role(), Role::All | Role::Reader);
     Ok(Shared {
         keyring: Arc::clone(repository.keyring()),
         sealer: Arc::clone(session.sealer()),
@@ -343,6 +349,9 @@ fn shared(
         region: cut.region_bytes as usize,
         page_size,
         level: options.compress_level,
+        page_key: repository.keyring().subkey("page hash")?,
+        has_parent: parent.is_some(),
+        old_pages: parent.filter(|_| reads_data).map(|p| Arc::clone(p.source())),
     })
 }
 

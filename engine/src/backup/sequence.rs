@@ -1,19 +1,22 @@
-//! The owner of the session: takes results in order, packs them, and completes entries.
+//! The owner of the session: takes results in order, gathers changed pages, packs chunks, and completes entries.
 //!
 //! Threads: one dispatcher, `jobs` workers, [`UPLOADERS`] uploaders, and this one, which runs on the caller's thread.
-//! Memory: [`window`] tasks of at most 1 MiB plaintext each are under way, sealed or not; a pack is filled here, and each
-//! uploader holds one. A channel that closes is the signal to end; the first error is the one reported.
+//! Memory: [`window`] tasks of at most 1 MiB plaintext each are under way, sealed or not, and as many gathers of half of
+//! that; a pack is filled here, and each uploader holds one. Results of tasks wait in their channel, which has room for
+//! all that permits allow, while too many gathers are under way: so workers never wait for this thread, nor it for them.
+//! A channel that closes is the signal to end; the first error is the one reported.
 
 use super::Plan;
 use super::dispatch::{Dispatcher, Item, Wait};
-use super::task::{Done, Output, Shared, Task, What, Worker};
+use super::gather::{Gather, GatherRun, Gathered, Gatherer};
+use super::task::{Done, NamedChunk, Output, Piece, Shared, Task, What, Worker};
 use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pack::{FinishedPack, PackedChunk};
 use crate::repository::manifests::{Manifest, ManifestBuilder};
 use crate::repository::{WriterSession, put_new};
 use crate::store::Store;
 use crate::{Error, Kind, Result};
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, select_biased, unbounded};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Extent, ExtentAt};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -23,6 +26,8 @@ use std::sync::Arc;
 const UPLOADERS: usize = 2;
 /// Entries that may wait between dispatcher and sequencer; more than a pool holds back.
 const ITEMS_MAX: usize = 2048;
+/// Entries that may wait for an open gather to fill.
+const WAITING_MAX: usize = 4096;
 
 /// What copying came to.
 #[derive(Debug, Default)]
@@ -55,6 +60,8 @@ impl Copy<'_> {
         let window = window(self.jobs);
         let (task_out, task_in) = bounded::<Task>(window);
         let (done_out, done_in) = bounded::<Done>(window);
+        let (gather_out, gather_in) = unbounded::<Gather>();
+        let (gathered_out, gathered_in) = unbounded::<Done>();
         let (item_out, item_in) = bounded::<Result<Item>>(ITEMS_MAX);
         let (permit_out, permit_in) = bounded::<()>(window);
         let (pack_out, pack_in) = bounded::<FinishedPack>(0);
@@ -78,8 +85,9 @@ impl Copy<'_> {
             named("pgkeep-walk".into()).spawn_scoped(scope, move || dispatcher.run()).map_err(failed)?;
             for n in 1..=self.jobs {
                 let (tasks, done, shared) = (task_in.clone(), done_out.clone(), self.shared);
+                let (gathers, gathered) = (gather_in.clone(), gathered_out.clone());
                 named(format!("pgkeep-{n:02}"))
-                    .spawn_scoped(scope, move || work(shared, &tasks, &done))
+                    .spawn_scoped(scope, move || work(shared, tasks, &done, gathers, &gathered))
                     .map_err(failed)?;
             }
             for n in 1..=UPLOADERS {
@@ -89,34 +97,61 @@ impl Copy<'_> {
                     .map_err(failed)?;
             }
             // Only the threads hold the other ends now, so each channel closes when its last thread ends.
-            drop((task_in, done_out, pack_in, durable_out));
+            drop((task_in, done_out, gather_in, gathered_out, pack_in, durable_out));
             let sequencer = Sequencer {
                 copy: self,
                 session,
                 builder,
                 packs: Some(pack_out),
                 permits: permit_out,
+                page_size: self.plan.page_size as usize,
+                tasks: 0,
                 next: 0,
                 early: BTreeMap::new(),
                 finished: HashMap::new(),
                 items: VecDeque::new(),
+                gatherer: Gatherer::default(),
+                gathers: Some(gather_out),
+                next_gather: 0,
+                early_gathers: BTreeMap::new(),
+                gathered: HashMap::new(),
                 uploading: 0,
                 copied: Copied::default(),
             };
             // By value: on failure they must be gone before the threads are joined.
-            sequencer.run(done_in, item_in, durable_in)
+            sequencer.run(done_in, gathered_in, item_in, durable_in)
         })
     }
 }
 
-fn work(shared: &Shared, tasks: &Receiver<Task>, done: &Sender<Done>) {
+/// Gathers first: what waits for them is nearer to its end.
+fn work(
+    shared: &Shared,
+    mut tasks: Receiver<Task>,
+    done: &Sender<Done>,
+    mut gathers: Receiver<Gather>,
+    gathered: &Sender<Done>,
+) {
     let mut worker = match Worker::new(shared) {
         Ok(worker) => worker,
-        Err(e) => return drop(done.send(Done { sequence: 0, output: Err(e) })),
+        Err(e) => return drop(done.send(Done::Task { sequence: 0, output: Err(e) })),
     };
-    for task in tasks {
-        let output = worker.run(&task.work);
-        if done.send(Done { sequence: task.sequence, output }).is_err() {
+    let (mut tasks_open, mut gathers_open) = (true, true);
+    while tasks_open || gathers_open {
+        let sent = select_biased! {
+            recv(gathers) -> message => match message {
+                Ok(gather) => {
+                    let (number, result) = (gather.number, worker.gather(&gather));
+                    gathered.send(Done::Gather { number, gathered: result }).is_ok()
+                }
+                Err(_) => { (gathers, gathers_open) = (never(), false); true }
+            },
+            recv(tasks) -> message => match message {
+                Ok(task) => done.send(Done::Task { sequence: task.sequence, output: worker.run(&task.work) }).is_ok(),
+                Err(_) => { (tasks, tasks_open) = (never(), false); true }
+            },
+        };
+        if !sent {
             return;
         }
     }
@@ -132,9 +167,27 @@ fn upload(store: &dyn Store, packs: &Receiver<FinishedPack>, durable: &Sender<Re
     }
 }
 
+/// Where a run of units is, or will be.
+enum Placed {
+    At(Extent),
+    Gathered(GatherRun),
+}
+
 struct Finished {
-    extents: Vec<Extent>,
+    placed: Vec<Placed>,
+    /// Of each file of a pool that was compared with the parent.
+    pool: Vec<Option<Vec<Placed>>>,
     output: Output,
+    /// The last gather that something of it is in, and one.
+    gathers: u64,
+}
+
+/// Where the pages of a gather are.
+struct Places {
+    /// Ordinal, and page there.
+    places: Vec<(u32, u32)>,
+    /// Pages no entry has asked for yet. Each is asked for once.
+    left: usize,
 }
 
 struct Sequencer<'a> {
@@ -143,6 +196,9 @@ struct Sequencer<'a> {
     builder: &'a mut ManifestBuilder,
     packs: Option<Sender<FinishedPack>>,
     permits: Sender<()>,
+    page_size: usize,
+    /// Number of tasks that the items so far wait for.
+    tasks: u64,
     /// Number of the next task to be packed.
     next: u64,
     /// Results that came before their turn.
@@ -150,6 +206,13 @@ struct Sequencer<'a> {
     /// Packed, and waited for by an entry.
     finished: HashMap<u64, Finished>,
     items: VecDeque<Item>,
+    gatherer: Gatherer,
+    gathers: Option<Sender<Gather>>,
+    /// Number of the next gather to be packed.
+    next_gather: u64,
+    early_gathers: BTreeMap<u64, Gathered>,
+    /// Gathers of which entries have not asked for every page yet.
+    gathered: HashMap<u64, Places>,
     uploading: usize,
     copied: Copied,
 }
@@ -157,28 +220,41 @@ struct Sequencer<'a> {
 impl Sequencer<'_> {
     fn run(
         mut self,
-        mut done: Receiver<Done>,
+        done: Receiver<Done>,
+        gathered: Receiver<Done>,
         mut items: Receiver<Result<Item>>,
         durable: Receiver<Result<FinishedPack>>,
     ) -> Result<Copied> {
-        let (mut done_open, mut items_open) = (true, true);
-        while done_open || items_open {
+        let gathers_max = window(self.copy.jobs) as u64;
+        let lost = || Error::refused(Kind::Assert, "a worker ended before its work was done");
+        let mut items_open = true;
+        loop {
+            if !items_open && self.next == self.tasks {
+                self.flush_gather()?;
+                if self.next_gather == self.gatherer.sent() {
+                    break;
+                }
+            }
+            let under_way = self.gatherer.sent() - self.next_gather;
+            // Nothing is taken up that would gather still more.
+            let hold = never();
+            let done = if under_way < gathers_max { &done } else { &hold };
             select! {
-                recv(done) -> message => match message {
-                    Ok(message) => self.result(message)?,
-                    Err(_) => (done, done_open) = (never(), false),
-                },
+                recv(done) -> message => self.result(message.map_err(|_| lost())?)?,
+                recv(gathered) -> message => self.result(message.map_err(|_| lost())?)?,
                 recv(items) -> message => match message {
-                    Ok(item) => self.items.push_back(item?),
+                    Ok(item) => self.item(item?)?,
                     Err(_) => (items, items_open) = (never(), false),
                 },
                 recv(durable) -> message => self.durable(message)?,
             }
             self.complete_items()?;
         }
+        self.complete_items()?;
         if !self.items.is_empty() || !self.early.is_empty() {
-            return Err(Error::refused(Kind::Assert, "a worker ended before its work was done"));
+            return Err(lost());
         }
+        self.gathers = None;
         if let Some(pack) = self.session.finish_data()? {
             self.upload(pack)?;
         }
@@ -187,6 +263,21 @@ impl Sequencer<'_> {
             self.durable(durable.recv())?;
         }
         Ok(self.copied)
+    }
+
+    fn item(&mut self, item: Item) -> Result<()> {
+        match item.wait {
+            Wait::Tasks { first, count } => self.tasks = self.tasks.max(first + count),
+            Wait::Pool { sequence, .. } => self.tasks = self.tasks.max(sequence + 1),
+            Wait::Ready | Wait::Parent(_) => {}
+        }
+        self.items.push_back(item);
+        if self.items.len().is_multiple_of(WAITING_MAX) { self.flush_gather() } else { Ok(()) }
+    }
+
+    fn flush_gather(&mut self) -> Result<()> {
+        let gathers = &self.gathers;
+        self.gatherer.flush(&mut |gather| send(gathers.as_ref(), gather))
     }
 
     fn durable(&mut self, message: Result<Result<FinishedPack>, crossbeam_channel::RecvError>) -> Result<()> {
@@ -205,7 +296,10 @@ impl Sequencer<'_> {
     }
 
     fn result(&mut self, message: Done) -> Result<()> {
-        self.early.insert(message.sequence, message.output?);
+        match message {
+            Done::Task { sequence, output } => drop(self.early.insert(sequence, output?)),
+            Done::Gather { number, gathered } => drop(self.early_gathers.insert(number, gathered?)),
+        }
         while let Some(output) = self.early.remove(&self.next) {
             let finished = self.pack(output)?;
             self.finished.insert(self.next, finished);
@@ -213,43 +307,120 @@ impl Sequencer<'_> {
             // The dispatcher may have ended; then nobody needs the permit.
             let _ = self.permits.try_send(());
         }
+        while let Some(gathered) = self.early_gathers.remove(&self.next_gather) {
+            let Gathered { chunks, places } = gathered;
+            let ordinals = chunks.into_iter().map(|c| self.add(c)).collect::<Result<Vec<_>>>()?;
+            let place = |(chunk, page): (usize, u32)| Some((*ordinals.get(chunk)?, page));
+            let places: Vec<_> = places.into_iter().filter_map(place).collect();
+            self.gathered.insert(self.next_gather, Places { left: places.len(), places });
+            self.next_gather += 1;
+        }
         Ok(())
+    }
+
+    /// Packs a chunk if it is new, and gives it its ordinal.
+    fn add(&mut self, chunk: NamedChunk) -> Result<u32> {
+        let NamedChunk { id, kind, plain_len, new } = chunk;
+        // Another worker may have sealed the same meanwhile.
+        if let Some(new) = new
+            && !self.session.knows(&id)?
+        {
+            self.copy.observer.add(Counter::New, plain_len.into());
+            let chunk = PackedChunk { id, kind, encoding: new.encoding, plain_len };
+            if let Some(pack) = self.session.add_data(chunk, &new.sealed, &new.bases, &new.hashes)? {
+                self.upload(pack)?;
+            }
+        }
+        self.builder.ordinal(self.session, id)
     }
 
     fn pack(&mut self, mut output: Output) -> Result<Finished> {
         self.copy.observer.add(Counter::Done, output.len as u64);
-        let mut extents = Vec::with_capacity(output.pieces.len());
-        for piece in std::mem::take(&mut output.pieces) {
-            let ordinal = match piece.what {
-                What::Zero => {
-                    extents.push(Extent { units: piece.units, at: ExtentAt::Zero });
+        let pieces = std::mem::take(&mut output.pieces);
+        let mut gathers = 0;
+        let placed = self.place(pieces, &output, &mut gathers)?;
+        let mut pool = Vec::with_capacity(output.pool.len());
+        for n in 0..output.pool.len() {
+            let pieces = output.pool.get_mut(n).and_then(|part| part.pieces.take());
+            pool.push(pieces.map(|pieces| self.place(pieces, &output, &mut gathers)).transpose()?);
+        }
+        output.changed = Default::default();
+        Ok(Finished { placed, pool, output, gathers })
+    }
+
+    fn place(&mut self, pieces: Vec<Piece>, output: &Output, gathers: &mut u64) -> Result<Vec<Placed>> {
+        let mut placed = Vec::with_capacity(pieces.len());
+        for Piece { units, what } in pieces {
+            let at = match what {
+                What::Zero => ExtentAt::Zero,
+                What::Parent { ordinal, offset } => {
+                    ExtentAt::Chunk { ordinal: self.builder.parent_ordinal(self.session, ordinal)?, offset }
+                }
+                What::Chunk(chunk) => ExtentAt::Chunk { ordinal: self.add(chunk)?, offset: 0 },
+                What::Changed { first } => {
+                    let end = first + units as usize;
+                    let bytes = output.changed.bytes.get(first * self.page_size..end * self.page_size);
+                    let pages = output.changed.pages.get(first..end).unwrap_or_default();
+                    let channel = &self.gathers;
+                    let mut send = |gather| send(channel.as_ref(), gather);
+                    let runs = self.gatherer.push(bytes.unwrap_or_default(), pages, self.page_size, &mut send)?;
+                    *gathers = runs.last().map_or(*gathers, |run| run.number + 1);
+                    placed.extend(runs.into_iter().map(Placed::Gathered));
                     continue;
                 }
-                What::Parent(ordinal) => self.builder.parent_ordinal(self.session, ordinal)?,
-                What::Chunk { id, kind, plain_len, sealed } => {
-                    if let Some((encoding, sealed)) = sealed
-                        && !self.session.knows(&id)?
-                    {
-                        self.copy.observer.add(Counter::New, plain_len.into());
-                        let chunk = PackedChunk { id, kind, encoding, plain_len };
-                        if let Some(pack) = self.session.add_data(chunk, &sealed, &[], &[])? {
-                            self.upload(pack)?;
-                        }
-                    }
-                    self.builder.ordinal(self.session, id)?
-                }
             };
-            extents.push(Extent { units: piece.units, at: ExtentAt::Chunk { ordinal, offset: 0 } });
+            placed.push(Placed::At(Extent { units, at }));
         }
-        Ok(Finished { extents, output })
+        Ok(placed)
+    }
+
+    /// Whether all gathers a task's result needs are packed.
+    fn is_gathered(&self, sequence: u64) -> bool {
+        self.finished.get(&sequence).is_none_or(|f| f.gathers <= self.next_gather)
+    }
+
+    /// Where units are, now that it is known.
+    fn extents(&mut self, placed: &[Placed]) -> Result<Vec<Extent>> {
+        let mut out: Vec<Extent> = Vec::with_capacity(placed.len());
+        let mut push = |units: u32, at: ExtentAt| {
+            // Neighbours in one chunk are one extent, wherever their stretches were cut.
+            match (out.last_mut(), at) {
+                (Some(Extent { units: n, at: ExtentAt::Zero }), ExtentAt::Zero) => *n += units,
+                (
+                    Some(Extent { units: n, at: ExtentAt::Chunk { ordinal: a, offset: from } }),
+                    ExtentAt::Chunk { ordinal, offset },
+                ) if *a == ordinal && from.checked_add(*n) == Some(offset) => *n += units,
+                _ => out.push(Extent { units, at }),
+            }
+        };
+        for place in placed {
+            match place {
+                Placed::At(extent) => push(extent.units, extent.at),
+                Placed::Gathered(run) => {
+                    let end = (run.first + run.pages) as usize;
+                    let lost = || Error::refused(Kind::Assert, "a gathered page has no place");
+                    let gather = self.gathered.get_mut(&run.number).ok_or_else(lost)?;
+                    for (ordinal, offset) in gather.places.get(run.first as usize..end).ok_or_else(lost)? {
+                        push(1, ExtentAt::Chunk { ordinal: *ordinal, offset: *offset });
+                    }
+                    gather.left = gather.left.saturating_sub(run.pages as usize);
+                    if gather.left == 0 {
+                        self.gathered.remove(&run.number);
+                    }
+                }
+            }
+        }
+        Ok(out)
     }
 
     fn complete_items(&mut self) -> Result<()> {
         while let Some(item) = self.items.front() {
             let ready = match &item.wait {
                 Wait::Ready | Wait::Parent(_) => true,
-                Wait::Tasks { first, count } => first + count <= self.next,
-                Wait::Pool { sequence, .. } => *sequence < self.next,
+                Wait::Tasks { first, count } => {
+                    first + count <= self.next && (*first..first + count).all(|n| self.is_gathered(n))
+                }
+                Wait::Pool { sequence, .. } => *sequence < self.next && self.is_gathered(*sequence),
             };
             if !ready {
                 return Ok(());
@@ -272,26 +443,26 @@ impl Sequencer<'_> {
                 read = false;
             }
             Wait::Tasks { first, count } => {
-                let (mut extents, mut size, mut end) = (Vec::new(), 0, 0u64);
+                let (mut placed, mut size, mut end) = (Vec::new(), 0, 0u64);
                 for n in first..first + count {
                     let Some(done) = self.finished.remove(&n) else { continue };
                     let offset = (n - first) * super::task::TASK_BYTES_MAX as u64;
                     // A stretch that read short and is not the last: the file was cut and grew again meanwhile.
                     if done.output.len > 0 && offset > end {
                         let units = ((offset - end) / u64::from(built.unit)) as u32;
-                        extents.push(Extent { units, at: ExtentAt::Zero });
+                        placed.push(Placed::At(Extent { units, at: ExtentAt::Zero }));
                     }
                     if done.output.len > 0 {
                         size = offset + done.output.len as u64;
                         end = size.next_multiple_of(built.unit.into());
-                        extents.extend(done.extents);
+                        placed.extend(done.placed);
                     }
                     built.bad_pages.extend(done.output.bad_pages);
                 }
-                (built.extents, built.size) = (extents, size);
+                (built.extents, built.size) = (self.extents(&placed)?, size);
             }
             Wait::Pool { sequence, index } => {
-                if !self.complete_pooled(&mut built, sequence, index) {
+                if !self.complete_pooled(&mut built, sequence, index)? {
                     tracing::debug!(target: DETAIL, "skip '{}': it was removed by the server after the backup began", built.path);
                     return Ok(());
                 }
@@ -318,26 +489,41 @@ impl Sequencer<'_> {
         built: &mut crate::repository::manifests::BuiltEntry,
         sequence: u64,
         index: usize,
-    ) -> bool {
-        let Some(done) = self.finished.get_mut(&sequence) else { return false };
-        let Some(part) = done.output.pool.get_mut(index) else { return false };
-        let Some(len) = part.len else { return false };
-        let units = len.div_ceil(built.unit as usize) as u32;
-        if units > 0 {
-            let at = match done.extents.first().map(|e| e.at) {
-                Some(ExtentAt::Chunk { ordinal, .. }) => ExtentAt::Chunk { ordinal, offset: part.offset },
-                _ => ExtentAt::Zero,
-            };
-            built.extents = vec![Extent { units, at }];
-        }
-        built.size = len as u64;
-        built.bad_pages = std::mem::take(&mut part.bad_pages);
+    ) -> Result<bool> {
         // Entries of a pool are completed in order, so behind the last one nobody asks again.
-        if index + 1 == done.output.pool.len() {
-            self.finished.remove(&sequence);
+        let Some(mut done) = self.finished.remove(&sequence) else { return Ok(false) };
+        let last = index + 1 == done.output.pool.len();
+        let part = done.output.pool.get_mut(index);
+        let there = match part.and_then(|p| Some((p.len?, p.offset, std::mem::take(&mut p.bad_pages)))) {
+            None => false,
+            Some((len, offset, bad_pages)) => {
+                let units = len.div_ceil(built.unit as usize) as u32;
+                if let Some(placed) = done.pool.get(index).and_then(Option::as_ref) {
+                    built.extents = self.extents(placed)?;
+                } else if units > 0 {
+                    let at = match done.placed.first() {
+                        Some(Placed::At(Extent { at: ExtentAt::Chunk { ordinal, .. }, .. })) => {
+                            ExtentAt::Chunk { ordinal: *ordinal, offset }
+                        }
+                        _ => ExtentAt::Zero,
+                    };
+                    built.extents = vec![Extent { units, at }];
+                }
+                built.size = len as u64;
+                built.bad_pages = bad_pages;
+                true
+            }
+        };
+        if !last {
+            self.finished.insert(sequence, done);
         }
-        true
+        Ok(there)
     }
+}
+
+fn send(gathers: Option<&Sender<Gather>>, gather: Gather) -> Result<()> {
+    let sent = gathers.map(|channel| channel.send(gather).is_ok());
+    if sent == Some(true) { Ok(()) } else { Err(Error::refused(Kind::Assert, "no worker is left to gather pages")) }
 }
 
 fn bad_pages_message(path: &str, pages: &[u32]) -> String {
