@@ -15,6 +15,16 @@ use std::time::{Duration, Instant};
 
 /// Does what the invocation asks for and answers with the exit status. Prints and logs as it goes.
 pub fn run(invocation: &Invocation) -> Status {
+    // Here and nowhere deeper, so that no failure slips past: not one of the configuration, nor one of the program.
+    let status = std::panic::catch_unwind(AssertUnwindSafe(|| perform(invocation))).unwrap_or(Status::ASSERT);
+    match status {
+        Status::OK | Status::ABSENT => status,
+        _ if commands::aborts_recovery(&invocation.args) => Status::ABORT_RECOVERY,
+        other => other,
+    }
+}
+
+fn perform(invocation: &Invocation) -> Status {
     let begun = Instant::now();
     let loaded = match option::load(invocation) {
         Ok(loaded) => loaded,

@@ -277,3 +277,37 @@ fn a_file_of_configuration_is_read_from_where_it_is_named() {
     assert!(out.contains("WARN: option 'foo' in section 'global', line 4"), "{out}");
     assert!(Path::new(&host.path("other/s.stop")).is_file());
 }
+
+#[test]
+fn nothing_but_certain_absence_lets_a_server_end_a_recovery_that_shall_abort() {
+    let host = Host::new();
+    let conf = host.path("pgkeep.conf");
+    let option = format!("--config={}", conf.display());
+    let get = |extra: &[&str]| {
+        let mut args = vec![option.as_str(), "--stanza=main", "--on-error=abort"];
+        args.extend_from_slice(extra);
+        args.extend_from_slice(&["archive-get", "000000010000000000000001", "pg_wal/RECOVERYXLOG"]);
+        let mut command = pgkeep();
+        told(&command.args(args).arg("--allow-root").output().unwrap()).0
+    };
+    let good = format!(
+        "[global]\nrepo1-path={0}/repo\nlog-path={0}/log\n[main]\npg1-path={0}/data\n",
+        host.0.path().display()
+    );
+    assert_eq!(get(&[]), 126, "no configuration");
+    for (what, content) in [
+        ("a line that is none", format!("{good}typo = \n")),
+        ("a value that does not fit", good.replace("[main]", "process-max=0\n[main]")),
+        ("no data directory", good.replace("pg1-path", "# pg1-path")),
+        ("no repository", good.clone()),
+        ("a kind of repository that is not there yet", good.replace("[main]", "repo1-type=sftp\n[main]")),
+    ] {
+        std::fs::write(&conf, content).unwrap();
+        assert_eq!(get(&[]), 126, "{what}");
+    }
+    assert_eq!(get(&["--no-such-option"]), 126);
+    // Others are told what it was.
+    let run =
+        pgkeep().args([option.as_str(), "--stanza=main", "--allow-root", "--bad", "archive-get", "a", "b"]).output();
+    assert_eq!(told(&run.unwrap()).0, 31);
+}

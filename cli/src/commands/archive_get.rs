@@ -2,7 +2,8 @@
 //!
 //! To the server any status up to 125 means that the archive ends here. When it is not known whether the file exists,
 //! `--on-error` decides: `report` gives the error's own number, as pgBackRest does; `abort` gives one above 125, which makes
-//! the server stop; `wait` tries until it is known. `restore` writes what the kind of recovery needs.
+//! the server stop; `wait` tries until it is known. `restore` writes what the kind of recovery needs. Nothing may come
+//! between the server and that status, so `run` asks [`aborts_recovery`] whatever went wrong, and wherever.
 
 use super::Context;
 use crate::error::Failure;
@@ -11,6 +12,7 @@ use crate::option::Opt;
 use crate::repos;
 use pgkeep_engine::archive::{self, GetOptions, GetOutcome};
 use pgkeep_engine::{Error, Kind};
+use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
@@ -24,14 +26,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     if name.is_empty() {
         return Err(Error::refused(Kind::ParamRequired, "a WAL file name is required").into());
     }
-    let outcome = match get(context, &options) {
-        Err(e) if settings.text(Opt::OnError) == Some("abort") => {
-            tracing::error!("{}", e.report());
-            return Ok(Status::ABORT_RECOVERY);
-        }
-        other => other?,
-    };
-    match outcome {
+    match get(context, &options)? {
         GetOutcome::Found { key, archive_id, .. } => {
             tracing::info!("found {name} in the repo{key}: {archive_id} archive");
             Ok(Status::OK)
@@ -41,6 +36,18 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             Ok(Status::ABSENT)
         }
     }
+}
+
+/// True for the arguments of an `archive-get` whose failures shall stop the server. Looks at the words alone: the options
+/// may be what cannot be read. That one of them could be another option's value does no harm, since a failed command is
+/// then only told by another number.
+pub(crate) fn aborts_recovery(args: &[OsString]) -> bool {
+    let says = |words: &[OsString]| match words {
+        [one, ..] if one == "--on-error=abort" => true,
+        [name, value, ..] => name == "--on-error" && value == "abort",
+        _ => false,
+    };
+    args.iter().any(|a| a == "archive-get") && (0..args.len()).any(|n| args.get(n..).is_some_and(says))
 }
 
 /// First and longest pause between two tries with `--on-error=wait`.
@@ -64,5 +71,21 @@ fn get(context: &Context<'_>, options: &GetOptions) -> Result<GetOutcome, Failur
             }
             other => return other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn abort_is_known_by_its_words() {
+        let asks = |line: &str| aborts_recovery(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(asks("--stanza=x --on-error=abort archive-get a b"));
+        assert!(asks("archive-get --bad --on-error abort a b"));
+        assert!(!asks("--stanza=x archive-get a b"));
+        assert!(!asks("--on-error=wait archive-get a b"));
+        assert!(!asks("--on-error=abort restore"));
+        assert!(!asks("archive-get abort --on-error"));
     }
 }

@@ -17,6 +17,8 @@ mod stop;
 mod verify;
 mod version;
 
+pub(crate) use archive_get::aborts_recovery;
+
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Command, Invocation, OptionError, Settings};

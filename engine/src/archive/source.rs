@@ -6,9 +6,12 @@
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::FormatError;
 use pgkeep_formats::pg::control::ControlFile;
+use pgkeep_formats::pg::timeline::TimelineHistory;
 use pgkeep_formats::pg::wal::{ArchiveName, WalHeader, WalSegmentSize};
-use std::fs::File;
+use rustix::fs::OFlags;
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Longest backup or timeline history file that is taken: a line for each of many thousand timelines.
@@ -32,7 +35,9 @@ pub(super) fn name_of(path: &Path) -> Result<ArchiveName> {
 /// it is read.
 pub(super) fn read(path: &Path, name: &ArchiveName, control: Option<&ControlFile>) -> Result<Vec<u8>> {
     let invalid = |what: String| Error::refused(Kind::FileInvalid, format!("'{}' {what}", path.display()));
-    let mut file = File::open(path).map_err(FileError::at("open", path))?;
+    // Without waiting: opening a pipe that nobody writes to would take for ever.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(FileError::at("open", path))?;
     let before = file.metadata().map_err(FileError::at("stat", path))?;
     if !before.is_file() {
         return Err(invalid("is not a regular file".into()));
@@ -57,6 +62,10 @@ pub(super) fn read(path: &Path, name: &ArchiveName, control: Option<&ControlFile
     let after = file.metadata().map_err(FileError::at("stat", path))?;
     if after.len() != len || after.modified().ok() != before.modified().ok() {
         return Err(invalid("changed while it was read".into()));
+    }
+    // A damaged history would keep every later recovery from choosing its timeline.
+    if let ArchiveName::History(timeline) = name {
+        TimelineHistory::parse(*timeline, &content).map_err(|e| invalid(format!("is no timeline history: {e}")))?;
     }
     Ok(content)
 }

@@ -13,6 +13,7 @@ use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::version::Version;
 use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
 use pgkeep_formats::repo::records::StanzaHistory;
+use std::path::Path;
 
 /// What must be known of the cluster, from the server and from `pg_control`.
 pub(super) struct Cluster {
@@ -36,6 +37,9 @@ impl Cluster {
                     Kind::PostgresRunning,
                     format!("a server runs on '{}': stop it, or back it up online", options.pgdata.display()),
                 ));
+            }
+            if !options.force {
+                refuse_unrecovered(&options.pgdata)?;
             }
             return Ok((Self::new(&datadir::read_control(&options.pgdata)?.fields), None));
         };
@@ -100,4 +104,23 @@ impl Cluster {
         let number = lsn.segment_number_before(self.wal_segment_size);
         WalSegment { timeline, number }.name(self.wal_segment_size)
     }
+}
+
+/// A directory that a server would have to recover first is no cluster that was stopped: its label files are not backed
+/// up, and without them what is restored would start from the wrong checkpoint, or not at all.
+fn refuse_unrecovered(pgdata: &Path) -> Result<()> {
+    for name in ["backup_label", crate::restore::MARKER] {
+        let path = pgdata.join(name);
+        if std::fs::symlink_metadata(&path).is_ok() {
+            return Err(Error::refused(
+                Kind::FileInvalid,
+                format!(
+                    "'{}' is there: '{}' was restored and has not been recovered; start and stop its server first",
+                    path.display(),
+                    pgdata.display()
+                ),
+            ));
+        }
+    }
+    Ok(())
 }

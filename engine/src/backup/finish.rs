@@ -8,10 +8,10 @@ use crate::pg::datadir;
 use crate::pg::server::{BackupStart, BackupStop};
 use crate::repository::Repository;
 use crate::repository::manifests::{BuiltEntry, ManifestSummary};
-use crate::{Error, FileError, Result};
+use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::label::BackupLabelFile;
 use pgkeep_formats::pg::wal::WalSegment;
-use pgkeep_formats::repo::manifest::{Node, path_cmp};
+use pgkeep_formats::repo::manifest::{LATE_BYTES_MAX, Node, path_cmp};
 use pgkeep_formats::repo::records::{LinkRef, TablespaceRef};
 use std::time::Duration;
 
@@ -92,6 +92,10 @@ pub(super) fn late_entries(
         if !stop.tablespace_map.is_empty() {
             out.push(file("tablespace_map", stop.tablespace_map.clone().into_bytes(), &user, &group));
         }
+    }
+    if let Some(large) = out.iter().find(|e| e.size > LATE_BYTES_MAX as u64) {
+        let text = format!("'{}' has {} bytes, of which a backup can hold {LATE_BYTES_MAX}", large.path, large.size);
+        return Err(Error::refused(Kind::FileInvalid, text));
     }
     out.sort_by(|a, b| path_cmp(&a.path, &b.path));
     Ok(out)

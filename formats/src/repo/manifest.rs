@@ -23,7 +23,7 @@ pub const TABLE_PIECE_IDS_MAX: usize = 8192;
 /// Largest file a writer keeps inside its entry.
 pub const INLINE_BYTES_MAX: usize = 1024;
 /// Largest inline content of a late entry, and the most a reader accepts anywhere.
-pub const LATE_BYTES_MAX: usize = 64 << 10;
+pub const LATE_BYTES_MAX: usize = 8 << 20;
 
 /// A run of a file. Lengths and offsets are in units: pages for files made of pages, bytes for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

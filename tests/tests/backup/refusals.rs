@@ -107,6 +107,12 @@ fn online_needs_archiving_and_offline_needs_a_stopped_server() {
     assert_says(&run, &["[038]", world.cluster.data_dir().to_str().unwrap(), "hint: "]);
 
     world.cluster.stop(Mode::Fast);
+    // As after a restore: without its label the copy would start from the wrong checkpoint.
+    let label_file = world.cluster.data_dir().join("backup_label");
+    fs::write(&label_file, "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n").unwrap();
+    let run = world.expect(28, ["--no-online", "backup"]);
+    assert_says(&run, &["[028]", label_file.to_str().unwrap(), "hint: "]);
+    fs::remove_file(&label_file).unwrap();
     let offline = world.ok(["--no-online", "backup"]);
     let label = support::world::label(&offline);
     let backup = world.backups().remove(0);

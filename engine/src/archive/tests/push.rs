@@ -143,6 +143,11 @@ fn a_source_that_is_not_there_or_not_a_file_is_named() {
     assert_eq!(kind(cluster.push(&repositories, "00000003.history")), Kind::FileInvalid);
     cluster.file("00000004.history", b"");
     assert_eq!(kind(cluster.push(&repositories, "00000004.history")), Kind::FileInvalid);
+    cluster.file("00000005.history", b"x");
+    assert_eq!(kind(cluster.push(&repositories, "00000005.history")), Kind::FileInvalid);
+    let pipe = cluster.wal("000000010000000000000008");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    assert_eq!(kind(cluster.push(&repositories, "000000010000000000000008")), Kind::FileInvalid);
     for name in ["x", "00000001000000000000000", "00000001000000000000000g", "archive_status", "RECOVERYXLOG", ".."] {
         assert_eq!(kind(cluster.push(&repositories, name)), Kind::ParamInvalid, "{name}");
     }

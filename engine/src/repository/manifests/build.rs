@@ -324,6 +324,8 @@ impl ManifestBuilder {
         self.write_table_piece(session)?;
         self.root.ids_live = self.used.iter().map(|w| u64::from(w.count_ones())).sum();
         let bytes = self.root.encode();
+        // As chunks are decoded before they are sealed: what no reader takes must not be committed.
+        Manifest::decode_root("the new backup", &bytes)?;
         let mut manifest = Vec::new();
         for part in bytes.chunks(CHUNK_BYTES_MAX as usize) {
             manifest.push(session.add_metadata(&mut self.encoder, part)?.0);

@@ -83,11 +83,21 @@ impl Manifest {
                 return Err(Error::refused(Kind::Format, text));
             }
         }
-        let name = format!("manifest root of {}", commit.label);
-        let root = ManifestRoot::decode(&bytes).map_err(Error::damaged(name))?;
+        let (root, late) = Self::decode_root(&commit.label, &bytes)?;
+        Ok(Self { late, ..Self::with_root(source, &commit.label, root) })
+    }
+
+    /// The root and its late entries.
+    pub(super) fn decode_root(label: &str, bytes: &[u8]) -> Result<(ManifestRoot, Vec<Entry>)> {
+        if bytes.len() > ROOT_BYTES_MAX {
+            let text = format!("the manifest root of {label} is larger than {ROOT_BYTES_MAX} bytes");
+            return Err(Error::refused(Kind::Format, text));
+        }
+        let name = format!("manifest root of {label}");
+        let root = ManifestRoot::decode(bytes).map_err(Error::damaged(name))?;
         let mut late = Vec::new();
         if !root.late.is_empty() {
-            let name = || format!("late entries of {}", commit.label);
+            let name = || format!("late entries of {label}");
             for record in PieceReader::new(&root.late).map_err(Error::damaged(name()))? {
                 match record.map_err(Error::damaged(name()))? {
                     Record::Entry(entry)
@@ -103,7 +113,7 @@ impl Manifest {
                 }
             }
         }
-        Ok(Self { late, ..Self::with_root(source, &commit.label, root) })
+        Ok((root, late))
     }
 
     pub(super) fn with_root(source: &Arc<ChunkSource>, label: &str, root: ManifestRoot) -> Self {
