@@ -7,7 +7,7 @@ use crate::repository::{ChunkSource, OpenOptions, Repository, WriterSession};
 use crate::store::{MemoryStore, Store};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::manifest::{
-    Content, Extent, ExtentAt, FREE_BASE, Leaf, Node, PieceReader, Record, path_cmp, push_extent,
+    Extent, ExtentAt, FREE_BASE, Leaf, Node, PieceReader, Record, path_cmp, push_extent,
 };
 use pgkeep_formats::repo::records::{BackupType, Commit};
 use proptest::prelude::*;
@@ -325,8 +325,9 @@ fn changed_leaves_become_patches_and_full_ones_again() {
     assert_eq!(world.leaves(&last), (9, 0));
     let (mut rewritten, mut patched) = (0, 0);
     for _ in 0..12 {
+        let old = tree.clone();
         update(&mut world, &mut tree, &mut dice, 30);
-        let next = world.make(Some((&last.commit, &tree)), &tree, false);
+        let next = world.make(Some((&last.commit, &old)), &tree, false);
         world.check(&next, &tree);
         let (full, patches) = world.leaves(&next);
         assert_eq!(full + patches, 9);
@@ -352,10 +353,11 @@ fn a_table_that_is_written_anew_takes_no_patches_along() {
     let mut file = File { unit: PAGE, pages: vec![None; 40_000] };
     world.gather(&mut file, 0..40_000, 1);
     tree.insert("c".into(), file);
+    update(&mut world, &mut tree, &mut dice, 500);
     let first = world.make(None, &tree, false);
     let old = tree.clone();
     tree.remove("c");
-    update(&mut world, &mut tree, &mut dice, 100);
+    update(&mut world, &mut tree, &mut dice, 20);
     let second = world.make(Some((&first.commit, &old)), &tree, false);
     assert_eq!(world.leaves(&second).1, 1, "the table is extended once more");
     let old = tree.clone();
@@ -416,6 +418,4 @@ fn an_unchanged_file_the_parent_lacks_is_refused() {
     builder.add_unchanged(&mut session, entry("b")).unwrap();
     let summary = builder.finish(&mut session, Vec::new()).unwrap();
     assert_eq!((summary.root.files, summary.root.bytes), (2, (1024 + 40) * u64::from(PAGE)));
-    assert!(matches!(made.summary.root.tree[0].first_path.as_str(), "a"));
-    let _ = Content::None;
 }
