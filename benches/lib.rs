@@ -1,5 +1,10 @@
 //! Seeded data of real shape for the benches.
 
+pub mod bounded;
+mod record;
+
+pub use record::commit_record;
+
 /// A gear table.
 #[must_use]
 pub fn gear() -> Box<[u64; 256]> {
@@ -92,10 +97,12 @@ fn fill_page(page: &mut [u8; 8192], first_id: u64, random: &mut Random) {
 }
 
 /// Splitmix64: small, seeded, good enough for test data.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -4,7 +4,13 @@
 //! bit an ordinal. Neither grows with the bytes of the cluster but by 32 bytes for some 60 KiB of tree.
 
 mod build;
+mod leaves;
 mod read;
+mod records;
+mod table;
+#[cfg(test)]
+mod tests;
 
 pub use build::{BuiltEntry, ManifestBuilder, ManifestSummary};
-pub use read::{FileRecord, Manifest, ManifestReader};
+pub use read::{FileRecord, Manifest};
+pub use records::{Entries, ManifestReader};

@@ -102,10 +102,8 @@ impl Walk<'_> {
             self.chunk(id)?;
         }
         let manifest = Arc::new(Manifest::open(self.source, backup)?);
-        let root = manifest.root();
-        let pieces = root.table.iter().map(|p| p.id).chain(root.tree.iter().map(|p| p.id)).chain(root.bases.clone());
-        for id in pieces {
-            self.chunk(&id)?;
+        for id in manifest.root().pieces() {
+            self.chunk(id)?;
         }
         for record in manifest.files() {
             cancel.check()?;

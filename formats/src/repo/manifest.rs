@@ -5,11 +5,13 @@
 //! then only the pieces it looks at. A child's chunk table begins with its parent's, so that leaves that did not change
 //! are the same bytes in both manifests and are stored once.
 
+mod leaf;
 mod record;
 mod root;
 
-pub use record::{Content, Entry, Leaf, Node, PatchOp, PieceReader, PieceWriter, Record};
-pub use root::{ManifestRoot, TablePiece, TreePiece};
+pub use leaf::{Leaf, PatchOp, patch_ops, push_extent};
+pub use record::{Content, Entry, Node, PieceReader, PieceWriter, Record};
+pub use root::{FREE_BASE, ManifestRoot, TablePiece, TreePiece};
 
 use crate::FormatError;
 use std::cmp::Ordering;

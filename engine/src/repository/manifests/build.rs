@@ -1,10 +1,11 @@
 //! Building a manifest: entries in path order become pieces; chunks get ordinals.
 //!
-//! A child's chunk table begins with its parent's pieces, unless most of the parent's ids are dead. New ids follow in
-//! pieces of their own, merged with the last ones like the runs of a log-structured tree, so that a small increment adds a
-//! small piece. Tree pieces end where a keyed hash of a record says so: what did not change is cut as it was.
+//! `table` gives ordinals, `leaves` chooses how a file's extents are written. Tree pieces end where a keyed hash of a
+//! record says so: what did not change is cut as it was.
 
 use super::Manifest;
+use super::leaves::{LeafWriter, joined};
+use super::table::TableWriter;
 use crate::chunk::Encoder;
 use crate::crypto::SecretBytes;
 use crate::repository::{ChunkSource, WriterSession};
@@ -12,7 +13,7 @@ use crate::{Error, Kind, Result};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::manifest::{
     Content, Entry, Extent, ExtentAt, LEAF_EXTENTS_MAX, LEAF_PAGES, Leaf, ManifestRoot, Node, PieceWriter, Record,
-    TABLE_PIECE_IDS_MAX, TablePiece, TreePiece, path_cmp,
+    TreePiece, path_cmp,
 };
 use pgkeep_formats::repo::pack::CHUNK_BYTES_MAX;
 use std::cmp::Ordering;
@@ -23,13 +24,8 @@ use std::sync::Arc;
 const PIECE_BYTES_MIN: usize = 16 << 10;
 const PIECE_BYTES_AVERAGE: u64 = 64 << 10;
 const PIECE_BYTES_MAX: usize = 256 << 10;
-/// Ids remembered to give a repeated chunk its ordinal again. More repetitions than that only cost 32 bytes each.
-const RECENT_IDS_MAX: usize = 1 << 16;
 /// Bad pages noted of one file: enough to see the extent of a damage, few enough for one record.
 const BAD_PAGES_MAX: usize = 16 << 10;
-/// Table pieces of a parent below this are always extended: nothing is gained by rewriting them.
-const SMALL_TABLE: u64 = 4 * TABLE_PIECE_IDS_MAX as u64;
-
 /// An entry as the builder takes it: owners by name, extents by ordinal.
 #[derive(Debug, Clone)]
 pub struct BuiltEntry {
@@ -75,13 +71,8 @@ pub struct ManifestBuilder {
     name_numbers: HashMap<String, u32>,
     cut_key: SecretBytes<32>,
     encoder: Encoder,
-    parent: Option<Arc<Manifest>>,
-    /// Ordinals of the parent in this manifest, if its table is not extended.
-    moved: Option<HashMap<u32, u32>>,
-    new_ids: Vec<ChunkId>,
-    recent: HashMap<ChunkId, u32>,
-    /// One bit an ordinal: it is used.
-    used: Vec<u64>,
+    table: TableWriter,
+    leaves: LeafWriter,
     piece: PieceWriter,
     piece_first: (String, u32),
     last_path: Option<String>,
@@ -94,26 +85,14 @@ impl ManifestBuilder {
     /// # Errors
     /// What the cipher said.
     pub fn new(session: &WriterSession, page_size: u32, parent: Option<Arc<Manifest>>) -> Result<Self> {
-        let mut root = ManifestRoot { page_size, ..ManifestRoot::default() };
-        let mut moved = None;
-        if let Some(parent) = &parent {
-            let ids = parent.root().ids();
-            if ids <= SMALL_TABLE && parent.root().ids_live * 4 >= ids || parent.root().ids_live * 2 >= ids {
-                root.table.clone_from(&parent.root().table);
-            } else {
-                moved = Some(HashMap::new());
-            }
-        }
+        let table = TableWriter::new(parent.clone());
         Ok(Self {
-            root,
+            root: ManifestRoot { page_size, ..ManifestRoot::default() },
             name_numbers: HashMap::new(),
             cut_key: session.repository().keyring().cut_key("manifest pieces")?,
             encoder: Encoder::new(3)?,
-            parent,
-            moved,
-            new_ids: Vec::new(),
-            recent: HashMap::new(),
-            used: Vec::new(),
+            leaves: LeafWriter::new(parent.as_ref(), table.is_extended()),
+            table,
             piece: PieceWriter::default(),
             piece_first: (String::new(), 0),
             last_path: None,
@@ -121,34 +100,12 @@ impl ManifestBuilder {
         })
     }
 
-    fn mark(&mut self, ordinal: u32) {
-        let word = ordinal as usize / 64;
-        if self.used.len() <= word {
-            self.used.resize(word + 1, 0);
-        }
-        self.used[word] |= 1 << (ordinal % 64);
-    }
-
     /// The ordinal of a chunk.
     ///
     /// # Errors
     /// What the store said when a piece of the table is written; `Runtime` past 2^32 chunks.
     pub fn ordinal(&mut self, session: &mut WriterSession, id: ChunkId) -> Result<u32> {
-        if let Some(known) = self.recent.get(&id) {
-            return Ok(*known);
-        }
-        let next = self.root.ids() + self.new_ids.len() as u64;
-        let next = u32::try_from(next)
-            .map_err(|_| Error::refused(Kind::Runtime, "a manifest cannot name more than 2^32 chunks"))?;
-        self.new_ids.push(id);
-        if self.recent.len() >= RECENT_IDS_MAX {
-            self.recent.clear();
-        }
-        self.recent.insert(id, next);
-        if self.new_ids.len() >= TABLE_PIECE_IDS_MAX {
-            self.write_table_piece(session)?;
-        }
-        Ok(next)
+        self.table.ordinal(session, &mut self.encoder, id)
     }
 
     /// The ordinal here of a chunk that the parent names with `ordinal`.
@@ -156,18 +113,7 @@ impl ManifestBuilder {
     /// # Errors
     /// What reading the parent's table or writing this one's said.
     pub fn parent_ordinal(&mut self, session: &mut WriterSession, ordinal: u32) -> Result<u32> {
-        if let Some(moved) = &self.moved {
-            if let Some(known) = moved.get(&ordinal) {
-                return Ok(*known);
-            }
-            let Some(parent) = self.parent.clone() else { return Ok(ordinal) };
-            let here = self.ordinal(session, parent.chunk_id(ordinal)?)?;
-            if let Some(moved) = &mut self.moved {
-                moved.insert(ordinal, here);
-            }
-            return Ok(here);
-        }
-        Ok(ordinal)
+        self.table.parent_ordinal(session, &mut self.encoder, ordinal)
     }
 
     /// The parent's extents with the ordinals of this manifest.
@@ -175,41 +121,7 @@ impl ManifestBuilder {
     /// # Errors
     /// As [`Self::parent_ordinal`].
     pub fn parent_extents(&mut self, session: &mut WriterSession, extents: &[Extent]) -> Result<Vec<Extent>> {
-        let translate = |e: &Extent| {
-            let at = match e.at {
-                ExtentAt::Zero => ExtentAt::Zero,
-                ExtentAt::Chunk { ordinal, offset } => {
-                    ExtentAt::Chunk { ordinal: self.parent_ordinal(session, ordinal)?, offset }
-                }
-            };
-            Ok(Extent { units: e.units, at })
-        };
-        extents.iter().map(translate).collect()
-    }
-
-    fn write_table_piece(&mut self, session: &mut WriterSession) -> Result<()> {
-        let mut ids = std::mem::take(&mut self.new_ids);
-        if ids.is_empty() {
-            return Ok(());
-        }
-        // Merge with the parent's last pieces while they are not much larger: their number stays logarithmic.
-        while let (Some(last), Some(parent)) = (self.root.table.last(), &self.parent)
-            && (last.ids as usize) < 2 * ids.len()
-            && last.ids as usize + ids.len() <= TABLE_PIECE_IDS_MAX
-        {
-            let number = self.root.table.len() - 1;
-            if self.moved.is_some() || parent.root().table.get(number) != Some(last) {
-                break;
-            }
-            let mut merged = parent.table_piece(number)?.as_ref().clone();
-            merged.append(&mut ids);
-            ids = merged;
-            self.root.table.pop();
-        }
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.0).collect();
-        let (id, _) = session.add_metadata(&mut self.encoder, &bytes)?;
-        self.root.table.push(TablePiece { id, ids: ids.len() as u32 });
-        Ok(())
+        self.table.parent_extents(session, &mut self.encoder, extents)
     }
 
     fn name(&mut self, name: &str) -> u32 {
@@ -225,24 +137,66 @@ impl ManifestBuilder {
     /// Appends an entry. Entries come in path order.
     ///
     /// # Errors
-    /// `Assert` if the order is wrong; what the store said when a piece is written.
-    pub fn add(&mut self, session: &mut WriterSession, built: BuiltEntry) -> Result<()> {
-        if self.last_path.as_ref().is_some_and(|last| path_cmp(last, &built.path) != Ordering::Less) {
-            return Err(Error::refused(Kind::Assert, format!("'{}' came out of order", built.path)));
-        }
-        for e in &built.extents {
-            if let ExtentAt::Chunk { ordinal, .. } = e.at {
-                self.mark(ordinal);
-            }
-        }
-        let leaves = split_leaves(&built.extents, built.unit, self.root.page_size);
-        let entry = self.entry(built, leaves.len() as u32);
-        let path = entry.path.clone();
+    /// `Assert` if the order is wrong; what the store said when a piece is written or the parent is read.
+    pub fn add(&mut self, session: &mut WriterSession, mut built: BuiltEntry) -> Result<()> {
+        self.check_order(&built.path)?;
+        let extents = joined(&std::mem::take(&mut built.extents));
+        let (path, unit) = (built.path.clone(), built.unit);
+        self.table.mark(&extents);
+        let mut stretches = Stretches::new(&extents, unit == self.root.page_size);
+        let count = stretches.count();
+        let entry = self.entry(built, count);
         self.push(session, &path, 0, &Record::Entry(entry))?;
-        for (i, leaf) in leaves.into_iter().enumerate() {
-            self.push(session, &path, i as u32 + 1, &Record::Leaf(Leaf::Full(leaf)))?;
+        if count > 0 {
+            self.leaves.begin_file(&path, unit)?;
+        }
+        for number in 1..=count {
+            let leaf = self.leaves.leaf(stretches.next())?;
+            self.push(session, &path, number, &Record::Leaf(leaf))?;
         }
         self.last_path = Some(path);
+        Ok(())
+    }
+
+    /// Appends a file whose content is the parent's at the same path: content, size, unit and bad pages are taken from
+    /// there, whatever `built` says. Holds one leaf of it at a time.
+    ///
+    /// # Errors
+    /// As [`Self::add`]; `Assert` if the parent has no such file.
+    pub fn add_unchanged(&mut self, session: &mut WriterSession, built: BuiltEntry) -> Result<()> {
+        self.check_order(&built.path)?;
+        let path = built.path.clone();
+        let Some(was) = self.leaves.parent_file(&path)?.filter(Entry::is_file) else {
+            return Err(Error::refused(Kind::Assert, format!("the parent has no file '{path}'")));
+        };
+        let (inline, unit, leaves) = match was.content {
+            Content::None => (None, 1, 0),
+            Content::Inline(bytes) => (Some(bytes), 1, 0),
+            Content::Extents { unit, leaves } => (None, unit, leaves),
+        };
+        let built = BuiltEntry { size: was.size, inline, unit, bad_pages: was.bad_pages, ..built };
+        let entry = self.entry(built, leaves);
+        self.push(session, &path, 0, &Record::Entry(entry))?;
+        for number in 1..=leaves {
+            let (leaf, extents) = self.leaves.parent_leaf()?;
+            let leaf = if self.table.is_extended() {
+                self.table.mark(&extents);
+                leaf
+            } else {
+                let extents = self.parent_extents(session, &extents)?;
+                self.table.mark(&extents);
+                Leaf::Full(joined(&extents))
+            };
+            self.push(session, &path, number, &Record::Leaf(leaf))?;
+        }
+        self.last_path = Some(path);
+        Ok(())
+    }
+
+    fn check_order(&self, path: &str) -> Result<()> {
+        if self.last_path.as_ref().is_some_and(|last| path_cmp(last, path) != Ordering::Less) {
+            return Err(Error::refused(Kind::Assert, format!("'{path}' came out of order")));
+        }
         Ok(())
     }
 
@@ -321,8 +275,10 @@ impl ManifestBuilder {
             self.root.late = piece.finish();
         }
         self.end_piece(session)?;
-        self.write_table_piece(session)?;
-        self.root.ids_live = self.used.iter().map(|w| u64::from(w.count_ones())).sum();
+        let table = self.table.finish(session, &mut self.encoder)?;
+        self.root.table = table.pieces;
+        self.root.bases = self.leaves.finish();
+        self.root.ids_live = table.used.iter().map(|w| u64::from(w.count_ones())).sum();
         let bytes = self.root.encode();
         // As chunks are decoded before they are sealed: what no reader takes must not be committed.
         Manifest::decode_root("the new backup", &bytes)?;
@@ -330,7 +286,7 @@ impl ManifestBuilder {
         for part in bytes.chunks(CHUNK_BYTES_MAX as usize) {
             manifest.push(session.add_metadata(&mut self.encoder, part)?.0);
         }
-        Ok(ManifestSummary { manifest, root: self.root, links: self.links, used: self.used })
+        Ok(ManifestSummary { manifest, root: self.root, links: self.links, used: table.used })
     }
 }
 
@@ -342,12 +298,10 @@ impl ManifestSummary {
     /// What `each`, the store, the cipher or the decoder said.
     pub fn chunks(&self, source: &Arc<ChunkSource>, each: &mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()> {
         self.manifest.iter().try_for_each(&mut *each)?;
-        self.root.tree.iter().try_for_each(|p| each(&p.id))?;
-        self.root.bases.iter().try_for_each(&mut *each)?;
+        self.root.pieces().try_for_each(&mut *each)?;
         let manifest = Manifest::with_root(source, "the new backup", self.root.clone());
         let mut ordinal = 0usize;
-        for (number, piece) in self.root.table.iter().enumerate() {
-            each(&piece.id)?;
+        for number in 0..self.root.table.len() {
             for id in manifest.table_piece(number)?.iter() {
                 if self.used.get(ordinal / 64).is_some_and(|w| w & (1 << (ordinal % 64)) != 0) {
                     each(id)?;
@@ -360,29 +314,45 @@ impl ManifestSummary {
 }
 
 /// Splits extents into leaves: at every 1 024 pages for files made of pages, else by number.
-fn split_leaves(extents: &[Extent], unit: u32, page_size: u32) -> Vec<Vec<Extent>> {
-    if unit != page_size {
-        return extents.chunks(LEAF_EXTENTS_MAX).map(<[Extent]>::to_vec).collect();
+struct Stretches<'a> {
+    extents: std::iter::Copied<std::slice::Iter<'a, Extent>>,
+    /// What is left of an extent that was split.
+    rest: Option<Extent>,
+    leaves: u32,
+    units_max: u64,
+    extents_max: usize,
+}
+
+impl<'a> Stretches<'a> {
+    fn new(extents: &'a [Extent], of_pages: bool) -> Self {
+        let units = || extents.iter().map(|e| u64::from(e.units)).sum::<u64>();
+        let (leaves, units_max, extents_max) = if of_pages {
+            (units().div_ceil(LEAF_PAGES.into()), LEAF_PAGES.into(), usize::MAX)
+        } else {
+            (extents.len().div_ceil(LEAF_EXTENTS_MAX) as u64, u64::MAX, LEAF_EXTENTS_MAX)
+        };
+        Self { extents: extents.iter().copied(), rest: None, leaves: leaves as u32, units_max, extents_max }
     }
-    let (mut out, mut leaf, mut room) = (Vec::new(), Vec::new(), LEAF_PAGES);
-    for e in extents {
-        let mut rest = *e;
-        while rest.units > 0 {
-            let take = rest.units.min(room);
-            leaf.push(Extent { units: take, at: rest.at });
-            rest.units -= take;
-            if let ExtentAt::Chunk { offset, .. } = &mut rest.at {
-                *offset += take;
-            }
-            room -= take;
-            if room == 0 {
-                out.push(std::mem::take(&mut leaf));
-                room = LEAF_PAGES;
+
+    fn count(&self) -> u32 {
+        self.leaves
+    }
+
+    fn next(&mut self) -> Vec<Extent> {
+        let (mut leaf, mut room) = (Vec::new(), self.units_max);
+        while room > 0 && leaf.len() < self.extents_max {
+            let Some(e) = self.rest.take().or_else(|| self.extents.next()) else { break };
+            let take = u64::from(e.units).min(room) as u32;
+            leaf.push(Extent { units: take, at: e.at });
+            room -= u64::from(take);
+            if take < e.units {
+                let at = match e.at {
+                    ExtentAt::Zero => ExtentAt::Zero,
+                    ExtentAt::Chunk { ordinal, offset } => ExtentAt::Chunk { ordinal, offset: offset + take },
+                };
+                self.rest = Some(Extent { units: e.units - take, at });
             }
         }
+        leaf
     }
-    if !leaf.is_empty() {
-        out.push(leaf);
-    }
-    out
 }

@@ -1,18 +1,22 @@
-//! Reading manifests: streaming, by path, by ordinal.
+//! The manifest of one backup: its root, and what is found from it by path and by ordinal.
 
+use super::records::{Entries, ManifestReader};
 use crate::repository::ChunkSource;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::FormatError;
 use pgkeep_formats::id::ChunkId;
-use pgkeep_formats::repo::manifest::{Content, Entry, Extent, Leaf, ManifestRoot, PieceReader, Record, path_cmp};
+use pgkeep_formats::repo::manifest::{
+    Content, Entry, Extent, FREE_BASE, Leaf, ManifestRoot, PieceReader, Record, TreePiece, path_cmp,
+};
 use pgkeep_formats::repo::records::Commit;
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Pieces of the chunk table kept at hand: 256 KiB each at most.
-const TABLE_PIECES_MAX: usize = 32;
-/// Decoded tree pieces kept at hand for look-ups.
+/// Pieces of the chunk table kept at hand: 256 KiB each at most. A file that has been backed up for months has extents
+/// from every day's part of the table, so fewer would be read again and again.
+const TABLE_PIECES_MAX: usize = 128;
+/// Tree pieces kept at hand, for look-ups and as bases of patches: up to 256 KiB each.
 const TREE_PIECES_MAX: usize = 16;
 /// Largest root: some 100 TiB of cluster.
 const ROOT_BYTES_MAX: usize = 64 << 20;
@@ -65,8 +69,9 @@ pub struct Manifest {
     starts: Vec<u64>,
     table: Recent<Vec<ChunkId>>,
     pieces: Recent<Vec<u8>>,
+    bases: Recent<Vec<u8>>,
     /// Entries written last, in path order.
-    late: Vec<Entry>,
+    pub(super) late: Vec<Entry>,
 }
 
 impl Manifest {
@@ -128,6 +133,7 @@ impl Manifest {
             starts,
             table: Recent::new(TABLE_PIECES_MAX),
             pieces: Recent::new(TREE_PIECES_MAX),
+            bases: Recent::new(TREE_PIECES_MAX),
             late: Vec::new(),
         }
     }
@@ -194,24 +200,25 @@ impl Manifest {
     /// Reads all files and directories in path order.
     #[must_use]
     pub fn files(self: &Arc<Self>) -> ManifestReader {
-        ManifestReader::new(Arc::clone(self), 0, 0)
+        ManifestReader::new(self, None)
     }
 
-    /// Reads files and directories in path order, beginning at the latest with `path`.
+    /// Reads files and directories in path order, beginning with the first whose path is not before `path`.
     #[must_use]
     pub fn files_from(self: &Arc<Self>, path: &str) -> ManifestReader {
-        // The entry of `path` is in the last piece that begins with an entry not after it, or later.
-        let before = |p: &pgkeep_formats::repo::manifest::TreePiece| match path_cmp(&p.first_path, path) {
-            Ordering::Less => true,
-            Ordering::Equal => p.first_leaf == 0,
-            Ordering::Greater => false,
-        };
-        let mut piece = self.root.tree.partition_point(before).saturating_sub(1);
-        while piece > 0 && self.root.tree.get(piece).is_some_and(|p| p.first_leaf != 0) {
-            piece -= 1;
-        }
-        let late = self.late.partition_point(|e| path_cmp(&e.path, path) == Ordering::Less);
-        ManifestReader::new(Arc::clone(self), piece, late)
+        ManifestReader::new(self, Some(path))
+    }
+
+    /// Reads all entries in path order without what files are made of: pieces that hold nothing else are not read.
+    #[must_use]
+    pub fn entries(self: &Arc<Self>) -> Entries {
+        Entries::new(self)
+    }
+
+    /// Number of the last piece in which the entry of `path` can be, if it is not before `from`.
+    pub(super) fn piece_of(&self, path: &str, from: usize) -> usize {
+        let rest = self.root.tree.get(from..).unwrap_or_default();
+        from + rest.partition_point(|p| begins_by(p, path)).saturating_sub(1)
     }
 
     /// One file or directory.
@@ -230,140 +237,58 @@ impl Manifest {
         Ok(None)
     }
 
-    fn piece(&self, number: usize) -> Result<Arc<Vec<u8>>> {
+    /// The bytes of a tree piece.
+    pub(super) fn piece(&self, number: usize) -> Result<Arc<Vec<u8>>> {
         self.pieces.get(number, || match self.root.tree.get(number) {
             Some(piece) => self.source.read(&piece.id),
-            None => Ok(Vec::new()),
+            None => Err(self.damaged("tree piece", number as u64)),
         })
     }
 
-    fn resolve(&self, leaf: Leaf) -> Result<Vec<Extent>> {
-        let name = || format!("manifest of {}", self.label);
+    /// The piece that patches call base number `piece`.
+    pub(super) fn base_id(&self, piece: u32) -> Result<ChunkId> {
+        let id = self.root.bases.get(piece as usize).filter(|id| **id != FREE_BASE);
+        id.copied().ok_or_else(|| self.damaged("base leaf", piece.into()))
+    }
+
+    /// The extents of the full leaf that is record number `record` of base number `piece`.
+    pub(super) fn base(&self, piece: u32, record: u32) -> Result<Vec<Extent>> {
+        let bytes = self.bases.get(piece as usize, || self.source.read(&self.base_id(piece)?))?;
+        match PieceReader::leaf(&bytes, record).map_err(|e| self.damaged_by(e))? {
+            Some(Leaf::Full(extents)) => Ok(extents),
+            _ => Err(self.damaged("base leaf", record.into())),
+        }
+    }
+
+    /// The extents of a leaf.
+    pub(super) fn resolve(&self, leaf: Leaf) -> Result<Vec<Extent>> {
         let base = match &leaf {
             Leaf::Full(_) => Vec::new(),
-            Leaf::Patch { piece, record, .. } => {
-                let bad = |found: u32| FormatError::OutOfRange { offset: 0, what: "base leaf", found: found.into() };
-                let id = self.root.bases.get(*piece as usize).ok_or(bad(*piece)).map_err(Error::damaged(name()))?;
-                let bytes = self.source.read(id)?;
-                let mut records = PieceReader::new(&bytes).map_err(Error::damaged(name()))?;
-                match records.nth(*record as usize) {
-                    Some(Ok(Record::Leaf(Leaf::Full(extents)))) => extents,
-                    Some(Err(e)) => return Err(Error::damaged(name())(e)),
-                    _ => return Err(Error::damaged(name())(bad(*record))),
-                }
-            }
+            Leaf::Patch { piece, record, .. } => self.base(*piece, *record)?,
         };
-        leaf.resolve(&base).map_err(Error::damaged(name()))
+        leaf.resolve(&base).map_err(|e| self.damaged_by(e))
+    }
+
+    /// The error for something in this manifest that cannot be.
+    pub(super) fn damaged(&self, what: &'static str, found: u64) -> Error {
+        self.damaged_by(FormatError::OutOfRange { offset: 0, what, found })
+    }
+
+    pub(super) fn damaged_by(&self, error: FormatError) -> Error {
+        Error::damaged(format!("manifest of {}", self.label))(error)
+    }
+
+    pub(super) fn label(&self) -> &str {
+        &self.label
     }
 }
 
-/// Files and directories in path order. After an error it ends.
-pub struct ManifestReader {
-    manifest: Arc<Manifest>,
-    next_piece: usize,
-    records: std::vec::IntoIter<Record>,
-    /// Leaves at the start belong to an entry before the first piece.
-    skip_leaves: bool,
-    /// Number of the next late entry.
-    late: usize,
-    /// The next record of the tree, if it has been read already.
-    ahead: Option<FileRecord>,
-    failed: bool,
-}
-
-impl ManifestReader {
-    fn new(manifest: Arc<Manifest>, next_piece: usize, late: usize) -> Self {
-        let records = Vec::new().into_iter();
-        Self { manifest, next_piece, records, skip_leaves: true, late, ahead: None, failed: false }
-    }
-
-    /// The next of tree and late entries.
-    fn merged(&mut self) -> Result<Option<FileRecord>> {
-        if self.ahead.is_none() {
-            self.ahead = self.read()?;
-        }
-        let late = self.manifest.late.get(self.late);
-        let take_late = match (&self.ahead, late) {
-            (_, None) => false,
-            (None, Some(_)) => true,
-            (Some(tree), Some(late)) => match path_cmp(&late.path, &tree.entry.path) {
-                Ordering::Less => true,
-                // The late one is the newer.
-                Ordering::Equal => {
-                    self.ahead = None;
-                    true
-                }
-                Ordering::Greater => false,
-            },
-        };
-        if take_late {
-            self.late += 1;
-            return Ok(late.map(|entry| FileRecord { entry: entry.clone(), extents: Vec::new() }));
-        }
-        Ok(self.ahead.take())
-    }
-
-    fn next_record(&mut self) -> Result<Option<Record>> {
-        loop {
-            if let Some(record) = self.records.next() {
-                return Ok(Some(record));
-            }
-            if self.next_piece >= self.manifest.root.tree.len() {
-                return Ok(None);
-            }
-            let bytes = self.manifest.piece(self.next_piece)?;
-            let name = || format!("manifest of {}", self.manifest.label);
-            let records = PieceReader::new(&bytes).map_err(Error::damaged(name()))?;
-            let records = records.collect::<Result<Vec<_>, _>>().map_err(Error::damaged(name()))?;
-            self.records = records.into_iter();
-            self.next_piece += 1;
-        }
-    }
-
-    fn read(&mut self) -> Result<Option<FileRecord>> {
-        let damaged = |what, found: u64| {
-            let error = FormatError::OutOfRange { offset: 0, what, found };
-            Error::damaged(format!("manifest of {}", self.manifest.label))(error)
-        };
-        let (stray, missing) = (damaged("stray leaf", 0), damaged("missing leaf", 0));
-        let entry = loop {
-            match self.next_record()? {
-                None => return Ok(None),
-                Some(Record::Entry(entry)) => break entry,
-                Some(Record::Leaf(_)) if self.skip_leaves => {}
-                Some(Record::Leaf(_)) => return Err(stray),
-            }
-        };
-        self.skip_leaves = false;
-        let mut extents = Vec::new();
-        if let Content::Extents { unit, leaves } = entry.content {
-            for _ in 0..leaves {
-                match self.next_record()? {
-                    Some(Record::Leaf(leaf)) => extents.extend(self.manifest.resolve(leaf)?),
-                    _ => return Err(missing),
-                }
-            }
-            let units: u64 = extents.iter().map(|e| u64::from(e.units)).sum();
-            if units != entry.size.div_ceil(unit.into()) {
-                let error = FormatError::OutOfRange { offset: 0, what: "length of extents", found: units };
-                return Err(Error::damaged(format!("'{}' in the manifest of {}", entry.path, self.manifest.label))(
-                    error,
-                ));
-            }
-        }
-        Ok(Some(FileRecord { entry, extents }))
-    }
-}
-
-impl Iterator for ManifestReader {
-    type Item = Result<FileRecord>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        let item = self.merged().transpose();
-        self.failed = matches!(item, Some(Err(_)));
-        item
+/// True if the entry of `path` is not before this piece: it begins with an entry that is not behind it, or amid a file
+/// before it.
+pub(super) fn begins_by(piece: &TreePiece, path: &str) -> bool {
+    match path_cmp(&piece.first_path, path) {
+        Ordering::Less => true,
+        Ordering::Equal => piece.first_leaf == 0,
+        Ordering::Greater => false,
     }
 }

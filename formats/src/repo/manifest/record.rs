@@ -1,6 +1,6 @@
 //! Records of the tree: entries, each followed by the leaves of its content. FORMAT.md, "Tree records".
 
-use super::{Extent, ExtentAt, LATE_BYTES_MAX, check_path};
+use super::{Extent, ExtentAt, LATE_BYTES_MAX, Leaf, PatchOp, check_path};
 use crate::FormatError;
 use crate::codec::{Reader, Writer};
 
@@ -80,79 +80,6 @@ impl Entry {
     }
 }
 
-/// A step of a leaf patch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PatchOp {
-    /// That many units as in the base leaf, at the same place.
-    Copy(u32),
-    /// These extents, in place of as many units of the base leaf.
-    Extents(Vec<Extent>),
-}
-
-/// A stretch of a file's extents.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Leaf {
-    /// The extents themselves.
-    Full(Vec<Extent>),
-    /// Another manifest's leaf with changes. Its base is a full leaf.
-    Patch {
-        /// Index into the root's base pieces.
-        piece: u32,
-        /// Number of the record in that piece, from 0.
-        record: u32,
-        /// The steps.
-        ops: Vec<PatchOp>,
-    },
-}
-
-impl Leaf {
-    /// The leaf's extents; `base` are those of the base leaf, and are not looked at for a full one.
-    ///
-    /// # Errors
-    /// [`FormatError::OutOfRange`] if a step goes past the end of the base leaf.
-    pub fn resolve(self, base: &[Extent]) -> Result<Vec<Extent>, FormatError> {
-        let ops = match self {
-            Self::Full(extents) => return Ok(extents),
-            Self::Patch { ops, .. } => ops,
-        };
-        let mut out = Vec::new();
-        let mut at = 0u64;
-        for op in ops {
-            match op {
-                PatchOp::Copy(units) => {
-                    copy_units(base, at, units, &mut out)?;
-                    at += u64::from(units);
-                }
-                PatchOp::Extents(extents) => {
-                    at += extents.iter().map(|e| u64::from(e.units)).sum::<u64>();
-                    out.extend(extents);
-                }
-            }
-        }
-        Ok(out)
-    }
-}
-
-fn copy_units(base: &[Extent], from: u64, units: u32, out: &mut Vec<Extent>) -> Result<(), FormatError> {
-    let (mut at, mut left) = (0u64, u64::from(units));
-    for e in base {
-        let end = at + u64::from(e.units);
-        let start = (from + u64::from(units) - left).max(at);
-        if left > 0 && start < end {
-            let skip = (start - at) as u32;
-            let take = u64::from(e.units - skip).min(left) as u32;
-            let at = match e.at {
-                ExtentAt::Zero => ExtentAt::Zero,
-                ExtentAt::Chunk { ordinal, offset } => ExtentAt::Chunk { ordinal, offset: offset.saturating_add(skip) },
-            };
-            out.push(Extent { units: take, at });
-            left -= u64::from(take);
-        }
-        at = end;
-    }
-    if left == 0 { Ok(()) } else { Err(FormatError::OutOfRange { offset: 0, what: "leaf patch", found: left }) }
-}
-
 /// One record of the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -188,24 +115,7 @@ impl PieceWriter {
                 write_entry(&mut body, entry, &self.last_path);
                 self.last_path.clone_from(&entry.path);
             }
-            Record::Leaf(Leaf::Full(extents)) => {
-                body.u8(TYPE_LEAF);
-                write_extents(&mut body, extents);
-            }
-            Record::Leaf(Leaf::Patch { piece, record, ops }) => {
-                body.u8(TYPE_LEAF_PATCH).varint((*piece).into()).varint((*record).into()).varint(ops.len() as u64);
-                for op in ops {
-                    match op {
-                        PatchOp::Copy(units) => {
-                            body.varint(u64::from(*units) << 1);
-                        }
-                        PatchOp::Extents(extents) => {
-                            body.varint(1);
-                            write_extents(&mut body, extents);
-                        }
-                    }
-                }
-            }
+            Record::Leaf(leaf) => write_leaf(&mut body, leaf),
         }
         self.out.blob(body.as_bytes());
         self.records += 1;
@@ -255,6 +165,29 @@ impl<'a> PieceReader<'a> {
             return Err(FormatError::BadVersion { what: "tree piece", found: version.into(), supported: "1" });
         }
         Ok(Self { r, last_path: String::new() })
+    }
+
+    /// The leaf that is record number `number` of a piece, from 0; `None` if that is none. What comes before it is
+    /// passed over without being decoded.
+    ///
+    /// # Errors
+    /// [`FormatError`] naming what is wrong with the piece up to there.
+    pub fn leaf(bytes: &'a [u8], number: u32) -> Result<Option<Leaf>, FormatError> {
+        let mut reader = Self::new(bytes)?;
+        for _ in 0..number {
+            if reader.r.is_empty() {
+                return Ok(None);
+            }
+            reader.r.blob("tree record")?;
+        }
+        let is_leaf = |body: &[u8]| matches!(body.first(), Some(&(TYPE_LEAF | TYPE_LEAF_PATCH)));
+        if reader.r.is_empty() || !is_leaf(reader.r.clone().blob("tree record")?) {
+            return Ok(None);
+        }
+        match reader.read()? {
+            Record::Leaf(leaf) => Ok(Some(leaf)),
+            Record::Entry(_) => Ok(None),
+        }
     }
 
     fn read(&mut self) -> Result<Record, FormatError> {
@@ -394,6 +327,36 @@ fn read_entry(r: &mut Reader<'_>, last_path: &str) -> Result<Entry, FormatError>
     Ok(Entry { path, node, mode, user, group, modified, modified_nanos, size, content, bad_pages })
 }
 
+/// Bytes a leaf takes in a piece, without their count.
+pub(super) fn leaf_len(leaf: &Leaf) -> usize {
+    let mut body = Writer::new();
+    write_leaf(&mut body, leaf);
+    body.len()
+}
+
+fn write_leaf(w: &mut Writer, leaf: &Leaf) {
+    match leaf {
+        Leaf::Full(extents) => {
+            w.u8(TYPE_LEAF);
+            write_extents(w, extents);
+        }
+        Leaf::Patch { piece, record, ops } => {
+            w.u8(TYPE_LEAF_PATCH).varint((*piece).into()).varint((*record).into()).varint(ops.len() as u64);
+            for op in ops {
+                match op {
+                    PatchOp::Copy(units) => {
+                        w.varint(u64::from(*units) << 1);
+                    }
+                    PatchOp::Extents(extents) => {
+                        w.varint(1);
+                        write_extents(w, extents);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// An extent is its length and then 0 for zeros, or 1 + the zigzag distance of its ordinal from the one expected (the
 /// last one and one more) and the offset in the chunk: three bytes where chunks follow each other.
 fn write_extents(w: &mut Writer, extents: &[Extent]) {
@@ -491,6 +454,14 @@ mod tests {
             records.iter().for_each(|r| w.push(r));
             let bytes = w.finish();
             let back = PieceReader::new(&bytes).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+            for (number, record) in records.iter().enumerate() {
+                let leaf = match record {
+                    Record::Leaf(leaf) => Some(leaf.clone()),
+                    Record::Entry(_) => None,
+                };
+                prop_assert_eq!(PieceReader::leaf(&bytes, number as u32), Ok(leaf));
+            }
+            prop_assert_eq!(PieceReader::leaf(&bytes, records.len() as u32), Ok(None));
             prop_assert_eq!(back, records);
         }
 
@@ -503,41 +474,5 @@ mod tests {
                 }
             }
         }
-
-        #[test]
-        fn a_patch_gives_what_a_model_gives(
-            base in proptest::collection::vec((1u32..9, any::<bool>()), 1..20),
-            marks in proptest::collection::vec(any::<bool>(), 1..120),
-        ) {
-            let base: Vec<Extent> = base.iter().enumerate().map(|(i, (units, zero))| Extent {
-                units: *units,
-                at: if *zero { ExtentAt::Zero } else { ExtentAt::Chunk { ordinal: i as u32, offset: 5 } },
-            }).collect();
-            let flat = |extents: &[Extent]| -> Vec<Option<(u32, u32)>> {
-                extents.iter().flat_map(|e| (0..e.units).map(|i| match e.at {
-                    ExtentAt::Zero => None,
-                    ExtentAt::Chunk { ordinal, offset } => Some((ordinal, offset + i)),
-                })).collect()
-            };
-            let old = flat(&base);
-            let (mut want, mut ops) = (Vec::new(), Vec::new());
-            for (i, page) in old.iter().enumerate() {
-                if marks[i % marks.len()] {
-                    want.push(Some((99, i as u32)));
-                    ops.push(PatchOp::Extents(vec![Extent { units: 1, at: ExtentAt::Chunk { ordinal: 99, offset: i as u32 } }]));
-                } else {
-                    want.push(*page);
-                    ops.push(PatchOp::Copy(1));
-                }
-            }
-            let leaf = Leaf::Patch { piece: 0, record: 0, ops };
-            prop_assert_eq!(flat(&leaf.resolve(&base).unwrap()), want);
-        }
-    }
-
-    #[test]
-    fn a_patch_past_its_base_is_refused() {
-        let base = [Extent { units: 3, at: ExtentAt::Zero }];
-        assert!(Leaf::Patch { piece: 0, record: 0, ops: vec![PatchOp::Copy(4)] }.resolve(&base).is_err());
     }
 }

@@ -16,6 +16,9 @@ const FILES: u64 = 13;
 const BYTES: u64 = 15;
 const LATE: u64 = 17;
 
+/// Stands in the list of bases where there is none: patches name their bases by number, and those that stay keep theirs.
+pub const FREE_BASE: ChunkId = ChunkId([0; 32]);
+
 /// A piece of the chunk table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TablePiece {
@@ -49,7 +52,7 @@ pub struct ManifestRoot {
     pub table: Vec<TablePiece>,
     /// The tree, in path order.
     pub tree: Vec<TreePiece>,
-    /// Tree pieces of other manifests that leaf patches refer to.
+    /// Tree pieces of other manifests that leaf patches refer to. [`FREE_BASE`] is a place that is not in use.
     pub bases: Vec<ChunkId>,
     /// How many ids of the chunk table are in use; the rest came from the parent's.
     pub ids_live: u64,
@@ -67,6 +70,12 @@ impl ManifestRoot {
     #[must_use]
     pub fn ids(&self) -> u64 {
         self.table.iter().map(|p| u64::from(p.ids)).sum()
+    }
+
+    /// The pieces it is made of, and those its patches refer to; not the chunks of files.
+    pub fn pieces(&self) -> impl Iterator<Item = &ChunkId> {
+        let bases = self.bases.iter().filter(|id| **id != FREE_BASE);
+        self.table.iter().map(|p| &p.id).chain(self.tree.iter().map(|p| &p.id)).chain(bases)
     }
 
     /// The root's bytes.

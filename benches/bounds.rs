@@ -1,0 +1,59 @@
+//! Peak memory of operations on a million files and on sixteen million chunks. Bound: 256 MiB and 64 MiB a job, of which
+//! there is one. Takes some 5 GB of disk below the temporary directory (`TMPDIR`) and up to an hour; smaller numbers may
+//! be given. Mapped index segments count as memory here, though the system takes their pages back when it needs them.
+//!
+//! `cargo bench --profile release -p pgkeep-benches --bench bounds -- [files] [chunks]`
+
+use pgkeep_benches::bounded::{Ground, bound, peak};
+use pgkeep_formats::repo::records::BackupType;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    if let [dir, step, count] = arguments.as_slice() {
+        run(&Ground::new(Path::new(dir)), step, count.parse().expect("a number"));
+        println!("{}", peak());
+        return;
+    }
+    let number = |at: usize| arguments.get(at).and_then(|a| a.parse::<u64>().ok());
+    let files = number(0).unwrap_or(1_000_000);
+    let chunks = number(1).unwrap_or(16 << 20);
+    let mut over = Vec::new();
+    for (steps, count) in [(FILES, files), (CHUNKS, chunks)] {
+        let dir = tempfile::Builder::new().prefix("pgkeep-bounds-").tempdir().expect("a directory");
+        for step in steps.iter().filter(|_| count > 0) {
+            let begun = Instant::now();
+            let program = std::env::current_exe().expect("this program");
+            let output = Command::new(program).arg(dir.path()).arg(step).arg(count.to_string()).output();
+            let output = output.expect("a process");
+            assert!(output.status.success(), "{step}: {}", String::from_utf8_lossy(&output.stderr));
+            let text = String::from_utf8_lossy(&output.stdout);
+            let peak: u64 = text.trim().parse().expect("a number of bytes");
+            println!("{step:12} {count:9} {:6} MiB {:6} s", peak >> 20, begun.elapsed().as_secs());
+            if peak > bound(1) {
+                over.push(*step);
+            }
+        }
+    }
+    assert!(over.is_empty(), "more than {} MiB: {}", bound(1) >> 20, over.join(", "));
+}
+
+const FILES: &[&str] = &["make-files", "full", "list", "read-file", "incr", "verify"];
+const CHUNKS: &[&str] = &["make-chunks", "list", "find-chunks", "next-chunks", "find-chunks"];
+
+fn run(ground: &Ground, step: &str, count: u64) {
+    match step {
+        "make-files" => ground.make_files(count),
+        "full" => assert!(ground.backup_files(BackupType::Full) >= count),
+        "incr" => assert!(ground.backup_files(BackupType::Incr) >= count),
+        "list" => drop(ground.list()),
+        "read-file" => ground.read_file(count / 20 * 10 + 9),
+        "verify" => ground.verify(),
+        "make-chunks" => ground.make_chunks(count),
+        "next-chunks" => ground.next_chunks(),
+        "find-chunks" => ground.find_chunks(),
+        _ => panic!("there is no step '{step}'"),
+    }
+}
