@@ -483,6 +483,7 @@ fn accessors_agree_with_the_types_of_the_table() {
                 Value::Int(_) => matches!(ty, Type::Int(..)),
                 Value::Size(_) => matches!(ty, Type::Size(..)),
                 Value::Time(_) => matches!(ty, Type::Time(..)),
+                Value::Cpus(_) => ty == Type::Cpus,
                 Value::List(_) => ty == Type::List,
                 Value::Hash(_) => ty == Type::Hash,
                 Value::Secret(_) => opt.def().secret && ty == Type::Text,

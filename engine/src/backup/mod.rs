@@ -2,6 +2,7 @@
 //!
 //! - `plan`: which backup to compare with and what of it to trust   - `label`: names
 //! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does   - `sequence`: order and packs
+//! - `stages`: how busy each of them was
 //!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
@@ -12,6 +13,7 @@ mod finish;
 mod label;
 mod plan;
 mod sequence;
+mod stages;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -19,13 +21,15 @@ mod tests;
 use self::cluster::Cluster;
 use self::finish::{Wal, late_entries, links};
 use self::plan::{Plan, Survey};
-use self::sequence::{Copied, Copy};
+use self::sequence::{Copied, Copy, UPLOADERS};
+use self::stages::Stages;
 use self::task::Shared;
 use crate::chunk::Gear;
 use crate::clock::Clock;
 use crate::index::ChunkIndex;
+use crate::limit::Limits;
 use crate::lock::{Lock, LockName, LockType, check_stopped};
-use crate::observe::{Cancel, Counter, Observer};
+use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pg::datadir::{self, Exclusions, WalkOptions};
 use crate::pg::server::{BackupStart, CheckpointPace, ConnectOptions, Connection};
 use crate::repository::manifests::{Manifest, ManifestBuilder};
@@ -68,6 +72,8 @@ pub struct BackupOptions {
     pub archive_timeout: Duration,
     /// Workers.
     pub process_max: usize,
+    /// What it may take of the machine; of this backup alone, as a failed one ends their waits for good.
+    pub limits: Arc<Limits>,
     /// zstd level.
     pub compress_level: i32,
     /// Directory of lock files.
@@ -177,12 +183,13 @@ pub fn run(
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
         let shared = shared(repository, &session, options, cluster.page_size)?;
         observer.begin("backup", survey.bytes);
-        let (jobs, parent) = (options.process_max.max(1), parent_manifest);
+        let (jobs, parent) = (jobs(options), parent_manifest);
         let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
         let copied = Copy { plan: &plan, shared: &shared, parent, jobs, observer: &progress, cancel }
             .run(&mut session, &mut builder);
         observer.end();
         let copied = copied?;
+        tracing::debug!(target: DETAIL, "{}", shared.stages.utilisation(&options.limits.totals()));
 
         // 6. pg_control last, then the server's label files.
         let control = datadir::read_control(&options.pgdata)?;
@@ -343,7 +350,13 @@ fn shared(
         region: cut.region_bytes as usize,
         page_size,
         level: options.compress_level,
+        limits: Arc::clone(&options.limits),
+        stages: Stages::new(jobs(options), UPLOADERS),
     })
+}
+
+fn jobs(options: &BackupOptions) -> usize {
+    options.limits.workers(options.process_max.max(1))
 }
 
 /// Passes progress on and keeps the lock file's figures fresh, for `info` on this host.

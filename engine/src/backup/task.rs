@@ -3,10 +3,12 @@
 //! A task is small enough that a window of them bounds memory, and carries everything it needs, so workers share nothing
 //! but the index and the session's counter.
 
+use super::stages::{Activity, Stages};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, SessionSealer};
 use crate::index::ChunkIndex;
+use crate::limit::Limits;
 use crate::pg::read::{Pages, RegionReader, is_zero};
 use crate::repository::manifests::Manifest;
 use crate::repository::{RepositoryIndex, seal_data};
@@ -123,6 +125,8 @@ pub(super) struct Shared {
     pub(super) region: usize,
     pub(super) page_size: u32,
     pub(super) level: i32,
+    pub(super) limits: Arc<Limits>,
+    pub(super) stages: Stages,
 }
 
 pub(super) struct Worker<'a> {
@@ -137,6 +141,8 @@ impl<'a> Worker<'a> {
     }
 
     pub(super) fn run(&mut self, work: &Work) -> Result<Output> {
+        self.shared.limits.pace()?;
+        let _span = self.shared.stages.span(Activity::Work);
         // Taken out for the time of the task, so that reading and encoding may both borrow.
         let mut buffer = std::mem::take(&mut self.buffer);
         let output = match work {
@@ -159,7 +165,7 @@ impl<'a> Worker<'a> {
         parent: Option<&ParentFile>,
     ) -> Result<Output> {
         let want = buffer.get_mut(..len).unwrap_or_default();
-        let region = file.read(offset, want)?;
+        let region = self.shared.stages.time(Activity::Read, || file.read(offset, want))?;
         let unit_bytes = unit as usize;
         // A file that was cut short in mid-page while it was read: the rest of the page is WAL replay's.
         let padded = if region.len < len { region.len.next_multiple_of(unit_bytes).min(len) } else { region.len };
@@ -210,6 +216,7 @@ impl<'a> Worker<'a> {
         if self.shared.index.lookup(&id)?.is_some() {
             return Ok(What::Chunk { id, kind, plain_len, sealed: None });
         }
+        let _span = self.shared.stages.span(Activity::Encode);
         let (encoding, encoded) = self.encoder.encode(plain)?;
         let sealed = seal_data(&self.shared.sealer, id, kind, encoding, plain_len, encoded)?;
         Ok(What::Chunk { id, kind, plain_len, sealed: Some((encoding, sealed)) })
@@ -225,7 +232,8 @@ impl<'a> Worker<'a> {
                 continue;
             };
             let room = buffer.get_mut(at..at + file.size).unwrap_or_default();
-            let region = reader.read(0, room)?;
+            let reader = reader.limited(&self.shared.limits);
+            let region = self.shared.stages.time(Activity::Read, || reader.read(0, room))?;
             let end = region.len.next_multiple_of(unit_bytes).min(room.len());
             room[region.len..end].fill(0);
             at += end;
