@@ -190,8 +190,10 @@ fn cpu_limit(settings: &Settings, draft: &mut Draft<'_>) {
     if let Some(share @ CpuShare::Cpus(_)) = settings.cpus(Opt::CpuLimit)
         && share.thousandths(has) > has as u64 * 1000
     {
-        let asked = exact_cpus(share);
-        draft.warn(format!("option 'cpu-limit' = {asked} limits nothing: there are {has} CPUs, and '{asked}%' is a share"));
+        draft.warn(format!(
+            "option 'cpu-limit' limits nothing: {} CPUs, and there are {has}; a percentage is written with its sign",
+            exact_cpus(share)
+        ));
     }
 }
 

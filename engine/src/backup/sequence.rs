@@ -128,9 +128,7 @@ fn work(shared: &Shared, tasks: &Receiver<Task>, done: &Sender<Done>) {
 
 fn upload(shared: &Shared, store: &dyn Store, packs: &Receiver<FinishedPack>, durable: &Sender<Result<FinishedPack>>) {
     for mut pack in packs {
-        let put = shared
-            .stages
-            .time(Activity::Upload, || put_new(store, &layout::pack(pack.facts.pack), &pack.bytes));
+        let put = shared.stages.time(Activity::Upload, || put_new(store, &layout::pack(pack.facts.pack), &pack.bytes));
         pack.bytes = Vec::new();
         if durable.send(put.map(|()| pack)).is_err() {
             return;
@@ -207,7 +205,9 @@ impl Sequencer<'_> {
         self.copy.observer.add(Counter::Stored, pack.facts.size);
         let packs = self.packs.as_ref().ok_or_else(|| Error::refused(Kind::Assert, "a pack came after the last"))?;
         let stages = &self.copy.shared.stages;
-        stages.time(Activity::SequenceRoom, || packs.send(pack)).map_err(|_| Error::refused(Kind::Assert, "no uploader is left"))?;
+        stages
+            .time(Activity::SequenceRoom, || packs.send(pack))
+            .map_err(|_| Error::refused(Kind::Assert, "no uploader is left"))?;
         self.uploading += 1;
         Ok(())
     }

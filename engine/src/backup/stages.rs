@@ -183,11 +183,8 @@ mod tests {
     use super::*;
 
     fn of(seconds: &[(Activity, u64)], io: u64, cpu: u64) -> Utilisation {
-        let totals = LimitTotals {
-            bytes: 0,
-            read_waited: Duration::from_secs(io),
-            cpu_waited: Duration::from_secs(cpu),
-        };
+        let totals =
+            LimitTotals { bytes: 0, read_waited: Duration::from_secs(io), cpu_waited: Duration::from_secs(cpu) };
         let sum = |a| Duration::from_secs(seconds.iter().find(|s| s.0 == a).map_or(0, |s| s.1));
         Utilisation::of(Duration::from_secs(10), 2, 2, &totals, sum)
     }
