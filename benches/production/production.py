@@ -3,7 +3,8 @@
 
 Every round runs pgbench once per variant, in an order that rotates; the ratio to "alone" of the same round is what counts, and
 the median over the rounds. Only transactions that end while a backup runs are counted, so a short backup is repeated, each time
-into a new repository, until pgbench ends. The server syncs (fsync=on), its pages are in the page cache, WAL goes nowhere.
+into a new repository, until pgbench ends. What is short is CPU, shared by clients, server and backup, and the disk's syncs; on as many
+cores as workers expect half of the transactions without limits, and with a limit the share it leaves. The server syncs (fsync=on), its pages are in the page cache, WAL goes nowhere.
 
     benches/production/production.py --pgbackrest PATH --scale 100 --seconds 60 --rounds 3 --out benches/results/NAME.json
 
