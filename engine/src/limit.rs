@@ -115,7 +115,6 @@ impl RateLimiter {
     }
 
     fn admit(&self, now: u64, bytes: u64) -> u64 {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.schedule.admit(now, price(bytes, self.per_second))
     }
 }
@@ -212,6 +211,7 @@ impl Limits {
         let bytes = wanted.min(usize::try_from(io.piece).unwrap_or(usize::MAX));
         let until = io.admit(self.meter.now(), bytes as u64);
         self.wait(until, &io.waited)?;
+        io.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 
@@ -219,6 +219,7 @@ impl Limits {
     pub fn charge(&self, bytes: usize) {
         if let Some(io) = &self.io {
             io.admit(self.meter.now(), bytes as u64);
+            io.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
     }
 

@@ -159,6 +159,7 @@ fn a_request_to_stop_is_seen_within_a_nap() {
     assert_eq!(fake.sleeps.load(Ordering::SeqCst), 3);
     assert_eq!(fake.now(), 3 * nanos(NAP));
     assert!(matches!(limits.pace(), Err(Error::Interrupted)));
+    assert_eq!(limits.totals(), LimitTotals::default());
 }
 
 #[test]
