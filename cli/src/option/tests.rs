@@ -422,6 +422,7 @@ fn sample(ty: Type) -> String {
         Type::Int(least, most) => least.max(0).min(most).to_string(),
         Type::Size(least, _) => least.to_string(),
         Type::Time(least, _) => format!("{least}ms"),
+        Type::Cpus => "50%".into(),
         Type::Path | Type::AnyPath => "/a/b".into(),
         Type::Text | Type::List => "word".into(),
         Type::Hash => "key=value".into(),
