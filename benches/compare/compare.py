@@ -34,11 +34,14 @@ class Rig:
         self.user = pwd.getpwnam("postgres")
         self.block = tuple(map(int, re.findall(r"\d+", subprocess.run([pgbackrest, "version"], capture_output=True, text=True).stdout)[:2])) >= (2, 46)
 
+    @staticmethod
+    def as_user():
+        return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "env", "-i", f"PATH={PG}:/usr/bin:/bin", "HOME=/tmp", "LC_ALL=C.UTF-8"]
+
     def run(self, *command, check=True, timed=False, env=None):
         """Runs as postgres; with timed=True returns wall, cpu seconds and peak RSS in MiB of the whole tree's largest process."""
         log = self.root / "time"
-        prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "env", "-i", f"PATH={PG}:/usr/bin:/bin", "HOME=/tmp", "LC_ALL=C.UTF-8"]
-        prefix += [f"{k}={v}" for k, v in (env or {}).items()]
+        prefix = self.as_user() + [f"{k}={v}" for k, v in (env or {}).items()]
         if timed:
             prefix = ["/usr/bin/time", "-o", str(log), "-f", "%e %U %S %M"] + prefix
         done = subprocess.run(prefix + [str(c) for c in command], capture_output=True, text=True)
@@ -124,6 +127,17 @@ class Rig:
         self.sql(f"update pgbench_accounts set abalance = abalance + 1 where aid % {step} = 0; checkpoint;")
 
 
+def machine(rig, a):
+    """Where and of what the results are."""
+    return {
+        "cpu": re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1), "cores": os.cpu_count(),
+        "kernel": os.uname().release, "pgdata_bytes": rig.pgdata_size(),
+        "pgbackrest": subprocess.run([a.pgbackrest, "version"], capture_output=True, text=True).stdout.strip(),
+        "pgbackrest_block_incremental": rig.block,
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip(),
+    }
+
+
 def pairs(rig, rounds, measure):
     out = {"pgk": [], "pbr": []}
     for n in range(rounds):
@@ -195,13 +209,7 @@ def main():
     results = {}
     try:
         rig.prepare()
-        results["machine"] = {
-            "cpu": re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1), "cores": os.cpu_count(), "page_cache": "warm" if a.warm else "dropped",
-            "kernel": os.uname().release, "pgdata_bytes": rig.pgdata_size(),
-            "pgbackrest": subprocess.run([a.pgbackrest, "version"], capture_output=True, text=True).stdout.strip(),
-            "pgbackrest_block_incremental": rig.block,
-            "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip(),
-        }
+        results["machine"] = machine(rig, a) | {"page_cache": "warm" if a.warm else "dropped"}
         print(json.dumps(results["machine"]), flush=True)
         no_wal = "--no-archive-check"
 
@@ -279,4 +287,5 @@ def main():
             Path(a.out).write_text(json.dumps(results, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-//! Sizes and times as people write and read them.
+//! Sizes, times and shares of CPUs as people write and read them.
 //!
 //! Units of size are powers of 1024 however they are spelled, as in pgBackRest: `k`, `kb` and `kib` are one.
 
@@ -50,6 +50,75 @@ pub fn parse_time(text: &str) -> Option<Duration> {
         _ => return None,
     };
     number.checked_mul(unit_ms).map(Duration::from_millis)
+}
+
+/// How much of the machine's CPUs may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuShare {
+    /// Thousandths of a percent of all that there are.
+    Percent(u32),
+    /// Thousandths of one.
+    Cpus(u32),
+}
+
+impl CpuShare {
+    /// Least share of a machine that is allowed.
+    pub const LEAST: [Self; 2] = [Self::Percent(1000), Self::Cpus(10)];
+    /// Greatest.
+    pub const MOST: [Self; 2] = [Self::Percent(100_000), Self::Cpus(1_024_000)];
+
+    /// Thousandths of a CPU on a machine with so many; at least one.
+    #[must_use]
+    pub fn thousandths(self, cpus: usize) -> u64 {
+        match self {
+            Self::Percent(share) => (u64::from(share) * cpus as u64 / 100).max(1),
+            Self::Cpus(share) => u64::from(share).max(1),
+        }
+    }
+
+    /// True between the least and the greatest.
+    #[must_use]
+    pub fn is_allowed(self) -> bool {
+        match self {
+            Self::Percent(share) => (1000..=100_000).contains(&share),
+            Self::Cpus(share) => (10..=1_024_000).contains(&share),
+        }
+    }
+}
+
+/// CPUs that this process may run on.
+#[must_use]
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Reads a share of CPUs: `50%`, or a number of CPUs such as `1.5`. `None` if it is nothing of the sort, finer than
+/// thousandths, or exceeds 32 bits.
+#[must_use]
+pub fn parse_cpus(text: &str) -> Option<CpuShare> {
+    let (number, percent) = text.strip_suffix('%').map_or((text, false), |number| (number, true));
+    let (whole, part) = number.split_once('.').map_or((number, "0"), |(whole, part)| (whole, part));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 3 {
+        return None;
+    }
+    let thousandths = format!("{part:0<3}").parse::<u32>().ok()?;
+    let share = whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(thousandths)?;
+    Some(if percent { CpuShare::Percent(share) } else { CpuShare::Cpus(share) })
+}
+
+/// A share of CPUs as an option takes it: `50%`, `1.5`.
+#[must_use]
+pub fn exact_cpus(share: CpuShare) -> String {
+    let (n, unit) = match share {
+        CpuShare::Percent(n) => (n, "%"),
+        CpuShare::Cpus(n) => (n, ""),
+    };
+    let part = format!("{:03}", n % 1000);
+    match part.trim_end_matches('0') {
+        "" => format!("{}{unit}", n / 1000),
+        part => format!("{}.{part}{unit}", n / 1000),
+    }
 }
 
 /// A number of bytes for people: `512B`, `1KB`, `1.2GB`. One decimal, left out when it is zero.
@@ -145,6 +214,31 @@ mod tests {
     }
 
     #[test]
+    fn shares_of_cpus_are_read() {
+        use CpuShare::{Cpus, Percent};
+        for (text, share, of_four) in [
+            ("50%", Percent(50_000), 2000),
+            ("12.5%", Percent(12_500), 500),
+            ("1.5", Cpus(1500), 1500),
+            ("2", Cpus(2000), 2000),
+            ("0.025", Cpus(25), 25),
+            ("0", Cpus(0), 1),
+        ] {
+            assert_eq!(parse_cpus(text), Some(share), "{text}");
+            assert_eq!(share.thousandths(4), of_four, "{text}");
+        }
+        for text in ["", "%", "-1", "1,5", "1.", ".5", "50 %", "50%%", "1.2345", "+1", "half", "1.-5", "99999999"] {
+            assert_eq!(parse_cpus(text), None, "{text}");
+        }
+        let allowed = ["1%", "100%", "0.01", "1024"].map(|text| parse_cpus(text).unwrap());
+        assert!(allowed.iter().all(|share| share.is_allowed()));
+        assert_eq!([allowed[0], allowed[2]], CpuShare::LEAST);
+        assert_eq!([allowed[1], allowed[3]], CpuShare::MOST);
+        let refused = ["0.999%", "100.001%", "0.009", "1024.001"].map(|text| parse_cpus(text).unwrap());
+        assert!(!refused.iter().any(|share| share.is_allowed()));
+    }
+
+    #[test]
     fn sizes_are_shown() {
         for (bytes, text) in [
             (0, "0B"),
@@ -178,13 +272,17 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "\\PC{0,12}") {
-            let _ = (parse_size(&text), parse_time(&text));
+            let _ = (parse_size(&text), parse_time(&text), parse_cpus(&text));
         }
 
         #[test]
         fn exact_forms_read_back(n in 0_u64..1 << 50) {
             prop_assert_eq!(parse_size(&exact_size(n)), Some(n));
             prop_assert_eq!(parse_size(&exact_size(n << 10)), Some(n << 10));
+            let n32 = n as u32;
+            for share in [CpuShare::Percent(n32), CpuShare::Cpus(n32)] {
+                prop_assert_eq!(parse_cpus(&exact_cpus(share)), Some(share));
+            }
             let time = Duration::from_millis(n);
             prop_assert_eq!(parse_time(&exact_time(time)), Some(time));
             let time = Duration::from_secs(n % 1000 * 3600);

@@ -12,6 +12,7 @@ pub mod crypto;
 mod error;
 pub mod index;
 pub mod info;
+pub mod limit;
 pub mod lock;
 pub mod observe;
 pub mod pack;

@@ -17,6 +17,7 @@ use pgkeep_engine::Result;
 use pgkeep_engine::backup::{self, BackupOptions, BackupReport};
 use pgkeep_engine::clock::{Clock, SystemClock};
 use pgkeep_engine::crypto::Unlock;
+use pgkeep_engine::limit::Limits;
 use pgkeep_engine::observe::{Cancel, Silent};
 use pgkeep_engine::pg::ClusterIdentity;
 use pgkeep_engine::repository::{OpenOptions, Repository};
@@ -143,7 +144,9 @@ impl World {
         self.backup_to(Arc::new(self.store.clone()), None, kind).expect("a backup must succeed")
     }
 
-    fn options(&self, backup_type: BackupType) -> BackupOptions {
+    /// What this world's backups are made with.
+    #[must_use]
+    pub fn options(&self, backup_type: BackupType) -> BackupOptions {
         BackupOptions {
             stanza: STANZA.to_owned(),
             pgdata: self.cluster.path().to_path_buf(),
@@ -159,6 +162,7 @@ impl World {
             archive_check: true,
             archive_timeout: Duration::from_secs(1),
             process_max: 2,
+            limits: Limits::none(),
             compress_level: 1,
             lock_path: self.path("lock"),
             exec_id: "1-test".to_owned(),

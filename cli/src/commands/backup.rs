@@ -4,12 +4,14 @@ use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::Opt;
-use crate::size::human_size;
+use crate::size::{cpus, human_size};
 use crate::{VERSION, repos, zone};
 use pgkeep_engine::backup::{self, BackupOptions};
 use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::limit::Limits;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::repo::records::BackupType;
+use std::num::NonZero;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
@@ -35,6 +37,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         archive_check: settings.flag(Opt::ArchiveCheck),
         archive_timeout: settings.time(Opt::ArchiveTimeout),
         process_max: settings.process_max(),
+        limits: Limits::new(
+            settings.size(Opt::IoLimit).and_then(NonZero::new),
+            settings.cpus(Opt::CpuLimit).and_then(|share| NonZero::new(share.thousandths(cpus()))),
+            context.cancel,
+        ),
         compress_level: settings.compress_level().unwrap_or(3),
         lock_path: settings.lock_path().to_path_buf(),
         exec_id: repos::exec_id(),

@@ -182,6 +182,7 @@ fn kind(ty: Type) -> String {
             let exact = |ms| plain(&Value::Time(std::time::Duration::from_millis(ms)));
             format!("a time, {} to {}: seconds, or with a unit such as 15m", exact(least), exact(most))
         }
+        Type::Cpus => "a percentage of the machine's CPUs such as 50%, or a number of CPUs such as 1.5".to_owned(),
         Type::Path => "an absolute path".to_owned(),
         Type::AnyPath => "a path".to_owned(),
         Type::Text => "a text".to_owned(),

@@ -19,6 +19,8 @@ pub enum Type {
     Size(u64, u64),
     /// Milliseconds, least and greatest included: seconds unless a unit is given.
     Time(u64, u64),
+    /// A share of the machine's CPUs: a percentage, or how many.
+    Cpus,
     /// An absolute path.
     Path,
     /// A path; a relative one counts from the working directory.

@@ -31,7 +31,7 @@ impl Program {
     #[must_use]
     pub fn fill(&self, default: &str) -> String {
         match default {
-            "#" => std::thread::available_parallelism().map_or(1, usize::from).to_string(),
+            "#" => crate::size::cpus().to_string(),
             _ => default.replace('@', self.name),
         }
     }

@@ -8,6 +8,7 @@ use super::settings::{Cipher, Setting, Settings, Source};
 use super::table::{Opt, TABLE};
 use super::value::Value;
 use crate::exit::Status;
+use crate::size::{CpuShare, cpus, exact_cpus};
 use std::time::Duration;
 
 /// How much longer than a query another process is waited for, when only one of the two was set.
@@ -65,6 +66,7 @@ pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> 
     repositories(settings)?;
     ciphers(settings, draft)?;
     retention(settings, draft);
+    cpu_limit(settings, draft);
     remarks(settings, draft);
     Ok(())
 }
@@ -179,6 +181,19 @@ fn retention(settings: &Settings, draft: &mut Draft<'_>) {
     }
     for repo in settings.target_repos().filter(|r| r.int(Opt::RepoRetentionFull).is_none()) {
         draft.warn(format!("option 'repo{}-retention-full' is not set: backups are kept for ever", repo.key()));
+    }
+}
+
+/// Warns of a number of CPUs that the machine does not have, which may be a forgotten percent sign.
+fn cpu_limit(settings: &Settings, draft: &mut Draft<'_>) {
+    let has = cpus();
+    if let Some(share @ CpuShare::Cpus(_)) = settings.cpus(Opt::CpuLimit)
+        && share.thousandths(has) > has as u64 * 1000
+    {
+        draft.warn(format!(
+            "option 'cpu-limit' limits nothing: {} CPUs, and there are {has}; a percentage is written with its sign",
+            exact_cpus(share)
+        ));
     }
 }
 

@@ -8,6 +8,7 @@ use super::command::Command;
 use super::program::Program;
 use super::table::Opt;
 use super::value::{Secret, Value};
+use crate::size::CpuShare;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -144,6 +145,15 @@ impl Settings {
     pub fn size(&self, opt: Opt) -> Option<u64> {
         match self.value(opt, 0) {
             Some(Value::Size(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// A share of CPUs.
+    #[must_use]
+    pub fn cpus(&self, opt: Opt) -> Option<CpuShare> {
+        match self.value(opt, 0) {
+            Some(Value::Cpus(share)) => Some(*share),
             _ => None,
         }
     }

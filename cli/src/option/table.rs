@@ -262,8 +262,12 @@ options! {
     BackupStandby "backup-standby" "copy most files from a standby"
         = word(&["n", "prefer", "y"], "n").on(BACKUP | CHECK).ignored("files are copied from the primary");
     ChecksumPage "checksum-page" "check page checksums (default: if the cluster has them)" = Def::new(Type::Bool, None).on(BACKUP);
+    CpuLimit "cpu-limit" "CPU time to use at most: a share of all CPUs, 50%, or a number of them, 1.5"
+        = Def::new(Type::Cpus, None).on(BACKUP);
     Exclude "exclude" "path under the data directory to leave out" = Def::new(Type::List, None).on(BACKUP);
     ExpireAuto "expire-auto" "apply retention after a backup" = flag("y").on(BACKUP);
+    IoLimit "io-limit" "bytes to read a second from the data directory at most"
+        = Def::new(Type::Size(64 * KIB, TIB), None).on(BACKUP);
     ManifestSaveThreshold "manifest-save-threshold" "progress after which an interrupted backup can resume"
         = size(1, TIB, "1GiB").on(BACKUP).ignored("an interrupted backup resumes from its last finished object");
     Online "online" "the server runs during the backup" = flag("y").on(BACKUP | STANZA & !DELETE).typed();

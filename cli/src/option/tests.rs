@@ -422,6 +422,7 @@ fn sample(ty: Type) -> String {
         Type::Int(least, most) => least.max(0).min(most).to_string(),
         Type::Size(least, _) => least.to_string(),
         Type::Time(least, _) => format!("{least}ms"),
+        Type::Cpus => "50%".into(),
         Type::Path | Type::AnyPath => "/a/b".into(),
         Type::Text | Type::List => "word".into(),
         Type::Hash => "key=value".into(),
@@ -483,6 +484,7 @@ fn accessors_agree_with_the_types_of_the_table() {
                 Value::Int(_) => matches!(ty, Type::Int(..)),
                 Value::Size(_) => matches!(ty, Type::Size(..)),
                 Value::Time(_) => matches!(ty, Type::Time(..)),
+                Value::Cpus(_) => ty == Type::Cpus,
                 Value::List(_) => ty == Type::List,
                 Value::Hash(_) => ty == Type::Hash,
                 Value::Secret(_) => opt.def().secret && ty == Type::Text,
@@ -491,6 +493,44 @@ fn accessors_agree_with_the_types_of_the_table() {
             assert!(fits, "{} {index}", opt.def().name);
         }
     }
+}
+
+#[test]
+fn limits_of_a_backup_come_from_anywhere_and_must_make_sense() {
+    use crate::size::CpuShare::{Cpus, Percent};
+    let host = Host::with("[global:backup]\nio-limit=50MB\ncpu-limit=1.5\n[demo]\npg1-path=/pg\n");
+    let settings = host.get("--stanza=demo backup");
+    assert_eq!((settings.size(Opt::IoLimit), settings.cpus(Opt::CpuLimit)), (Some(50 << 20), Some(Cpus(1500))));
+    assert_eq!(settings.setting(Opt::CpuLimit, 0).unwrap().source, Source::File);
+    let host = host.var("PGKEEP_IO_LIMIT", "200MiB").var("PGKEEP_CPU_LIMIT", "25%");
+    let settings = host.get("--stanza=demo --cpu-limit=12.5% backup");
+    assert_eq!((settings.size(Opt::IoLimit), settings.cpus(Opt::CpuLimit)), (Some(200 << 20), Some(Percent(12_500))));
+    assert_eq!(settings.setting(Opt::IoLimit, 0).unwrap().source, Source::Environment);
+    let settings = host.get("--stanza=demo --reset-io-limit --reset-cpu-limit backup");
+    assert_eq!((settings.size(Opt::IoLimit), settings.cpus(Opt::CpuLimit)), (None, None));
+
+    let host = Host::with(PG);
+    let unset = host.get("--stanza=demo backup");
+    assert_eq!((unset.size(Opt::IoLimit), unset.cpus(Opt::CpuLimit)), (None, None));
+    for (bad, says) in [
+        ("--io-limit=fast", "'fast' is not a size for option 'io-limit'"),
+        ("--io-limit=50MB/s", "'50MB/s' is not a size for option 'io-limit'"),
+        ("--io-limit=0", "'0' is out of range for option 'io-limit'"),
+        ("--io-limit=63KiB", "'63KiB' is out of range for option 'io-limit'"),
+        ("--cpu-limit=half", "'half' is not a share of CPUs for option 'cpu-limit'"),
+        ("--cpu-limit=0%", "'0%' is out of range for option 'cpu-limit'"),
+        ("--cpu-limit=101%", "'101%' is out of range for option 'cpu-limit'"),
+        ("--cpu-limit=0.001", "'0.001' is out of range for option 'cpu-limit'"),
+    ] {
+        let error = host.run(&format!("--stanza=demo {bad} backup")).unwrap_err();
+        assert_eq!((error.status.0, error.to_string().as_str()), (32, says), "{bad}");
+    }
+    assert_eq!(host.status("--stanza=demo --io-limit=1MiB restore"), 31);
+
+    // A forgotten percent sign, on any machine but the largest.
+    let warned = host.notices(Level::Warn, "--stanza=demo --cpu-limit=1024 backup");
+    assert_eq!(warned.iter().filter(|n| n.contains("cpu-limit")).count(), usize::from(crate::size::cpus() < 1024));
+    assert!(!host.notices(Level::Warn, "--stanza=demo --cpu-limit=1 backup").iter().any(|n| n.contains("cpu-limit")));
 }
 
 #[test]

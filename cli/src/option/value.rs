@@ -3,7 +3,7 @@
 use super::def::Type;
 use super::error::OptionError;
 use crate::exit::Status;
-use crate::size::{parse_size, parse_time};
+use crate::size::{CpuShare, exact_cpus, parse_cpus, parse_size, parse_time};
 use std::path::Path;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -43,6 +43,8 @@ pub enum Value {
     Size(u64),
     /// Of [`Type::Time`].
     Time(Duration),
+    /// Of [`Type::Cpus`].
+    Cpus(CpuShare),
     /// Of [`Type::Path`], [`Type::AnyPath`], [`Type::Text`] and [`Type::Enum`].
     Text(String),
     /// Of an option marked secret.
@@ -95,6 +97,15 @@ pub(super) fn parse(name: &str, ty: Type, written: &[String], cwd: &Path) -> Res
             None => {
                 Err(refuse("is not a time".to_owned()).hint("write a time in seconds, or with a unit, such as 15m"))
             }
+        },
+        Type::Cpus => match parse_cpus(text) {
+            Some(share) if share.is_allowed() => Ok(Value::Cpus(share)),
+            Some(_) => {
+                let range = |of: [CpuShare; 2]| of.map(exact_cpus).join(" or ");
+                Err(outside(range(CpuShare::LEAST), range(CpuShare::MOST)))
+            }
+            None => Err(refuse("is not a share of CPUs".to_owned())
+                .hint("write a percentage of the machine's CPUs, such as 50%, or a number of CPUs, such as 1.5")),
         },
         Type::Path => absolute(text).map_err(refuse).map(Value::Text),
         Type::AnyPath if text.starts_with('/') => absolute(text).map_err(refuse).map(Value::Text),

@@ -6,7 +6,8 @@
 
 use super::Plan;
 use super::pages::ParentFile;
-use super::task::{PoolFile, TASK_BYTES_MAX, Task, Work};
+use super::stages::Activity;
+use super::task::{PoolFile, Shared, TASK_BYTES_MAX, Task, Work};
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, EntryKind, WalkOptions};
 use crate::pg::read::{Pages, RegionReader};
@@ -59,6 +60,7 @@ enum Held {
 
 pub(super) struct Dispatcher<'a> {
     pub(super) plan: &'a Plan,
+    pub(super) shared: &'a Shared,
     pub(super) parent: Option<Arc<Manifest>>,
     pub(super) tasks: Sender<Task>,
     pub(super) items: Sender<Result<Item>>,
@@ -81,6 +83,7 @@ fn gone<T>(_: T) -> Error {
 impl Dispatcher<'_> {
     /// Runs to the end of the walk. What goes wrong is sent as the last item.
     pub(super) fn run(self) {
+        let _span = self.shared.stages.span(Activity::Walk);
         if let Err(e) = self.walk() {
             // If nobody listens any more, the operation has ended with an error of its own.
             drop(self.items.send(Err(e)));
@@ -125,6 +128,7 @@ impl Dispatcher<'_> {
         if entry.size <= INLINE_BYTES_MAX as u64 && unit == 1 {
             return match read_small(&entry)? {
                 Some(bytes) => {
+                    self.shared.limits.charge(bytes.len());
                     built.size = bytes.len() as u64;
                     built.inline = Some(bytes);
                     self.send(state, Item { built, wait: Wait::Ready })
@@ -150,7 +154,7 @@ impl Dispatcher<'_> {
             vanished(&built.path);
             return Ok(());
         };
-        let file = Arc::new(file);
+        let file = Arc::new(file.limited(&self.shared.limits));
         let first = state.sequence;
         let count = entry.size.div_ceil(TASK_BYTES_MAX as u64);
         // The item goes first: tasks of one file may be more than there are permits.
@@ -166,7 +170,7 @@ impl Dispatcher<'_> {
     }
 
     fn issue(&self, task: Task) -> Result<()> {
-        self.permits.recv().map_err(gone)?;
+        self.shared.stages.time(Activity::WalkRoom, || self.permits.recv()).map_err(gone)?;
         self.cancel.check()?;
         self.tasks.send(task).map_err(gone)
     }
@@ -198,7 +202,7 @@ impl Dispatcher<'_> {
 
     fn send(&self, state: &mut State, item: Item) -> Result<()> {
         if state.held.is_empty() {
-            return self.items.send(Ok(item)).map_err(gone);
+            return self.hand_on(item);
         }
         state.held.push_back(Held::Item(Box::new(item)));
         self.release_if_many(state)
@@ -230,9 +234,13 @@ impl Dispatcher<'_> {
                     Item { built, wait: Wait::Pool { sequence: *sequence, index } }
                 }
             };
-            self.items.send(Ok(item)).map_err(gone)?;
+            self.hand_on(item)?;
         }
         Ok(())
+    }
+
+    fn hand_on(&self, item: Item) -> Result<()> {
+        self.shared.stages.time(Activity::WalkRoom, || self.items.send(Ok(item))).map_err(gone)
     }
 }
 

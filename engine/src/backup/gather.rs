@@ -6,6 +6,7 @@
 //! the base from then on. Memory: the open gather and those under way, each at most [`BYTES_MAX`] and as much of old pages.
 
 use super::pages::{ChangedPage, ChangedPages};
+use super::stages::Activity;
 use super::task::{NamedChunk, NewChunk, Worker};
 use crate::Result;
 use crate::chunk::delta::encode_prefix;
@@ -96,6 +97,8 @@ impl Gatherer {
 
 /// Encodes a gather.
 pub(super) fn encode(worker: &mut Worker<'_>, gather: &Gather) -> Result<Gathered> {
+    worker.shared.limits.pace()?;
+    let _span = worker.shared.stages.span(Activity::Work);
     let page = worker.shared.page_size as usize;
     let all = &gather.changed;
     let content = |i: usize| all.bytes.get(i * page..(i + 1) * page).unwrap_or_default();

@@ -3,6 +3,7 @@
 //! - `plan`: which backup to compare with and what of it to trust   - `label`: names
 //! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does, with `pages` (what the parent knows)
 //! - `gather`: changed pages together   - `sequence`: order and packs
+//! - `stages`: how busy each of them was
 //!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
@@ -15,6 +16,7 @@ mod label;
 mod pages;
 mod plan;
 mod sequence;
+mod stages;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -22,13 +24,15 @@ mod tests;
 use self::cluster::Cluster;
 use self::finish::{Wal, late_entries, links};
 use self::plan::{Plan, Survey};
-use self::sequence::{Copied, Copy};
+use self::sequence::{Copied, Copy, UPLOADERS};
+use self::stages::Stages;
 use self::task::Shared;
 use crate::chunk::Gear;
 use crate::clock::Clock;
 use crate::index::ChunkIndex;
+use crate::limit::Limits;
 use crate::lock::{Lock, LockName, LockType, check_stopped};
-use crate::observe::{Cancel, Counter, Observer};
+use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pg::datadir::{self, Exclusions, WalkOptions};
 use crate::pg::server::{BackupStart, CheckpointPace, ConnectOptions, Connection};
 use crate::repository::manifests::{Manifest, ManifestBuilder};
@@ -72,6 +76,8 @@ pub struct BackupOptions {
     pub archive_timeout: Duration,
     /// Workers.
     pub process_max: usize,
+    /// What it may take of the machine; of this backup alone, as a failed one ends their waits for good.
+    pub limits: Arc<Limits>,
     /// zstd level.
     pub compress_level: i32,
     /// Directory of lock files.
@@ -181,12 +187,13 @@ pub fn run(
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
         let shared = shared(repository, &session, options, cluster.page_size, parent_manifest.as_ref())?;
         observer.begin("backup", survey.bytes);
-        let (jobs, parent) = (options.process_max.max(1), parent_manifest);
+        let (jobs, parent) = (jobs(options), parent_manifest);
         let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
         let copied = Copy { plan: &plan, shared: &shared, parent, jobs, observer: &progress, cancel }
             .run(&mut session, &mut builder);
         observer.end();
         let copied = copied?;
+        tracing::debug!(target: DETAIL, "{}", shared.stages.utilisation(&options.limits.totals()));
 
         // 6. pg_control last, then the server's label files.
         let control = datadir::read_control(&options.pgdata)?;
@@ -352,7 +359,13 @@ fn shared(
         page_key: repository.keyring().subkey("page hash")?,
         has_parent: parent.is_some(),
         old_pages: parent.filter(|_| reads_data).map(|p| Arc::clone(p.source())),
+        limits: Arc::clone(&options.limits),
+        stages: Stages::new(jobs(options), UPLOADERS),
     })
+}
+
+fn jobs(options: &BackupOptions) -> usize {
+    options.limits.workers(options.process_max.max(1))
 }
 
 /// Passes progress on and keeps the lock file's figures fresh, for `info` on this host.

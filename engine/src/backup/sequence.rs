@@ -9,6 +9,7 @@
 use super::Plan;
 use super::dispatch::{Dispatcher, Item, Wait};
 use super::gather::{Gather, GatherRun, Gathered, Gatherer};
+use super::stages::Activity;
 use super::task::{Done, NamedChunk, Output, Piece, Shared, Task, What, Worker};
 use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pack::{FinishedPack, PackedChunk};
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Threads that make packs durable. Each holds a pack.
-const UPLOADERS: usize = 2;
+pub(super) const UPLOADERS: usize = 2;
 /// Entries that may wait between dispatcher and sequencer; more than a pool holds back.
 const ITEMS_MAX: usize = 2048;
 /// Entries that may wait for an open gather to fill.
@@ -76,6 +77,7 @@ impl Copy<'_> {
             let failed = |e| Error::refused(Kind::Kernel, format!("cannot start a thread: {e}"));
             let dispatcher = Dispatcher {
                 plan: self.plan,
+                shared: self.shared,
                 parent: self.parent.clone(),
                 tasks: task_out,
                 items: item_out,
@@ -92,8 +94,9 @@ impl Copy<'_> {
             }
             for n in 1..=UPLOADERS {
                 let (packs, durable, store) = (pack_in.clone(), durable_out.clone(), Arc::clone(&store));
+                let shared = self.shared;
                 named(format!("pgkeep-up-{n}"))
-                    .spawn_scoped(scope, move || upload(&*store, &packs, &durable))
+                    .spawn_scoped(scope, move || upload(shared, &*store, &packs, &durable))
                     .map_err(failed)?;
             }
             // Only the threads hold the other ends now, so each channel closes when its last thread ends.
@@ -119,7 +122,8 @@ impl Copy<'_> {
                 copied: Copied::default(),
             };
             // By value: on failure they must be gone before the threads are joined.
-            sequencer.run(done_in, gathered_in, item_in, durable_in)
+            // Nor is anybody to wait any longer for his turn to read.
+            sequencer.run(done_in, gathered_in, item_in, durable_in).inspect_err(|_| self.shared.limits.end())
         })
     }
 }
@@ -157,9 +161,9 @@ fn work(
     }
 }
 
-fn upload(store: &dyn Store, packs: &Receiver<FinishedPack>, durable: &Sender<Result<FinishedPack>>) {
+fn upload(shared: &Shared, store: &dyn Store, packs: &Receiver<FinishedPack>, durable: &Sender<Result<FinishedPack>>) {
     for mut pack in packs {
-        let put = put_new(store, &layout::pack(pack.facts.pack), &pack.bytes);
+        let put = shared.stages.time(Activity::Upload, || put_new(store, &layout::pack(pack.facts.pack), &pack.bytes));
         pack.bytes = Vec::new();
         if durable.send(put.map(|()| pack)).is_err() {
             return;
@@ -283,6 +287,7 @@ impl Sequencer<'_> {
     fn durable(&mut self, message: Result<Result<FinishedPack>, crossbeam_channel::RecvError>) -> Result<()> {
         let pack =
             message.map_err(|_| Error::refused(Kind::Assert, "an uploader ended before its work was done"))??;
+        let _span = self.copy.shared.stages.span(Activity::Sequence);
         self.uploading -= 1;
         self.session.note_durable(&pack)
     }
@@ -290,12 +295,16 @@ impl Sequencer<'_> {
     fn upload(&mut self, pack: FinishedPack) -> Result<()> {
         self.copy.observer.add(Counter::Stored, pack.facts.size);
         let packs = self.packs.as_ref().ok_or_else(|| Error::refused(Kind::Assert, "a pack came after the last"))?;
-        packs.send(pack).map_err(|_| Error::refused(Kind::Assert, "no uploader is left"))?;
+        let stages = &self.copy.shared.stages;
+        stages
+            .time(Activity::SequenceRoom, || packs.send(pack))
+            .map_err(|_| Error::refused(Kind::Assert, "no uploader is left"))?;
         self.uploading += 1;
         Ok(())
     }
 
     fn result(&mut self, message: Done) -> Result<()> {
+        let _span = self.copy.shared.stages.span(Activity::Sequence);
         match message {
             Done::Task { sequence, output } => drop(self.early.insert(sequence, output?)),
             Done::Gather { number, gathered } => drop(self.early_gathers.insert(number, gathered?)),
@@ -414,6 +423,7 @@ impl Sequencer<'_> {
     }
 
     fn complete_items(&mut self) -> Result<()> {
+        let _span = self.copy.shared.stages.span(Activity::Sequence);
         while let Some(item) = self.items.front() {
             let ready = match &item.wait {
                 Wait::Ready | Wait::Parent(_) => true,

@@ -8,10 +8,12 @@
 
 use super::gather::{Gather, Gathered};
 use super::pages::{ChangedPages, KnownPages, ParentFile, Then};
+use super::stages::{Activity, Stages};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, SecretBytes, SessionSealer};
 use crate::index::ChunkIndex;
+use crate::limit::Limits;
 use crate::pack::BasePages;
 use crate::pg::read::{Pages, RegionReader, is_zero};
 use crate::repository::{ChunkSource, RepositoryIndex, seal_data};
@@ -134,6 +136,8 @@ pub(super) struct Shared {
     pub(super) has_parent: bool,
     /// Where old pages are read; `None` if deltas are not wanted or data cannot be opened.
     pub(super) old_pages: Option<Arc<ChunkSource>>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) stages: Stages,
 }
 
 impl Shared {
@@ -165,6 +169,8 @@ impl<'a> Worker<'a> {
     }
 
     pub(super) fn run(&mut self, work: &Work) -> Result<Output> {
+        self.shared.limits.pace()?;
+        let _span = self.shared.stages.span(Activity::Work);
         // Taken out for the time of the task, so that reading and encoding may both borrow.
         let mut buffer = std::mem::take(&mut self.buffer);
         let output = match work {
@@ -187,7 +193,7 @@ impl<'a> Worker<'a> {
         parent: Option<&ParentFile>,
     ) -> Result<Output> {
         let want = buffer.get_mut(..len).unwrap_or_default();
-        let region = file.read(offset, want)?;
+        let region = self.shared.stages.time(Activity::Read, || file.read(offset, want))?;
         let unit_bytes = unit as usize;
         // A file that was cut short in mid-page while it was read: the rest of the page is WAL replay's.
         let padded = if region.len < len { region.len.next_multiple_of(unit_bytes).min(len) } else { region.len };
@@ -311,6 +317,7 @@ impl<'a> Worker<'a> {
             return Ok(NamedChunk { id, kind, plain_len, new: None });
         }
         let hashes = hashes.unwrap_or_else(|| self.shared.page_hashes(kind, plain));
+        let _span = self.shared.stages.span(Activity::Encode);
         let (encoding, encoded) = self.encoder.encode(plain)?;
         let sealed = seal_data(&self.shared.sealer, id, kind, encoding, plain_len, encoded)?;
         Ok(NamedChunk { id, kind, plain_len, new: Some(NewChunk { encoding, sealed, bases: Vec::new(), hashes }) })
@@ -333,7 +340,8 @@ impl<'a> Worker<'a> {
                 continue;
             };
             let room = buffer.get_mut(at..at + file.size).unwrap_or_default();
-            let region = reader.read(0, room)?;
+            let reader = reader.limited(&self.shared.limits);
+            let region = self.shared.stages.time(Activity::Read, || reader.read(0, room))?;
             let end = region.len.next_multiple_of(unit_bytes).min(room.len());
             room[region.len..end].fill(0);
             let mut pieces = None;

@@ -10,6 +10,7 @@
 //!
 //! Source: `basebackup.c` (`verify_page_checksum`), where the server takes the same decision.
 
+use crate::limit::Limits;
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::page::{PageCheck, PageHeader, verify};
@@ -20,6 +21,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -66,6 +68,7 @@ pub struct RegionReader {
     pages: Option<Pages>,
     /// Pages that stayed wrong so far.
     bad_pages: AtomicUsize,
+    limits: Option<Arc<Limits>>,
 }
 
 impl RegionReader {
@@ -87,7 +90,13 @@ impl RegionReader {
                 tracing::trace!("no advice for '{}': {e}", path.display());
             }
         }
-        Ok(Some(Self { file, path: path.to_path_buf(), pages, bad_pages: AtomicUsize::new(0) }))
+        Ok(Some(Self { file, path: path.to_path_buf(), pages, bad_pages: AtomicUsize::new(0), limits: None }))
+    }
+
+    /// Reads no faster than `limits` allow from now on, in smaller pieces, and no more once they end.
+    #[must_use]
+    pub fn limited(self, limits: &Arc<Limits>) -> Self {
+        Self { limits: Some(Arc::clone(limits)), ..self }
     }
 
     /// Bytes of the file now.
@@ -104,7 +113,7 @@ impl RegionReader {
     /// they are in the file. May sleep for a sixth of a second to see whether they stay so.
     ///
     /// # Errors
-    /// [`Kind::FileRead`]; [`Kind::Assert`] for an offset between pages.
+    /// [`Kind::FileRead`]; [`Kind::Assert`] for an offset between pages; [`Kind::Interrupted`] if the limits end waits.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<Region> {
         let len = self.fill(offset, buffer)?;
         let mut region = Region { len, ..Region::default() };
@@ -179,7 +188,8 @@ impl RegionReader {
     fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let mut len = 0;
         while let Some(rest) = buffer.get_mut(len..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, offset + len as u64) {
+            let now = self.limits.as_ref().map_or(Ok(rest.len()), |limits| limits.read(rest.len()))?;
+            match self.file.read_at(rest.get_mut(..now).unwrap_or_default(), offset + len as u64) {
                 Ok(0) => break,
                 Ok(n) => len += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}

@@ -174,3 +174,25 @@ fn a_file_truncated_while_a_page_is_read_again_ends_there() {
     reader.heal(&mut content[..SIZE + 100], half, &pages(0), &mut region).unwrap();
     assert_eq!((region.len, region.bad_pages.len()), (SIZE, 0));
 }
+
+#[test]
+fn a_limited_reader_reads_the_same_in_pieces_and_stops_with_its_limits() {
+    let content: Vec<u8> = (0..24).flat_map(|block| page(block, Lsn(5), block as u8)).collect();
+    let file = file(&content);
+    // 4 GiB a second: the pieces are as large as they get, and the waits too short to notice.
+    let rate = NonZero::new(4 << 30);
+    let limits = Limits::new(rate, None, &crate::observe::Cancel::default());
+    let reader = RegionReader::open(file.path(), Some(pages(0))).unwrap().unwrap().limited(&limits);
+    let mut buffer = vec![0; 24 * SIZE];
+    assert_eq!(reader.read(0, &mut buffer).unwrap(), Region { len: 24 * SIZE, ..Region::default() });
+    assert_eq!((buffer == content, limits.totals().bytes), (true, 24 * SIZE as u64));
+
+    // The smallest pieces: three of them.
+    let limits = Limits::new(NonZero::new(800 << 10), None, &crate::observe::Cancel::default());
+    let reader = RegionReader::open(file.path(), Some(pages(0))).unwrap().unwrap().limited(&limits);
+    buffer.fill(0);
+    assert_eq!(reader.read(0, &mut buffer).unwrap(), Region { len: 24 * SIZE, ..Region::default() });
+    assert!(buffer == content && !limits.totals().read_waited.is_zero());
+    limits.end();
+    assert_eq!(reader.read(0, &mut buffer).unwrap_err().kind(), Kind::Interrupted);
+}
