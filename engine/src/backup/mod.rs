@@ -1,6 +1,7 @@
 //! Backing up a cluster: online or stopped, full, differential or incremental. Every backup stands alone.
 //!
 //! - `plan`: which backup to compare with and what of it to trust   - `label`: names
+//! - `summaries`, `unread`: what WAL summaries spare reading
 //! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does   - `sequence`: order and packs
 //!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
@@ -12,9 +13,11 @@ mod finish;
 mod label;
 mod plan;
 mod sequence;
+mod summaries;
 mod task;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use self::cluster::Cluster;
 use self::finish::{Wal, late_entries, links};
@@ -36,6 +39,7 @@ use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What to back up and how. Plain values, resolved by the caller.
@@ -137,6 +141,7 @@ pub fn run(
     // 4. A session, and the start of the backup.
     let mut session = WriterSession::begin(repository, &options.stanza, "backup", &options.host, clock)?;
     let result = (|| {
+        let asked = clock.now();
         let start = match &mut connection {
             Some(connection) => {
                 let pace = if options.start_fast { CheckpointPace::Fast } else { CheckpointPace::Spread };
@@ -174,8 +179,15 @@ pub fn run(
         let survey = plan::survey(&plan, parent_manifest.as_ref(), now.as_secs() as i64, cancel)?;
         plan.trusted_before =
             prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
+        plan.changed = match (&prior, &start, &mut connection) {
+            (Some(prior), Some(start), Some(connection)) => {
+                let ask = summaries::Ask { options, cluster: &cluster, prior, start, cancel, clock };
+                ask.changed(connection, survey.distrust.as_deref())?
+            }
+            _ => None,
+        };
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
-        let shared = shared(repository, &session, options, cluster.page_size)?;
+        let shared = shared(repository, &session, options, &plan)?;
         observer.begin("backup", survey.bytes);
         let (jobs, parent) = (options.process_max.max(1), parent_manifest);
         let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
@@ -183,6 +195,10 @@ pub fn run(
             .run(&mut session, &mut builder);
         observer.end();
         let copied = copied?;
+        if plan.changed.is_some() {
+            let spared = plan.spared.load(Ordering::Relaxed);
+            tracing::info!("WAL summaries spared reading {spared} of {} bytes", copied.size);
+        }
 
         // 6. pg_control last, then the server's label files.
         let control = datadir::read_control(&options.pgdata)?;
@@ -218,9 +234,13 @@ pub fn run(
         let stop_time = stop.as_ref().map_or_else(|| clock.now(), |s| s.time).as_secs() as i64;
         let label = label::make(backup_type, full, start_time, &options.zone, &existing)?;
         tracing::info!("new backup label = {label}");
-        Ok((start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, now, source))
+        // What summaries spared reading is as it was when the backup started. A file changed between that and the
+        // copying is then newer than what is kept of it.
+        let copy_start = if plan.changed.is_some() { asked } else { now };
+        Ok((start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source))
     })();
-    let (start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, now, source) = match result {
+    let (start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source) = match result
+    {
         Ok(parts) => parts,
         Err(e) => {
             // The session is over in any case; saying so spares the garbage collector the wait.
@@ -261,7 +281,7 @@ pub fn run(
         links,
         program: options.program.clone(),
         online: start.is_some(),
-        copy_start_nanos: now.as_nanos() as u64,
+        copy_start_nanos: copy_start.as_nanos() as u64,
     };
     let commit = session.commit(
         &mut |each| summary.chunks(&source, each),
@@ -297,6 +317,8 @@ fn make_plan(options: &BackupOptions, cluster: &Cluster, start: Option<&BackupSt
         page_check: page_check(options, cluster),
         backup_start: start.map(|s| s.lsn),
         trusted_before: None,
+        changed: None,
+        spared: Arc::default(),
     })
 }
 
@@ -330,7 +352,7 @@ fn shared(
     repository: &Arc<Repository>,
     session: &WriterSession,
     options: &BackupOptions,
-    page_size: u32,
+    plan: &Plan,
 ) -> Result<Shared> {
     let cut = repository.config().cut;
     let table = repository.keyring().gear_table()?;
@@ -341,8 +363,9 @@ fn shared(
         gear: Gear::new(table, cut.other_bytes_min, cut.other_bytes_avg, cut.other_bytes_max),
         cut: cut.mode,
         region: cut.region_bytes as usize,
-        page_size,
+        page_size: plan.page_size,
         level: options.compress_level,
+        spared: Arc::clone(&plan.spared),
     })
 }
 
@@ -363,7 +386,7 @@ impl Observer for LockProgress<'_> {
         if counter != Counter::Done {
             return;
         }
-        let before = self.done.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+        let before = self.done.fetch_add(n, Ordering::Relaxed);
         if before / LOCK_PROGRESS_BYTES != (before + n) / LOCK_PROGRESS_BYTES {
             let progress = crate::lock::Progress { done: before + n, total: self.total };
             if let Err(e) = self.lock.progress(progress) {

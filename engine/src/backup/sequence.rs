@@ -220,12 +220,12 @@ impl Sequencer<'_> {
         self.copy.observer.add(Counter::Done, output.len as u64);
         let mut extents = Vec::with_capacity(output.pieces.len());
         for piece in std::mem::take(&mut output.pieces) {
-            let ordinal = match piece.what {
+            let (ordinal, offset) = match piece.what {
                 What::Zero => {
                     extents.push(Extent { units: piece.units, at: ExtentAt::Zero });
                     continue;
                 }
-                What::Parent(ordinal) => self.builder.parent_ordinal(self.session, ordinal)?,
+                What::Parent { ordinal, offset } => (self.builder.parent_ordinal(self.session, ordinal)?, offset),
                 What::Chunk { id, kind, plain_len, sealed } => {
                     if let Some((encoding, sealed)) = sealed
                         && !self.session.knows(&id)?
@@ -236,10 +236,10 @@ impl Sequencer<'_> {
                             self.upload(pack)?;
                         }
                     }
-                    self.builder.ordinal(self.session, id)?
+                    (self.builder.ordinal(self.session, id)?, 0)
                 }
             };
-            extents.push(Extent { units: piece.units, at: ExtentAt::Chunk { ordinal, offset: 0 } });
+            extents.push(Extent { units: piece.units, at: ExtentAt::Chunk { ordinal, offset } });
         }
         Ok(Finished { extents, output })
     }

@@ -3,11 +3,13 @@
 //! A task is small enough that a window of them bounds memory, and carries everything it needs, so workers share nothing
 //! but the index and the session's counter.
 
+use super::unread::{Part, split};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, SessionSealer};
 use crate::index::ChunkIndex;
 use crate::pg::read::{Pages, RegionReader, is_zero};
+use crate::pg::summaries::BlockSet;
 use crate::repository::manifests::Manifest;
 use crate::repository::{RepositoryIndex, seal_data};
 use pgkeep_formats::id::ChunkId;
@@ -16,6 +18,7 @@ use pgkeep_formats::repo::config::CutMode;
 use pgkeep_formats::repo::manifest::{Extent, ExtentAt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most bytes of a file in one task.
 pub(super) const TASK_BYTES_MAX: usize = 1 << 20;
@@ -23,28 +26,32 @@ pub(super) const TASK_BYTES_MAX: usize = 1 << 20;
 /// A file as the parent has it, for finding out that a stretch did not change.
 pub(super) struct ParentFile {
     manifest: Arc<Manifest>,
-    /// First unit of each extent, and the extent; without zeros and parts of chunks.
-    whole: Vec<(u64, Extent)>,
+    /// First unit of each extent, and the extent.
+    extents: Vec<(u64, Extent)>,
 }
 
 impl ParentFile {
     pub(super) fn new(manifest: &Arc<Manifest>, extents: &[Extent]) -> Self {
         let mut start = 0;
-        let mut whole = Vec::new();
-        for e in extents {
-            if matches!(e.at, ExtentAt::Chunk { offset: 0, .. }) {
-                whole.push((start, *e));
-            }
+        let place = |e: &Extent| {
+            let at = start;
             start += u64::from(e.units);
-        }
-        Self { manifest: Arc::clone(manifest), whole }
+            (at, *e)
+        };
+        Self { manifest: Arc::clone(manifest), extents: extents.iter().map(place).collect() }
+    }
+
+    /// The extents from the one that holds `unit` on, each with its first unit.
+    pub(super) fn extents_from(&self, unit: u64) -> impl Iterator<Item = (u64, Extent)> {
+        let at = self.extents.partition_point(|(start, e)| start + u64::from(e.units) <= unit);
+        self.extents.get(at..).unwrap_or_default().iter().copied()
     }
 
     /// The parent's ordinal of these very units, if it is chunk `id` there.
     fn ordinal_of(&self, start: u64, units: u32, id: &ChunkId) -> Result<Option<u32>> {
-        let Ok(at) = self.whole.binary_search_by_key(&start, |w| w.0) else { return Ok(None) };
-        match self.whole.get(at) {
-            Some((_, Extent { units: n, at: ExtentAt::Chunk { ordinal, .. } })) if *n == units => {
+        let Ok(at) = self.extents.binary_search_by_key(&start, |w| w.0) else { return Ok(None) };
+        match self.extents.get(at) {
+            Some((_, Extent { units: n, at: ExtentAt::Chunk { ordinal, offset: 0 } })) if *n == units => {
                 Ok((self.manifest.chunk_id(*ordinal)? == *id).then_some(*ordinal))
             }
             _ => Ok(None),
@@ -60,8 +67,16 @@ pub(super) struct PoolFile {
 }
 
 pub(super) enum Work {
-    /// A stretch of one file; `offset` is a multiple of the unit and of the region.
-    Stretch { file: Arc<RegionReader>, offset: u64, len: usize, unit: u32, parent: Option<Arc<ParentFile>> },
+    /// A stretch of one file; `offset` is a multiple of the unit and of the region. With `changed`, all other units are
+    /// the parent's.
+    Stretch {
+        file: Arc<RegionReader>,
+        offset: u64,
+        len: usize,
+        unit: u32,
+        parent: Option<Arc<ParentFile>>,
+        changed: Option<Arc<BlockSet>>,
+    },
     /// Small files, to be stored in one chunk.
     Pool { unit: u32, files: Vec<PoolFile> },
 }
@@ -79,8 +94,11 @@ pub(super) struct Piece {
 
 pub(super) enum What {
     Zero,
-    /// As in the parent, under its ordinal.
-    Parent(u32),
+    /// As in the parent: units from `offset` on of the chunk with this ordinal there.
+    Parent {
+        ordinal: u32,
+        offset: u32,
+    },
     /// A chunk; sealed unless the repository has it.
     Chunk {
         id: ChunkId,
@@ -123,6 +141,8 @@ pub(super) struct Shared {
     pub(super) region: usize,
     pub(super) page_size: u32,
     pub(super) level: i32,
+    /// Bytes that summaries spared reading.
+    pub(super) spared: Arc<AtomicU64>,
 }
 
 pub(super) struct Worker<'a> {
@@ -140,9 +160,10 @@ impl<'a> Worker<'a> {
         // Taken out for the time of the task, so that reading and encoding may both borrow.
         let mut buffer = std::mem::take(&mut self.buffer);
         let output = match work {
-            Work::Stretch { file, offset, len, unit, parent } => {
-                self.stretch(&mut buffer, file, *offset, *len, *unit, parent.as_deref())
-            }
+            Work::Stretch { file, offset, len, unit, parent, changed } => match (parent, changed) {
+                (Some(parent), Some(changed)) => self.changed(&mut buffer, file, *offset, *len, *unit, parent, changed),
+                (parent, _) => self.stretch(&mut buffer, file, *offset, *len, *unit, parent.as_deref()),
+            },
             Work::Pool { unit, files } => self.pool(&mut buffer, *unit, files),
         };
         self.buffer = buffer;
@@ -166,6 +187,44 @@ impl<'a> Worker<'a> {
         want[region.len..padded].fill(0);
         let (pieces, len) = (self.pieces(&want[..padded], offset, unit, parent)?, padded);
         Ok(Output { pieces, len, bad_pages: region.bad_pages, pool: Vec::new() })
+    }
+
+    /// A stretch of which only some units can differ from the parent.
+    #[expect(clippy::too_many_arguments, reason = "the fields of the task")]
+    fn changed(
+        &mut self,
+        buffer: &mut [u8],
+        file: &RegionReader,
+        offset: u64,
+        len: usize,
+        unit: u32,
+        parent: &ParentFile,
+        changed: &BlockSet,
+    ) -> Result<Output> {
+        let unit_bytes = u64::from(unit);
+        let mut all = Output { pieces: Vec::new(), len: 0, bad_pages: Vec::new(), pool: Vec::new() };
+        for part in split(parent, changed, offset / unit_bytes, (len as u64).div_ceil(unit_bytes)) {
+            match part {
+                Part::Take { units, what } => {
+                    let bytes = u64::from(units) * unit_bytes;
+                    self.shared.spared.fetch_add(bytes, Ordering::Relaxed);
+                    all.len += bytes as usize;
+                    all.pieces.push(Piece { units, what });
+                }
+                Part::Read { first, units } => {
+                    let want = ((units * unit_bytes) as usize).min(len - all.len);
+                    let read = self.stretch(buffer, file, first * unit_bytes, want, unit, Some(parent))?;
+                    all.len += read.len;
+                    all.pieces.extend(read.pieces);
+                    all.bad_pages.extend(read.bad_pages);
+                    // Cut short while it was read. What the parent has behind that is gone as well.
+                    if read.len < want {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(all)
     }
 
     fn pieces(&mut self, bytes: &[u8], offset: u64, unit: u32, parent: Option<&ParentFile>) -> Result<Vec<Piece>> {
@@ -204,7 +263,7 @@ impl<'a> Worker<'a> {
     ) -> Result<What> {
         let id = self.shared.keyring.chunk_id(kind.as_u8(), plain)?;
         if let Some(ordinal) = in_parent(&id)? {
-            return Ok(What::Parent(ordinal));
+            return Ok(What::Parent { ordinal, offset: 0 });
         }
         let plain_len = plain.len() as u32;
         if self.shared.index.lookup(&id)?.is_some() {
