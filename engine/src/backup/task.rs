@@ -203,7 +203,8 @@ impl<'a> Worker<'a> {
     ) -> Result<Output> {
         let unit_bytes = u64::from(unit);
         let mut all = Output { pieces: Vec::new(), len: 0, bad_pages: Vec::new(), pool: Vec::new() };
-        for part in split(parent, changed, offset / unit_bytes, (len as u64).div_ceil(unit_bytes)) {
+        let first = offset / unit_bytes;
+        for part in split(parent.extents_from(first), changed, first, (len as u64).div_ceil(unit_bytes)) {
             match part {
                 Part::Take { units, what } => {
                     let bytes = u64::from(units) * unit_bytes;

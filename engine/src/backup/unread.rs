@@ -4,12 +4,12 @@
 //! are read whole, so that the chunks of a file are cut where they would be if all of it had been read.
 
 use super::plan::Plan;
-use super::task::{ParentFile, What};
+use super::task::What;
 use crate::pg::datadir;
 use crate::pg::summaries::{BlockSet, Verdict};
 use crate::repository::manifests::FileRecord;
 use pgkeep_formats::pg::path::{PathClass, classify};
-use pgkeep_formats::repo::manifest::{Content, ExtentAt};
+use pgkeep_formats::repo::manifest::{Content, Extent, ExtentAt};
 use std::sync::Arc;
 
 /// What is known of a file before it is opened.
@@ -57,10 +57,16 @@ pub(super) enum Part {
 }
 
 /// Splits `units` units of a file from `first` on into what is the parent's and what must be read, in file order.
-pub(super) fn split(parent: &ParentFile, set: &BlockSet, first: u64, units: u64) -> Vec<Part> {
+/// `extents` are the parent's, each with its first unit, from the one that holds `first` on.
+pub(super) fn split(
+    extents: impl Iterator<Item = (u64, Extent)>,
+    set: &BlockSet,
+    first: u64,
+    units: u64,
+) -> Vec<Part> {
     let (mut parts, end) = (Vec::new(), first + units);
     let mut read = first;
-    for (start, extent) in parent.extents_from(first).take_while(|(start, _)| *start < end) {
+    for (start, extent) in extents.take_while(|(start, _)| *start < end) {
         let (from, to) = (start.max(first), (start + u64::from(extent.units)).min(end));
         if from >= to || set.touches(from as u32..to as u32) {
             continue;
@@ -79,4 +85,85 @@ pub(super) fn split(parent: &ParentFile, set: &BlockSet, first: u64, units: u64)
         parts.push(Part::Read { first: read, units: end - read });
     }
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn with_starts(extents: &[Extent]) -> Vec<(u64, Extent)> {
+        let mut start = 0;
+        let place = |e: &Extent| {
+            let at = start;
+            start += u64::from(e.units);
+            (at, *e)
+        };
+        extents.iter().map(place).collect()
+    }
+
+    fn chunk(units: u32, ordinal: u32, offset: u32) -> Extent {
+        Extent { units, at: ExtentAt::Chunk { ordinal, offset } }
+    }
+
+    /// Parts as text: `r4` reads four units, `z` is zeros, `c7+2` is chunk 7 from its unit 2 on.
+    fn shown(parts: &[Part]) -> Vec<String> {
+        let show = |part: &Part| match part {
+            Part::Read { first, units } => format!("{first}: r{units}"),
+            Part::Take { units, what: What::Zero } => format!("z{units}"),
+            Part::Take { units, what: What::Parent { ordinal, offset } } => format!("c{ordinal}+{offset}/{units}"),
+            Part::Take { .. } => "a new chunk".to_owned(),
+        };
+        parts.iter().map(show).collect()
+    }
+
+    #[test]
+    fn extents_without_changes_are_taken_over() {
+        let extents = with_starts(&[chunk(4, 1, 0), Extent { units: 4, at: ExtentAt::Zero }, chunk(4, 7, 2), chunk(4, 8, 0)]);
+        let split = |changed: &[u32], end, first: u64, units| {
+            let from = extents.iter().copied().filter(move |(start, e)| start + u64::from(e.units) > first);
+            shown(&split(from, &BlockSet::of(end, changed), first, units))
+        };
+        assert_eq!(split(&[], 16, 0, 16), ["c1+0/4", "z4", "c7+2/4", "c8+0/4"]);
+        assert_eq!(split(&[9], 16, 0, 16), ["c1+0/4", "z4", "8: r4", "c8+0/4"]);
+        assert_eq!(split(&[3, 4], 16, 0, 16), ["0: r8", "c7+2/4", "c8+0/4"]);
+        // The file was cut to 9 units and grew again; and it is longer than the parent's.
+        assert_eq!(split(&[], 9, 0, 16), ["c1+0/4", "z4", "8: r8"]);
+        assert_eq!(split(&[], 16, 8, 12), ["c7+2/4", "c8+0/4", "16: r4"]);
+        // A stretch that begins and ends inside extents.
+        assert_eq!(split(&[], 16, 2, 8), ["c1+2/2", "z4", "c7+2/2"]);
+        assert_eq!(split(&[], 16, 20, 4), ["20: r4"]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_left_out_and_nothing_that_changed_is_taken(
+            lengths in proptest::collection::vec(1u32..20, 0..12),
+            changed in proptest::collection::btree_set(0u32..200, 0..10),
+            end in 0u32..200, first in 0u64..150, units in 1u64..60,
+        ) {
+            let extents: Vec<Extent> = lengths.iter().zip(0..).map(|(units, n)| chunk(*units, n, n)).collect();
+            let extents = with_starts(&extents);
+            let set = BlockSet::of(end, &changed.into_iter().collect::<Vec<_>>());
+            let mut at = first;
+            for part in split(extents.iter().copied(), &set, first, units) {
+                match part {
+                    Part::Read { first, units } => {
+                        prop_assert_eq!(first, at);
+                        at += units;
+                    }
+                    Part::Take { units, what } => {
+                        prop_assert!(!set.touches(at as u32..at as u32 + units));
+                        let (start, extent) = *extents.iter().rfind(|(start, _)| *start <= at).unwrap();
+                        prop_assert!(at + u64::from(units) <= start + u64::from(extent.units));
+                        let ordinal = extents.iter().position(|(s, _)| *s == start).unwrap() as u32;
+                        let expected = (ordinal, ordinal + (at - start) as u32);
+                        prop_assert!(matches!(what, What::Parent { ordinal, offset } if (ordinal, offset) == expected));
+                        at += u64::from(units);
+                    }
+                }
+            }
+            prop_assert_eq!(at, first + units);
+        }
+    }
 }

@@ -19,6 +19,12 @@ impl BlockSet {
         Self { end, changed }
     }
 
+    /// A set of any make, for tests of those who use it.
+    #[cfg(test)]
+    pub(crate) fn of(end: u32, changed: &[u32]) -> Self {
+        Self::new(end, changed.to_vec())
+    }
+
     pub(super) fn unchanged(end: u32) -> Self {
         Self { end, changed: Vec::new() }
     }
