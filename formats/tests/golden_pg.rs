@@ -7,8 +7,8 @@ use pgkeep_formats::pg::label::{BackupMethod, BackupSource, format_tablespace_ma
 use pgkeep_formats::pg::page::{self, PageCheck, PageHeader, PageState};
 use pgkeep_formats::pg::path::{PathClass, classify};
 use pgkeep_formats::pg::{
-    ArchiveName, BackupLabelFile, ControlFile, DbState, Lsn, TimelineHistory, TimelineId, Version, WalHeader,
-    WalSegment,
+    ArchiveName, BackupLabelFile, ControlFile, DbState, Lsn, SummaryName, TimelineHistory, TimelineId, Version,
+    WalHeader, WalSegment, WalSummary,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -30,7 +30,20 @@ fn names(version: Version) -> Vec<String> {
     ];
     let segment = segment_name(version);
     let named = [format!("{segment}.head"), format!("{segment}.00000028.backup")];
-    fixed.into_iter().map(str::to_owned).chain(named).collect()
+    let summaries = summaries(version).iter().flat_map(|name| [(*name).to_owned(), format!("{name}.contents")]);
+    fixed.into_iter().map(str::to_owned).chain(named).chain(summaries).collect()
+}
+
+fn summaries(version: Version) -> &'static [&'static str] {
+    match version {
+        Version::V17 => {
+            &["000000010000000001B9591800000000023B3AC8.summary", "00000001000000000279E63000000000027AEC80.summary"]
+        }
+        Version::V18 => {
+            &["000000010000000001BC05E000000000023DF2F8.summary", "0000000100000000027E1FF000000000027F3230.summary"]
+        }
+        _ => &[],
+    }
 }
 
 fn segment_name(version: Version) -> &'static str {
@@ -242,5 +255,39 @@ fn every_file_of_a_running_server_is_known() {
         assert!(relations > 800, "{version}: {relations}");
         let links = classes.iter().filter(|(_, class)| matches!(class, PathClass::TablespaceLink(_))).count();
         assert_eq!(links, 2, "{version}");
+    }
+}
+
+/// Blocks as ranges, the way the golden `contents` have them.
+fn ranges(mut blocks: Vec<u32>) -> String {
+    blocks.sort_unstable();
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for block in blocks {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == block => *last = block,
+            _ => ranges.push((block, block)),
+        }
+    }
+    let texts: Vec<String> = ranges.iter().map(|(a, b)| format!("{a}-{b}")).collect();
+    if texts.is_empty() { "-".to_owned() } else { texts.join(",") }
+}
+
+#[test]
+fn wal_summaries_say_what_the_server_says_of_them() {
+    for version in Version::ALL {
+        assert_eq!(summaries(version).is_empty(), !version.facts().wal_summaries, "{version}");
+        for name in summaries(version) {
+            assert_eq!(SummaryName::parse(name).unwrap().to_string(), *name);
+            assert_eq!(classify(&format!("pg_wal/summaries/{name}")), PathClass::WalSummary);
+            let bytes = read(version, name);
+            let summary = WalSummary::parse(&bytes).unwrap();
+            let lines = summary.entries().map(|e| {
+                let r = e.relation;
+                let limit = e.limit.map_or_else(|| "-".to_owned(), |l| l.to_string());
+                let blocks = ranges(e.blocks().collect());
+                format!("{} {} {} {} {limit} {blocks}\n", r.tablespace_oid, r.database_oid, r.filenode, e.fork)
+            });
+            assert_eq!(lines.collect::<String>(), read_text(version, &format!("{name}.contents")), "{version} {name}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use super::Plan;
 use super::pages::ParentFile;
 use super::stages::Activity;
 use super::task::{PoolFile, Shared, TASK_BYTES_MAX, Task, Work};
+use super::unread::Known;
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, EntryKind, WalkOptions};
 use crate::pg::read::{Pages, RegionReader};
@@ -19,6 +20,7 @@ use pgkeep_formats::repo::manifest::{Content, Extent, INLINE_BYTES_MAX, Node, pa
 use std::cmp::Ordering;
 use std::iter::Peekable;
 use std::sync::Arc;
+use std::sync::atomic::Ordering as AtomicOrdering;
 
 /// Largest file that goes into a pool.
 const POOL_FILE_MAX: u64 = 16 << 10;
@@ -115,8 +117,23 @@ impl Dispatcher<'_> {
             return self.send(state, Item { built, wait: Wait::Ready });
         }
         let record = record.filter(|r| r.entry.is_file());
-        if let Some(record) = record.as_ref().filter(|r| self.plan.is_unchanged(&entry, &r.entry)) {
-            return self.send_unchanged(state, built, record);
+        let mut changed = None;
+        if let Some(record) = &record {
+            let unchanged = match self.plan.known(&built.path, &entry, record) {
+                Known::Nothing => self.plan.is_unchanged(&entry, &record.entry),
+                Known::Unchanged => {
+                    self.plan.spared.fetch_add(entry.size, AtomicOrdering::Relaxed);
+                    true
+                }
+                Known::Other => false,
+                Known::Changed(blocks) => {
+                    changed = Some(blocks);
+                    false
+                }
+            };
+            if unchanged {
+                return self.send_unchanged(state, built, record);
+            }
         }
         let pages = self.plan.pages_of(&built.path, entry.size);
         let unit = if pages.is_some() || is_paged(&built.path, entry.size, self.plan.page_size) {
@@ -163,7 +180,14 @@ impl Dispatcher<'_> {
         for n in 0..count {
             let offset = n * TASK_BYTES_MAX as u64;
             let len = (entry.size - offset).min(TASK_BYTES_MAX as u64) as usize;
-            let work = Work::Stretch { file: Arc::clone(&file), offset, len, unit, parent: parent.clone() };
+            let work = Work::Stretch {
+                file: Arc::clone(&file),
+                offset,
+                len,
+                unit,
+                parent: parent.clone(),
+                changed: changed.clone(),
+            };
             self.issue(Task { sequence: first + n, work })?;
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does, with `pages` (what the parent knows)
 //! - `gather`: changed pages together   - `sequence`: order and packs
 //! - `stages`: how busy each of them was
+//! - `summaries`, `unread`: what WAL summaries spare reading
 //!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
@@ -17,9 +18,11 @@ mod pages;
 mod plan;
 mod sequence;
 mod stages;
+mod summaries;
 mod task;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use self::cluster::Cluster;
 use self::finish::{Wal, late_entries, links};
@@ -44,6 +47,7 @@ use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What to back up and how. Plain values, resolved by the caller.
@@ -147,6 +151,7 @@ pub fn run(
     // 4. A session, and the start of the backup.
     let mut session = WriterSession::begin(repository, &options.stanza, "backup", &options.host, clock)?;
     let result = (|| {
+        let asked = clock.now();
         let start = match &mut connection {
             Some(connection) => {
                 let pace = if options.start_fast { CheckpointPace::Fast } else { CheckpointPace::Spread };
@@ -184,8 +189,15 @@ pub fn run(
         let survey = plan::survey(&plan, parent_manifest.as_ref(), now.as_secs() as i64, cancel)?;
         plan.trusted_before =
             prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
+        plan.changed = match (&prior, &start, &mut connection) {
+            (Some(prior), Some(start), Some(connection)) => {
+                let ask = summaries::Ask { options, cluster: &cluster, prior, start, cancel, clock };
+                ask.changed(connection, survey.distrust.as_deref())?
+            }
+            _ => None,
+        };
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
-        let shared = shared(repository, &session, options, cluster.page_size, parent_manifest.as_ref())?;
+        let shared = shared(repository, &session, options, &plan, parent_manifest.as_ref())?;
         observer.begin("backup", survey.bytes);
         let (jobs, parent) = (jobs(options), parent_manifest);
         let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
@@ -194,6 +206,10 @@ pub fn run(
         observer.end();
         let copied = copied?;
         tracing::debug!(target: DETAIL, "{}", shared.stages.utilisation(&options.limits.totals()));
+        if plan.changed.is_some() {
+            let spared = plan.spared.load(Ordering::Relaxed);
+            tracing::info!("WAL summaries spared reading {spared} of {} bytes", copied.size);
+        }
 
         // 6. pg_control last, then the server's label files.
         let control = datadir::read_control(&options.pgdata)?;
@@ -229,9 +245,13 @@ pub fn run(
         let stop_time = stop.as_ref().map_or_else(|| clock.now(), |s| s.time).as_secs() as i64;
         let label = label::make(backup_type, full, start_time, &options.zone, &existing)?;
         tracing::info!("new backup label = {label}");
-        Ok((start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, now, source))
+        // What summaries spared reading is as it was when the backup started. A file changed between that and the
+        // copying is then newer than what is kept of it.
+        let copy_start = if plan.changed.is_some() { asked } else { now };
+        Ok((start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source))
     })();
-    let (start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, now, source) = match result {
+    let (start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source) = match result
+    {
         Ok(parts) => parts,
         Err(e) => {
             // The session is over in any case; saying so spares the garbage collector the wait.
@@ -272,7 +292,7 @@ pub fn run(
         links,
         program: options.program.clone(),
         online: start.is_some(),
-        copy_start_nanos: now.as_nanos() as u64,
+        copy_start_nanos: copy_start.as_nanos() as u64,
     };
     let commit = session.commit(
         &mut |each| summary.chunks(&source, each),
@@ -308,6 +328,8 @@ fn make_plan(options: &BackupOptions, cluster: &Cluster, start: Option<&BackupSt
         page_check: page_check(options, cluster),
         backup_start: start.map(|s| s.lsn),
         trusted_before: None,
+        changed: None,
+        spared: Arc::default(),
     })
 }
 
@@ -341,7 +363,7 @@ fn shared(
     repository: &Arc<Repository>,
     session: &WriterSession,
     options: &BackupOptions,
-    page_size: u32,
+    plan: &Plan,
     parent: Option<&Arc<Manifest>>,
 ) -> Result<Shared> {
     let cut = repository.config().cut;
@@ -354,13 +376,14 @@ fn shared(
         gear: Gear::new(table, cut.other_bytes_min, cut.other_bytes_avg, cut.other_bytes_max),
         cut: cut.mode,
         region: cut.region_bytes as usize,
-        page_size,
+        page_size: plan.page_size,
         level: options.compress_level,
         page_key: repository.keyring().subkey("page hash")?,
         has_parent: parent.is_some(),
         old_pages: parent.filter(|_| reads_data).map(|p| Arc::clone(p.source())),
         limits: Arc::clone(&options.limits),
         stages: Stages::new(jobs(options), UPLOADERS),
+        spared: Arc::clone(&plan.spared),
     })
 }
 
@@ -385,7 +408,7 @@ impl Observer for LockProgress<'_> {
         if counter != Counter::Done {
             return;
         }
-        let before = self.done.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+        let before = self.done.fetch_add(n, Ordering::Relaxed);
         if before / LOCK_PROGRESS_BYTES != (before + n) / LOCK_PROGRESS_BYTES {
             let progress = crate::lock::Progress { done: before + n, total: self.total };
             if let Err(e) = self.lock.progress(progress) {

@@ -61,6 +61,12 @@ impl ParentFile {
         }
     }
 
+    /// The extents from the one that holds `unit` on, each with its first unit.
+    pub(super) fn extents_from(&self, unit: u64) -> impl Iterator<Item = (u64, Extent)> {
+        let at = self.extents.partition_point(|(start, e)| start + u64::from(e.units) <= unit);
+        self.extents.get(at..).unwrap_or_default().iter().copied()
+    }
+
     /// True if the parent's file ended before this unit.
     pub(super) fn is_behind(&self, unit: u64) -> bool {
         unit >= self.units

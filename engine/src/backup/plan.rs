@@ -4,11 +4,15 @@
 //! or not), a time in the future, a time that went backwards, or a changed size under an unchanged time make every file be
 //! read and compared. Beyond those, a file that changed within a moment of the parent's copying is read again: it may have
 //! changed once more within the same tick of the file system's clock.
+//!
+//! Where there are WAL summaries they go first: what they say changed is read whatever its time, and what they say did
+//! not change is not (`unread`). Size and time decide about everything else.
 
 use super::dispatch::{parent_record, path_text};
 use crate::Result;
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, WalkOptions};
+use crate::pg::summaries::ChangedBlocks;
 use crate::repository::manifests::Manifest;
 use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::page::PageCheck;
@@ -16,6 +20,7 @@ use pgkeep_formats::repo::manifest::Entry;
 use pgkeep_formats::repo::records::{BackupType, Commit};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// Doubt about a time of change that has a fraction: several ticks of any kernel's clock.
 const DOUBT_NANOS: i128 = 100_000_000;
@@ -37,6 +42,10 @@ pub(super) struct Plan {
     pub(super) backup_start: Option<Lsn>,
     /// When the parent began to copy, nanoseconds since the Unix epoch; `None` if every file must be read.
     pub(super) trusted_before: Option<i128>,
+    /// What WAL summaries say; `None` without them.
+    pub(super) changed: Option<ChangedBlocks>,
+    /// Bytes that they spared reading.
+    pub(super) spared: Arc<AtomicU64>,
 }
 
 impl Plan {

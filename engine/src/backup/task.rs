@@ -9,6 +9,7 @@
 use super::gather::{Gather, Gathered};
 use super::pages::{ChangedPages, KnownPages, ParentFile, Then};
 use super::stages::{Activity, Stages};
+use super::unread::{Part, split};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, SecretBytes, SessionSealer};
@@ -16,12 +17,14 @@ use crate::index::ChunkIndex;
 use crate::limit::Limits;
 use crate::pack::BasePages;
 use crate::pg::read::{Pages, RegionReader, is_zero};
+use crate::pg::summaries::BlockSet;
 use crate::repository::{ChunkSource, RepositoryIndex, seal_data};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::config::CutMode;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most bytes of a file in one task.
 pub(super) const TASK_BYTES_MAX: usize = 1 << 20;
@@ -35,8 +38,16 @@ pub(super) struct PoolFile {
 }
 
 pub(super) enum Work {
-    /// A stretch of one file; `offset` is a multiple of the unit and of the region.
-    Stretch { file: Arc<RegionReader>, offset: u64, len: usize, unit: u32, parent: Option<Arc<ParentFile>> },
+    /// A stretch of one file; `offset` is a multiple of the unit and of the region. With `changed`, all other units are
+    /// the parent's.
+    Stretch {
+        file: Arc<RegionReader>,
+        offset: u64,
+        len: usize,
+        unit: u32,
+        parent: Option<Arc<ParentFile>>,
+        changed: Option<Arc<BlockSet>>,
+    },
     /// Small files, to be stored in one chunk.
     Pool { unit: u32, files: Vec<PoolFile> },
 }
@@ -103,6 +114,7 @@ pub(super) struct PoolPart {
     pub(super) pieces: Option<Vec<Piece>>,
 }
 
+#[derive(Default)]
 pub(super) struct Output {
     /// In file order; a pool has one at most.
     pub(super) pieces: Vec<Piece>,
@@ -112,6 +124,23 @@ pub(super) struct Output {
     pub(super) pool: Vec<PoolPart>,
     /// Pages to be gathered.
     pub(super) changed: ChangedPages,
+}
+
+impl Output {
+    /// Adds what was read behind this.
+    fn append(&mut self, next: Self) {
+        let before = self.changed.pages.len();
+        self.len += next.len;
+        self.bad_pages.extend(next.bad_pages);
+        self.changed.bytes.extend(next.changed.bytes);
+        self.changed.pages.extend(next.changed.pages);
+        self.pieces.extend(next.pieces.into_iter().map(|mut piece| {
+            if let What::Changed { first } = &mut piece.what {
+                *first += before;
+            }
+            piece
+        }));
+    }
 }
 
 /// What a worker has done.
@@ -138,6 +167,8 @@ pub(super) struct Shared {
     pub(super) old_pages: Option<Arc<ChunkSource>>,
     pub(super) limits: Arc<Limits>,
     pub(super) stages: Stages,
+    /// Bytes that summaries spared reading.
+    pub(super) spared: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -174,9 +205,10 @@ impl<'a> Worker<'a> {
         // Taken out for the time of the task, so that reading and encoding may both borrow.
         let mut buffer = std::mem::take(&mut self.buffer);
         let output = match work {
-            Work::Stretch { file, offset, len, unit, parent } => {
-                self.stretch(&mut buffer, file, *offset, *len, *unit, parent.as_deref())
-            }
+            Work::Stretch { file, offset, len, unit, parent, changed } => match (parent, changed) {
+                (Some(parent), Some(changed)) => self.changed(&mut buffer, file, *offset, *len, *unit, parent, changed),
+                (parent, _) => self.stretch(&mut buffer, file, *offset, *len, *unit, parent.as_deref()),
+            },
             Work::Pool { unit, files } => self.pool(&mut buffer, *unit, files),
         };
         self.buffer = buffer;
@@ -206,6 +238,44 @@ impl<'a> Worker<'a> {
             self.cut(plain, offset, unit, parent)?
         };
         Ok(Output { pieces, len: padded, bad_pages: region.bad_pages, pool: Vec::new(), changed })
+    }
+
+    /// A stretch of which only some units can differ from the parent.
+    #[expect(clippy::too_many_arguments, reason = "the fields of the task")]
+    fn changed(
+        &mut self,
+        buffer: &mut [u8],
+        file: &RegionReader,
+        offset: u64,
+        len: usize,
+        unit: u32,
+        parent: &ParentFile,
+        blocks: &BlockSet,
+    ) -> Result<Output> {
+        let unit_bytes = u64::from(unit);
+        let mut all = Output::default();
+        let first = offset / unit_bytes;
+        for part in split(parent.extents_from(first), blocks, first, (len as u64).div_ceil(unit_bytes)) {
+            match part {
+                Part::Take { units, what } => {
+                    let bytes = u64::from(units) * unit_bytes;
+                    self.shared.spared.fetch_add(bytes, Ordering::Relaxed);
+                    all.len += bytes as usize;
+                    all.pieces.push(Piece { units, what });
+                }
+                Part::Read { first, units } => {
+                    let want = ((units * unit_bytes) as usize).min(len - all.len);
+                    let read = self.stretch(buffer, file, first * unit_bytes, want, unit, Some(parent))?;
+                    let short = read.len < want;
+                    all.append(read);
+                    // Cut short while it was read. What the parent has behind that is gone as well.
+                    if short {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Compares pages with the parent's.

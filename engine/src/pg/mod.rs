@@ -4,6 +4,7 @@ pub mod datadir;
 pub mod identity;
 pub mod read;
 pub mod server;
+pub mod summaries;
 
 pub use identity::ClusterIdentity;
 pub use server::ServerError;

@@ -14,6 +14,7 @@ mod error;
 mod facts;
 mod options;
 mod password;
+mod summarizer;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -24,6 +25,7 @@ pub use error::ServerError;
 pub use facts::{ArchiveMode, Database, Identity, Tablespace};
 pub use options::ConnectOptions;
 pub use password::password_from_file;
+pub use summarizer::SummarizerState;
 pub use tls::SslMode;
 
 use crate::observe::Cancel;

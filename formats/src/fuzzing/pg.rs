@@ -4,6 +4,7 @@ use super::Target;
 use crate::pg::label::{BackupLabelFile, format_tablespace_map, parse_tablespace_map};
 use crate::pg::page::{self, PageCheck, PageHeader};
 use crate::pg::path::{self, PathClass};
+use crate::pg::summary::{CHUNK_BLOCKS, SummaryName, WalSummary};
 use crate::pg::{ArchiveName, ControlFile, Lsn, TimelineHistory, TimelineId, Version, WalHeader, WalSegmentSize};
 
 /// All of them.
@@ -17,6 +18,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "pg_tablespace_map", run: tablespace_map },
     Target { name: "pg_version", run: version },
     Target { name: "pg_wal_header", run: wal_header },
+    Target { name: "pg_wal_summary", run: wal_summary },
 ];
 
 /// `pg_control`, under each version's layout. A mutated file almost never keeps its CRC, so it is also read
@@ -86,6 +88,28 @@ pub fn wal_header(bytes: &[u8]) {
     if let Ok(header) = WalHeader::parse(bytes) {
         assert_eq!(WalHeader::parse(&header.encode()), Ok(header));
         assert_eq!(header.segment().start(header.segment_size), header.page_address);
+    }
+}
+
+/// WAL summaries and their names. A mutated file almost never keeps its CRC, so it is also read with the CRC made right.
+pub fn wal_summary(bytes: &[u8]) {
+    check_summary(bytes);
+    if let Some((covered, _)) = bytes.split_last_chunk::<4>() {
+        check_summary(&[covered, &crc32c::crc32c(covered).to_le_bytes()].concat());
+    }
+    for line in String::from_utf8_lossy(bytes).lines() {
+        if let Some(name) = SummaryName::parse(line) {
+            assert_eq!(name.to_string(), line);
+        }
+    }
+}
+
+fn check_summary(bytes: &[u8]) {
+    let Ok(summary) = WalSummary::parse(bytes) else { return };
+    for entry in summary.entries() {
+        for chunk in entry.chunks() {
+            assert!(chunk.first_block % CHUNK_BLOCKS == 0 && chunk.blocks.iter().count() <= 1 << 16);
+        }
     }
 }
 

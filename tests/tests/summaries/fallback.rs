@@ -1,0 +1,77 @@
+//! Summaries with a hole, damaged ones, none: everything is compared, and the log says why.
+
+use std::{fs, path::PathBuf};
+
+use support::{Run, World};
+
+use crate::{builder, summarizing};
+
+const USED: &str = "WAL summaries tell what changed";
+const UNUSED: &str = "WAL summaries are not used";
+
+fn incr(world: &World, args: &[&str]) -> Run {
+    world.ok(["--start-fast", "--type=incr"].iter().chain(args).chain(&["backup"]))
+}
+
+/// The summaries, oldest first: their names begin with where they begin.
+fn summaries(world: &World) -> Vec<PathBuf> {
+    let directory = world.cluster.data_dir().join("pg_wal/summaries");
+    let mut paths: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+fn change(world: &World) {
+    for _ in 0..2 {
+        world.cluster.psql("UPDATE big SET n = n + 1 WHERE n % 1000 = 0");
+        world.cluster.checkpoint();
+    }
+    world
+        .cluster
+        .wait_for("SELECT summarized_lsn >= redo_lsn FROM pg_get_wal_summarizer_state(), pg_control_checkpoint()");
+}
+
+#[test]
+fn a_hole_is_told_and_makes_everything_be_read() {
+    let world = World::of(builder(summarizing()[0]), &[]);
+    world.cluster.psql("CREATE TABLE big AS SELECT n, repeat('x', 500) FROM generate_series(1, 50000) n");
+    world.backup("full");
+    change(&world);
+    let run = incr(&world, &[]);
+    assert!(run.says(USED), "{run}");
+
+    change(&world);
+    let all = summaries(&world);
+    fs::remove_file(&all[all.len() - 1]).unwrap();
+    let run = incr(&world, &[]);
+    assert!(run.says(UNUSED) && run.says("no summary covers WAL at"), "{run}");
+
+    change(&world);
+    let all = summaries(&world);
+    let last = &all[all.len() - 1];
+    let mut bytes = fs::read(last).unwrap();
+    bytes[5] ^= 1;
+    fs::write(last, bytes).unwrap();
+    let run = incr(&world, &[]);
+    assert!(run.says(UNUSED) && run.says("checksum of WAL summary does not match"), "{run}");
+    // One later all is well again.
+    change(&world);
+    assert!(incr(&world, &[]).says(USED));
+
+    // What was asked not to use them, and what may not.
+    let run = incr(&world, &["--delta"]);
+    assert!(!run.says("WAL summaries"), "{run}");
+    let run = world.ok(["--start-fast", "--type=full", "backup"]);
+    assert!(!run.says("WAL summaries"), "{run}");
+    world.cluster.psql("ALTER SYSTEM SET summarize_wal = off");
+    world.cluster.psql("SELECT pg_reload_conf()");
+    world.cluster.wait_for("SELECT NOT current_setting('summarize_wal')::bool");
+    let run = incr(&world, &[]);
+    assert!(!run.says("WAL summaries"), "{run}");
+    // The cluster's data comes back from the last of this chain.
+    let prints = world.cluster.fingerprint();
+    let mut restored = world.restore("restored", ["--type=immediate", "--target-action=promote"]);
+    restored.start();
+    restored.wait_promoted();
+    assert!(restored.fingerprint() == prints, "{}", restored.log_tail());
+}
