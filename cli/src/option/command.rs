@@ -192,7 +192,7 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::RepoGet, "repo-get", "Print a repository file.", Optional).takes(&["file"], 0).quiet().later(),
     row(C::RepoLs, "repo-ls", "List repository files.", Optional).takes(&["path"], 1).quiet().later(),
     row(C::RepoStats, "repo-stats", "Count what backups hold and what they cost to store.", Optional)
-        .ends(&[26, 55, 62, 95])
+        .ends(&[26, 55, 75, 95])
         .quiet(),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
         .ends(&[26, 38, 40, 50, 58, 63, 75, 76, 78, 95]),
