@@ -11,8 +11,8 @@ Tables, with their share of a cluster at scale 1 (about 1.3 GB):
     wide                50 columns: numbers, timestamps, short text                        150 MB
     jobs                a queue: rows come, are worked on, and go                          some MB
 
-A day changes pages of accounts, documents and wide by picking *pages* and updating a row on each, so that the share of changed pages is known whatever
-the distribution: *uniform* picks every page with the same chance; *zipf* picks page rank r with weight 1/r under a fixed permutation, so the same hot pages
+A day changes pages of accounts, documents and wide by picking *pages* and updating a row on each, so that the share of changed pages is about the one asked for,
+whatever the distribution: *uniform* picks every page with the same chance; *zipf* picks page rank r with weight 1/r under a fixed permutation, so the same hot pages
 change day after day and many rows of them; *mixed* does the one on odd and the other on even days. Then events are appended, the queue is turned over,
 history is written. The queue is vacuumed daily, everything weekly. What share of all pages has changed in the end is measured and recorded.
 """
@@ -160,15 +160,20 @@ class Data:
 
     def keys(self, table, rows, share, distribution):
         """Keys of rows on a share of a table's pages; rows lie in the order of their keys, as far as they were never moved."""
-        pages = int(self.cluster.sql(f"select relpages from pg_class where relname = '{table}'"))
+        pages = self.relpages(f"relname = '{table}'")
         for page, hits in self.pages.pick(self.random, pages, int(pages * share) + 1, distribution).items():
             first, last = page * rows // pages + 1, (page + 1) * rows // pages
             for key in {self.random.randint(first, max(first, last)) for _ in range(hits)}:
                 yield key
 
-    def change(self, day, share, distribution):
-        """What happens on a day."""
+    def relpages(self, which):
+        return int(self.cluster.sql(f"select sum(relpages) from pg_class where {which}"))
+
+    def change(self, day, share, distribution, others=True):
+        """What happens on a day: updates that touch this share of all pages, and what else happens."""
         r, text = self.random, self.text
+        # Only heaps are picked from, so more of their pages.
+        share = min(1.0, share * self.relpages("relpages > 0") / self.relpages("relname in ('pgbench_accounts', 'wide', 'documents')"))
         accounts = [(k, r.randrange(-5000, 5000), text.short() if r.random() < 0.3 else "\\N") for k in self.keys("pgbench_accounts", self.accounts, share, distribution)]
         wide = [(k, r.getrandbits(31), text.sentence(2)) for k in self.keys("wide", self.wide, share, distribution)]
         documents = [(k, r.randrange(1, 2000), text.sentence(10)) for k in self.keys("documents", self.documents, share, distribution)]
@@ -184,6 +189,9 @@ class Data:
                    "update pgbench_branches set bbalance = bbalance + (select sum(delta) from a) where bid = 1; update pgbench_tellers set tbalance = tbalance + 1;"
                    "update wide t set changed = now(), n1 = w.n, s1 = w.s from w where w.id = t.id;"
                    "update documents t set body = overlay(body placing d.s from least(d.at, length(body))), meta = meta || '{\"edited\": true}' from d where d.id = t.id;\n")
+            if not others:
+                yield "checkpoint;\n"
+                return
             yield from self.copy("events", self.new_events(max(10, self.events // 200), day))
             yield from self.copy("jobs", self.new_jobs(turned))
             yield (f"update jobs set state = 'running' where id in (select id from jobs where state = 'new' order by id limit {turned});"

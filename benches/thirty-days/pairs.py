@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import report
-from rig import Cluster, clean, drop_caches
+from rig import Cluster, clean, evict
 from tools import Pgkeep, Restic
 
 
@@ -29,12 +29,12 @@ def run(a, make_cluster, tools_of, machine):
             found = result["pairs"][name] = {"pages_changed": [], "tools": {t.name: [] for t in tools}}
             for turn in range(a.rounds):
                 day, lsn = day + 1, cluster.lsn()
-                data.change(day, share, ("uniform", "zipf")[turn % 2])
+                data.change(day, share, ("uniform", "zipf")[turn % 2], others=False)
                 pages, changed = cluster.changed_pages(lsn)
                 found["pages_changed"].append(changed / pages)
                 for at in range(len(tools)):
                     tool = tools[(at + turn) % len(tools)]
-                    found["tools"][tool.name].append(measured(a, tool, lambda: tool.backup(full)))
+                    found["tools"][tool.name].append(measured(a, cluster, tool, lambda: tool.backup(full)))
         if "replica" in only:
             result["pairs"]["replica"] = replica(a, runner, cluster, tools)
         if a.out:
@@ -46,10 +46,10 @@ def run(a, make_cluster, tools_of, machine):
     print(report.pairs(result))
 
 
-def measured(a, tool, backup):
+def measured(a, cluster, tool, backup):
     before = tool.data_bytes()
     if a.cold:
-        drop_caches()
+        evict(cluster.data, tool.home)
     out = backup()
     out["bytes"] = tool.data_bytes() - before
     print(f"{tool.name:16} {out['bytes'] / 2**20:9.2f} MiB {out['wall']:7.1f} s", flush=True)
@@ -83,7 +83,7 @@ def replica(a, runner, cluster, tools):
             run_it = lambda: runner.measure(tool.binary, "backup", "--force", standby.data, env=tool.env)
         else:
             continue
-        found["tools"][tool.name] = [measured(a, tool, run_it)]
+        found["tools"][tool.name] = [measured(a, standby, tool, run_it)]
         if isinstance(tool, Pgkeep):
             runner.write(tool.config, config)
             tool.stanza = stanza

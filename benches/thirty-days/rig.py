@@ -8,8 +8,8 @@ What is measured of a run:
              or not they came from the page cache. Memory-mapped reads are not in it.
     server_cpu, server_read   the same of the server's processes that ended during the run: sessions and walsenders. The kernel adds a child's
              counters to its parent when it is waited for, so the postmaster's own file tells. This is where pg_basebackup's work is done.
-    device   bytes read from the block device that holds PGDATA; only with --own-device, which puts it on a file system of its own. With the page
-             cache dropped before each run this is what the tool reads of the cluster and nothing else, with the kernel's readahead.
+    device   bytes read from the block device that holds PGDATA; only with --own-device, which puts it on a file system of its own. As the
+             cluster is taken out of the page cache before each run, this is what is read of it and nothing else, with the kernel's readahead.
 """
 import os
 import pwd
@@ -212,9 +212,18 @@ class Cluster:
         fail(f"WAL segment {last} does not come into the archive")
 
 
-def drop_caches():
-    subprocess.run(["sync"])
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+def evict(*trees):
+    """Takes the files below these directories out of the page cache, and nothing of what others on the machine use."""
+    for tree in trees:
+        subprocess.run(["sync", "-f", tree], check=True)
+        for folder, _, files in os.walk(tree):
+            for name in files:
+                try:
+                    fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW)
+                except OSError:
+                    continue  # gone, or no file
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
 
 
 def clean(path):

@@ -68,10 +68,10 @@ class Pgkeep(Tool):
 
     def configure(self, stanza, cluster, repo):
         self.stanza = stanza
-        self.runner.write(self.config, (
-            f"[global]\nrepo1-path={repo}\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=bench\nlock-path={self.home}/lock\nlog-path={self.home}/log\n"
-            f"cache-path={self.home}/cache\nprocess-max={JOBS}\nstart-fast=y\ncompress-level=3\n" + "".join(f"{o}\n" for o in self.options)
-            + f"[{stanza}]\npg1-path={cluster.data}\npg1-port={cluster.port}\npg1-socket-path={cluster.home}\n"))
+        options = {"repo1-path": repo, "repo1-cipher-type": "aes-256-cbc", "repo1-cipher-pass": "bench", "lock-path": self.home / "lock", "log-path": self.home / "log",
+                   "cache-path": self.home / "cache", "process-max": JOBS, "start-fast": "y", "compress-level": 3, **self.options}
+        self.runner.write(self.config, "[global]\n" + "".join(f"{k}={v}\n" for k, v in options.items())
+                          + f"[{stanza}]\npg1-path={cluster.data}\npg1-port={cluster.port}\npg1-socket-path={cluster.home}\n")
 
     def command(self, *args):
         return [self.binary, f"--config={self.config}", f"--stanza={self.stanza}", *args]
@@ -269,10 +269,11 @@ def parse_variant(text):
     name, _, binary = name.partition("@")
     if not re.fullmatch(r"[a-z0-9-]+", name):
         fail(f"'{name}' is no name of a variant: small letters, digits and '-'")
-    lines = []
+    chosen = {}
     for option in options.split():
         option = option.removeprefix("--")
         if "=" not in option:
             option = f"{option.removeprefix('no-')}={'n' if option.startswith('no-') else 'y'}"
-        lines.append(option)
-    return name, Path(binary) if binary else None, lines
+        key, _, value = option.partition("=")
+        chosen[key] = value
+    return name, Path(binary) if binary else None, chosen
