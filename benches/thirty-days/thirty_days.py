@@ -94,15 +94,21 @@ def make_cluster(a):
     return runner, cluster, data
 
 
+def segments(cluster):
+    return sorted(f for f in cluster.archive.iterdir() if re.fullmatch("[0-9A-F]{24}", f.name))
+
+
 def push_wal(tools, cluster, pushed):
-    """Gives every tool that stores WAL the segments that it has not got yet; returns bytes of WAL."""
-    cluster.switch_wal()
-    new = sorted(f for f in cluster.archive.iterdir() if re.fullmatch("[0-9A-F]{24}", f.name) and f.name not in pushed)
+    """Gives every tool that stores WAL the segments of the day, and forgets those of the days before; returns bytes of WAL."""
+    new = [s for s in segments(cluster) if s.name not in pushed]
     for segment in new:
         for tool in tools:
             if tool.can_push:
                 tool.push(segment)
-        pushed.add(segment.name)
+    for name in pushed:
+        (cluster.archive / name).unlink()
+    pushed.clear()
+    pushed.update(s.name for s in new)
     return sum(f.stat().st_size for f in new)
 
 
@@ -164,18 +170,19 @@ def run(a):
     save = lambda: a.out and Path(a.out).write_text(json.dumps(result, indent=1) + "\n")
     try:
         result["machine"] = machine(a, cluster)
-        tools, rng, pushed, lsn = tools_of(a, runner, cluster), random.Random(a.seed + 3), set(), 0
+        tools, rng, lsn = tools_of(a, runner, cluster), random.Random(a.seed + 3), 0
+        # What loading the tables wrote is no day's WAL.
+        cluster.switch_wal()
+        pushed = {s.name for s in segments(cluster)}
         result["tools"] = [t.name for t in tools]
         for day in range(1, a.days + 1):
             found = one_day(a, day, cluster, data, tools, rng, lsn)
             lsn = cluster.lsn()
-            if a.wal:
-                before = {t.name: t.wal_bytes() for t in tools}
-                found["wal_bytes"] = push_wal(tools, cluster, pushed)
-                for tool in tools:
-                    found["tools"][tool.name]["wal_bytes"] = tool.wal_bytes() - before[tool.name]
-            else:
-                cluster.switch_wal()
+            cluster.switch_wal()
+            before = {t.name: t.wal_bytes() for t in tools}
+            found["wal_bytes"] = push_wal(tools if a.wal else [], cluster, pushed)
+            for tool in tools:
+                found["tools"][tool.name]["wal_bytes"] = tool.wal_bytes() - before[tool.name]
             result["days"].append(found)
             save()
         expected = fingerprint(cluster)

@@ -1,15 +1,11 @@
 //! Counting what made-up repositories hold.
 
-#[allow(dead_code, reason = "made for verify, which uses all of it")]
-#[path = "../verify/tests/fixture.rs"]
-mod fixture;
-
 use super::walk::needs;
 use super::{Marks, RepoStats, StatsOptions, Tally, run};
 use crate::observe::{Cancel, Silent};
 use crate::store::{Depth, Store};
+use crate::verify::tests::fixture::{Files, Repo, STANZA, files, kind, noise};
 use crate::{Kind, Result};
-use fixture::{Files, Repo, STANZA, files, kind, noise};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::layout;
