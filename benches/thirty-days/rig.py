@@ -76,7 +76,7 @@ class Runner:
         # The shell reads its own counters, which by then contain those of the command it waited for. GNU time and not our own wait4: until it
         # executes something else, a child of this process has the size of this process.
         script = f'/usr/bin/time -o {usage} -f "%U %S %M" "$@"; status=$?; cat /proc/$$/io > {io}; exit $status'
-        before = server.counters() if server else None
+        before, sessions = (server.counters(), server.processes()) if server else (None, None)
         began = time.monotonic()
         with open(log, "w") as out:
             code = subprocess.run(self.prefix(env) + ["sh", "-c", script, "sh"] + [str(c) for c in command], stdout=out, stderr=out).returncode
@@ -87,6 +87,7 @@ class Runner:
         out = {"wall": wall, "cpu": float(user) + float(system), "rss": int(rss) / 1024}
         out["read"] = int(re.search(r"rchar: (\d+)", io.read_text()).group(1))
         if server:
+            server.wait_for_end(sessions)
             out.update({k: v - before[k] for k, v in server.counters().items()})
         return out
 
@@ -166,9 +167,23 @@ class Cluster:
             if process.wait() != 0:
                 fail(log.read_text()[-3000:])
 
+    def pid(self):
+        return int((self.data / "postmaster.pid").read_text().split()[0])
+
+    def processes(self):
+        return set(Path(f"/proc/{self.pid()}/task/{self.pid()}/children").read_text().split())
+
+    def wait_for_end(self, before):
+        """Waits until the postmaster has reaped what it started since: until then that is not in its counters."""
+        for _ in range(100):
+            if self.processes() <= before:
+                return
+            time.sleep(0.05)
+        fail("a session of the run does not end")
+
     def counters(self):
         """What the server's ended processes have taken so far."""
-        pid = int((self.data / "postmaster.pid").read_text().split()[0])
+        pid = self.pid()
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         out = {"server_cpu": (int(fields[13]) + int(fields[14])) / TICKS}
         out["server_read"] = int(re.search(r"rchar: (\d+)", Path(f"/proc/{pid}/io").read_text()).group(1))

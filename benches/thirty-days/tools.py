@@ -226,7 +226,7 @@ class Restic(Tool):
         skip = [f"{glob}{self.cluster.data}/{p}" if "/" in p or "." in p else f"{glob}{p}" for p in SKIPPED]
         # A full is a run without a parent: every file is read again.
         force = ["--force"] if full else []
-        out = self.runner.measure(self.binary, "backup", *force, *skip, self.cluster.data, env=self.env)
+        out = self.runner.measure(self.binary, "backup", *force, *skip, self.cluster.data, env=self.env, server=self.cluster)
         psql.stdin.write("select labelfile from pg_backup_stop();\n")
         label = psql.communicate()[0]
         self.kept.append(label)

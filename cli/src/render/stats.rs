@@ -31,10 +31,11 @@ pub fn text(repo: u32, stats: &RepoStats) -> String {
     let dead_packs =
         if packs.live.is_some() { format!(", {} with nothing live", packs.dead_packs) } else { String::new() };
     let heading = format!(
-        "chunks in {} packs ({}, of which {} are not chunks){dead_packs}",
+        "chunks in {} packs ({}, of which {} are not chunks: page hashes {}){dead_packs}",
         packs.packs.count,
         human_size(packs.packs.bytes),
-        human_size(packs.overhead())
+        human_size(packs.overhead()),
+        human_size(packs.page_hashes * 8)
     );
     section(&heading, rows);
 
@@ -139,6 +140,7 @@ pub fn json(repo: u32, stats: &RepoStats) -> Value {
             "count": packs.packs.count,
             "bytes": packs.packs.bytes,
             "overhead-bytes": packs.overhead(),
+            "page-hash-bytes": packs.page_hashes * 8,
             "dead": packs.live.map(|_| packs.dead_packs),
             "unreadable": packs.unreadable.len(),
             "chunk": json_breakdown(&packs.chunks),
@@ -235,6 +237,7 @@ mod tests {
         chunks.add(ChunkKind::Metadata, Encoding::Raw, 200, 224);
         stats.packs.chunks = chunks.clone();
         stats.packs.chunks.add(ChunkKind::Other, Encoding::Raw, 1000, 1024);
+        stats.packs.page_hashes = 10;
         stats.packs.live = Some(chunks.total());
         let one = Tally { chunks: 1, plain: 8192, stored: 2048 };
         let backup = BackupStats {
@@ -268,7 +271,7 @@ repo1: 1MB
         packs        2  4.9KB
         wal         10    1MB
 
-    chunks in 2 packs (4.9KB, of which 1.2KB are not chunks), 0 with nothing live
+    chunks in 2 packs (4.9KB, of which 1.2KB are not chunks: page hashes 80B), 0 with nothing live
                   chunks   plain  stored  plain/stored
         relation       2    16KB   2.5KB          6.40
         other          1   1000B     1KB          0.98

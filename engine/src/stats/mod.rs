@@ -223,6 +223,7 @@ fn count_packs(
         out.dead_packs += live.map_or(0, |l| u64::from(!l.marks.0.contains_key(pack)));
         for (ordinal, e) in footer.entries.iter().enumerate() {
             out.chunks.add(e.kind, e.encoding, e.plain_len, e.stored_len);
+            out.page_hashes += u64::from(e.page_hashes);
             let found = index.lookup(&e.id)?;
             if found.is_none_or(|at| (at.pack.pack, usize::from(at.ordinal)) != (*pack, ordinal)) {
                 out.copies.add(e.plain_len, e.stored_len);

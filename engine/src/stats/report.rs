@@ -123,6 +123,8 @@ pub struct PackStats {
     pub chunks: Breakdown,
     /// Of these, the ones that no look-up leads to: further copies, and chunks of sessions that published no index.
     pub copies: Tally,
+    /// Page hashes beside the chunks, of eight bytes each.
+    pub page_hashes: u64,
     /// What visible backups need; none if only one backup was looked at.
     pub live: Option<Tally>,
     /// Packs with nothing live; meaningless without `live`.
