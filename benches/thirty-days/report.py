@@ -65,7 +65,7 @@ def thirty_days(result):
     for n in names:
         total, restore = result["totals"][n], result["restore"][n]
         kept = keep and keep["tools"].get(n)
-        rows.append([n, mib(total["bytes"]), mib(total["wal_bytes"]) if total["wal_bytes"] else "–", mib(kept["bytes"]) if kept else "–",
+        rows.append([n, mib(total["bytes"]), mib(total["wal_bytes"]) if total["wal_bytes"] else "–", f"{mib(kept['bytes'])} ({kept['backups']} backups)" if kept else "–",
                      seconds(restore["first"]["wall"]), seconds(restore["last"]["wall"]), mib(restore["first"]["read"]), mib(restore["last"]["read"]),
                      "same" if restore["last"]["same"] else "**differ**"])
     last = f"after keeping the last {keep['last']}" if keep else "after keeping the last 7"
