@@ -91,6 +91,7 @@ Commands:
   info              List stanzas, backups and archived WAL.
   mount             Serve all backups of a stanza as a read-only tree.
   repair            Make the chunk index anew from the packs.
+  repo-stats        Count what backups hold and what they cost to store.
   restore           Restore a cluster from a backup.
   stanza-create     Create a stanza in every repository.
   stanza-delete     Remove a stanza from one repository.
@@ -121,7 +122,9 @@ General options:
   --allow-root                  run although the user is root [n]
 ";
     assert!(help.starts_with(expected), "{help}");
-    for command in ["backup", "restore", "archive-push", "archive-get", "check", "info", "verify", "clone", "mount"] {
+    for command in
+        ["backup", "restore", "archive-push", "archive-get", "check", "info", "verify", "clone", "mount", "repo-stats"]
+    {
         let (status, help, _) = told(&run(&["help", command]));
         assert_eq!(status, 0);
         for line in help.lines() {

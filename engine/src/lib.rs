@@ -20,6 +20,7 @@ pub mod pg;
 pub mod repository;
 pub mod restore;
 pub mod stanza;
+pub mod stats;
 pub mod store;
 pub mod verify;
 pub mod view;

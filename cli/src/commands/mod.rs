@@ -10,6 +10,7 @@ mod help;
 mod info;
 mod mount;
 mod repair;
+mod repo_stats;
 mod restore;
 mod stanza;
 mod start;
@@ -58,6 +59,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::Info => Ok(info::run),
         Command::Mount => Ok(mount::run),
         Command::Repair => Ok(repair::run),
+        Command::RepoStats => Ok(repo_stats::run),
         Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
         Command::Stop => Ok(stop::run),

@@ -32,6 +32,8 @@ pub enum Command {
     RepoGet,
     /// List repository files.
     RepoLs,
+    /// Count what a repository holds.
+    RepoStats,
     /// Restore a cluster.
     Restore,
     /// Create a stanza.
@@ -189,6 +191,9 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[26, 55, 62, 63, 95, 103]),
     row(C::RepoGet, "repo-get", "Print a repository file.", Optional).takes(&["file"], 0).quiet().later(),
     row(C::RepoLs, "repo-ls", "List repository files.", Optional).takes(&["path"], 1).quiet().later(),
+    row(C::RepoStats, "repo-stats", "Count what backups hold and what they cost to store.", Optional)
+        .ends(&[26, 55, 75, 95])
+        .quiet(),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
         .ends(&[26, 38, 40, 50, 58, 63, 75, 76, 78, 95]),
     row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required)

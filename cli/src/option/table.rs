@@ -52,6 +52,7 @@ const VERIFY: Commands = C::Verify.bit();
 const ANNOTATE: Commands = C::Annotate.bit();
 const DELETE: Commands = C::StanzaDelete.bit();
 const REPAIR: Commands = C::Repair.bit();
+const STATS: Commands = C::RepoStats.bit();
 const VERSION: Commands = C::Version.bit();
 const HELP: Commands = C::Help.bit();
 const STOP: Commands = C::Stop.bit();
@@ -72,7 +73,8 @@ const STORE: Commands = ANNOTATE
     | VERIFY
     | CLONE
     | MOUNT
-    | REPAIR;
+    | REPAIR
+    | STATS;
 /// Those that do anything.
 const ALL: Commands = STORE | CONTROL;
 /// Those that read a cluster's files or ask its server.
@@ -184,9 +186,13 @@ options! {
     OnError "on-error" "what archive-get does when it cannot tell: report, abort the recovery, or wait"
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | STATS)
         .typed().over(&[
-            Override { commands: INFO | C::RepoLs.bit() | CLONE, ty: Type::Enum(&["text", "json"]), default: Some("text") },
+            Override {
+                commands: INFO | C::RepoLs.bit() | CLONE | STATS,
+                ty: Type::Enum(&["text", "json"]),
+                default: Some("text"),
+            },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
             Override { commands: VERIFY, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
@@ -201,7 +207,8 @@ options! {
     ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT).typed().hidden();
     Recurse "recurse" "list subdirectories" = flag("n").on(C::RepoLs.bit()).typed();
     RepoKey "repo" "work on this repository only"
-        = int(1, 256).on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | REPAIR)
+        = int(1, 256)
+            .on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | REPAIR | STATS)
             .typed();
     RepoTargetTime "repo-target-time" "read the repository as it was then"
         = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[])
@@ -209,7 +216,7 @@ options! {
     SckBlock "sck-block" "use blocking sockets" = flag("n").on(STORE).hidden().ignored("sockets always block");
     SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE);
     Set "set" "label of the backup"
-        = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE).typed().need(ANNOTATE)
+        = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE | STATS).typed().need(ANNOTATE)
             .over(&[Override { commands: RESTORE | CLONE, ty: Type::Text, default: Some("latest") }]);
     SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
     Sort "sort" "order of the listing" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();

@@ -3,6 +3,7 @@
 pub mod info;
 pub mod json;
 pub mod progress;
+pub mod stats;
 pub mod verify;
 
 use crate::error::Failure;

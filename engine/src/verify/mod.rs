@@ -17,7 +17,7 @@ mod packs;
 mod records;
 mod report;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wal;
 mod workers;
 

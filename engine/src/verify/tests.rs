@@ -1,6 +1,6 @@
 //! Repositories made by hand and damaged on purpose: every damage must be found, named and traced, and nothing else said.
 
 mod damage;
-mod fixture;
+pub(crate) mod fixture;
 mod gaps;
 mod wal;

@@ -24,29 +24,29 @@ use pgkeep_formats::repo::records::{BackupType, Commit};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub(super) const STANZA: &str = "demo";
-pub(super) const ARCHIVE: &str = "15-1";
+pub(crate) const STANZA: &str = "demo";
+pub(crate) const ARCHIVE: &str = "15-1";
 const PAGE: usize = 8192;
 /// Pages of a chunk and chunks of a pack.
 const CHUNK_PAGES: usize = 4;
 const PACK_CHUNKS: usize = 3;
 
-pub(super) const CLUSTER: ClusterIdentity =
+pub(crate) const CLUSTER: ClusterIdentity =
     ClusterIdentity { version: 15, system_identifier: 7001, catalog_version: 202_209_061, control_version: 1300 };
 
-pub(super) struct Repo {
-    pub(super) store: MemoryStore,
+pub(crate) struct Repo {
+    pub(crate) store: MemoryStore,
     cache: Option<tempfile::TempDir>,
 }
 
 impl Repo {
     /// With an index in memory.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(None)
     }
 
     /// With an index on disk.
-    pub(super) fn cached() -> Self {
+    pub(crate) fn cached() -> Self {
         Self::with(Some(tempfile::tempdir().unwrap()))
     }
 
@@ -56,7 +56,7 @@ impl Repo {
         repo
     }
 
-    pub(super) fn stanza(&self, name: &str) {
+    pub(crate) fn stanza(&self, name: &str) {
         let target = RepoTarget { store: Arc::new(self.store.clone()), options: self.options() };
         create(vec![target], name, &CLUSTER, &SystemClock).unwrap().remove(0).result.unwrap();
     }
@@ -67,24 +67,24 @@ impl Repo {
         OpenOptions { key: 1, unlock, cache: self.cache.as_ref().map(|c| c.path().to_path_buf()) }
     }
 
-    pub(super) fn open(&self) -> Arc<Repository> {
+    pub(crate) fn open(&self) -> Arc<Repository> {
         Arc::new(Repository::open(Arc::new(self.store.clone()), self.options()).unwrap())
     }
 
-    pub(super) fn keys(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         self.store.snapshot().keys().filter(|k| k.starts_with(prefix)).map(str::to_owned).collect()
     }
 
-    pub(super) fn try_verify(&self, options: &VerifyOptions<'_>) -> Result<VerifyReport> {
+    pub(crate) fn try_verify(&self, options: &VerifyOptions<'_>) -> Result<VerifyReport> {
         run(&self.open(), options, &Silent, &Cancel::default())
     }
 
-    pub(super) fn verify(&self) -> VerifyReport {
+    pub(crate) fn verify(&self) -> VerifyReport {
         self.try_verify(&all()).unwrap()
     }
 
     /// Backs up files of pages; `change` may alter the commit record.
-    pub(super) fn backup(&self, stanza: &str, label: &str, files: &Files, change: impl FnOnce(&mut Commit)) -> Commit {
+    pub(crate) fn backup(&self, stanza: &str, label: &str, files: &Files, change: impl FnOnce(&mut Commit)) -> Commit {
         let repository = self.open();
         let mut session = WriterSession::begin(&repository, stanza, "test", "test", &SystemClock).unwrap();
         let mut manifest = ManifestBuilder::new(&session, PAGE as u32, None).unwrap();
@@ -139,31 +139,31 @@ impl Repo {
     }
 
     /// Archives a segment of 1 MiB.
-    pub(super) fn wal(&self, timeline: u32, number: u64) {
+    pub(crate) fn wal(&self, timeline: u32, number: u64) {
         self.archive(&segment_name(timeline, number), &segment(timeline, number));
     }
 
-    pub(super) fn archive(&self, name: &str, content: &[u8]) {
+    pub(crate) fn archive(&self, name: &str, content: &[u8]) {
         let file = WalFile::encode(content, 1).unwrap();
         self.open().wal_put(STANZA, ARCHIVE, name, &file).unwrap();
     }
 }
 
-pub(super) fn all() -> VerifyOptions<'static> {
+pub(crate) fn all() -> VerifyOptions<'static> {
     VerifyOptions { stanzas: &[], set: None, jobs: 3 }
 }
 
-pub(super) type Files = BTreeMap<&'static str, Vec<u8>>;
+pub(crate) type Files = BTreeMap<&'static str, Vec<u8>>;
 
 /// Noise, the same for the same seed.
-pub(super) fn noise(pages: usize, seed: u8) -> Vec<u8> {
+pub(crate) fn noise(pages: usize, seed: u8) -> Vec<u8> {
     let mut out = vec![0; pages * PAGE];
     blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut out);
     out
 }
 
 /// Two files: the second ends in the middle of a page.
-pub(super) fn files(seed: u8) -> Files {
+pub(crate) fn files(seed: u8) -> Files {
     let mut second = noise(6, seed.wrapping_add(100));
     second.truncate(5 * PAGE + 100);
     Files::from([("base_1", noise(22, seed)), ("base_2", second)])
@@ -219,7 +219,7 @@ fn commit(session: &WriterSession, label: &str) -> Commit {
     }
 }
 
-pub(super) fn needs(start: (u32, u64), stop: u64) -> impl FnOnce(&mut Commit) {
+pub(crate) fn needs(start: (u32, u64), stop: u64) -> impl FnOnce(&mut Commit) {
     move |c| {
         c.online = true;
         c.timeline = start.0;
@@ -227,11 +227,11 @@ pub(super) fn needs(start: (u32, u64), stop: u64) -> impl FnOnce(&mut Commit) {
     }
 }
 
-pub(super) fn segment_name(timeline: u32, number: u64) -> String {
+pub(crate) fn segment_name(timeline: u32, number: u64) -> String {
     WalSegment { timeline: TimelineId(timeline), number }.name(WalSegmentSize::MIN)
 }
 
-pub(super) fn segment(timeline: u32, number: u64) -> Vec<u8> {
+pub(crate) fn segment(timeline: u32, number: u64) -> Vec<u8> {
     let header = WalHeader {
         version: Version::V15,
         info: WalHeader::LONG,
@@ -248,6 +248,6 @@ pub(super) fn segment(timeline: u32, number: u64) -> Vec<u8> {
 }
 
 /// What `Error` a call gives, for messages of tests.
-pub(super) fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> crate::Kind {
+pub(crate) fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> crate::Kind {
     result.expect_err("an error").kind()
 }

@@ -1,0 +1,40 @@
+//! `repo-stats`: status 26 if a pack does not tell what it holds, after what could be counted was printed.
+
+use super::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::Opt;
+use crate::render::{self, json};
+use crate::repos;
+use pgkeep_engine::stats::{self, StatsOptions};
+use pgkeep_engine::{Error, Kind};
+use pgkeep_formats::repo::layout;
+
+pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let options = StatsOptions { stanza: settings.stanza(), set: settings.text(Opt::Set) };
+    let mut found = Vec::new();
+    for repo in settings.target_repos() {
+        let repository = repos::open(settings, repo)?;
+        found.push((repo.key(), stats::run(&repository, &options, context.observer, context.cancel)?));
+    }
+    if settings.text(Opt::Output) == Some("json") {
+        let all = found.iter().map(|(key, stats)| render::stats::json((*key).into(), stats)).collect();
+        render::print(&json::to_text(all))?;
+    } else {
+        let all: Vec<_> = found.iter().map(|(key, stats)| render::stats::text((*key).into(), stats)).collect();
+        render::print(&all.join("\n"))?;
+    }
+    let mut unreadable = 0;
+    for (key, stats) in &found {
+        for (pack, error) in &stats.packs.unreadable {
+            tracing::warn!("repo{key}: '{}' is not counted: {}", layout::pack(*pack), repos::chain(error));
+            unreadable += 1;
+        }
+    }
+    if unreadable > 0 {
+        let text = format!("{unreadable} packs do not tell what they hold");
+        return Err(Error::refused(Kind::Checksum, text).into());
+    }
+    Ok(Status::OK)
+}
