@@ -159,6 +159,7 @@ impl Ground {
             host: "host".to_owned(),
             program: "0.0".to_owned(),
             zone: jiff::tz::TimeZone::UTC,
+            limits: pgkeep_engine::limit::Limits::none(),
         };
         let report = backup::run(&self.repository(), &options, &Silent, &Cancel::default(), &SystemClock);
         report.expect("a backup").files

@@ -184,7 +184,9 @@ impl Decoder {
             Encoding::ZstdDictionary | Encoding::ZstdPrefix | Encoding::Patch => {
                 return Err(Error::refused(
                     Kind::FeatureNotSupported,
-                    format!("chunk encoding {encoding:?} is not known here: it was written by a newer version of pgkeep"),
+                    format!(
+                        "chunk encoding {encoding:?} is not known here: it was written by a newer version of pgkeep"
+                    ),
                 ));
             }
         }

@@ -378,7 +378,7 @@ fn shared(
         region: cut.region_bytes as usize,
         page_size: plan.page_size,
         level: options.compress_level,
-        page_key: repository.keyring().subkey("page hash")?,
+        hasher: repository.keyring().page_hasher()?,
         has_parent: parent.is_some(),
         old_pages: parent.filter(|_| reads_data).map(|p| Arc::clone(p.source())),
         limits: Arc::clone(&options.limits),

@@ -12,7 +12,7 @@ use super::stages::{Activity, Stages};
 use super::unread::{Part, split};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
-use crate::crypto::{Keyring, SecretBytes, SessionSealer};
+use crate::crypto::{Keyring, PageHasher, SessionSealer};
 use crate::index::ChunkIndex;
 use crate::limit::Limits;
 use crate::pack::BasePages;
@@ -80,9 +80,14 @@ impl Piece {
 pub(super) enum What {
     Zero,
     /// As in the parent: its ordinal, and the first unit there.
-    Parent { ordinal: u32, offset: u32 },
+    Parent {
+        ordinal: u32,
+        offset: u32,
+    },
     /// These pages of [`Output::changed`], from this number on.
-    Changed { first: usize },
+    Changed {
+        first: usize,
+    },
     /// A chunk; sealed unless the repository has it.
     Chunk(NamedChunk),
 }
@@ -159,8 +164,7 @@ pub(super) struct Shared {
     pub(super) region: usize,
     pub(super) page_size: u32,
     pub(super) level: i32,
-    /// Key of page hashes.
-    pub(super) page_key: SecretBytes<32>,
+    pub(super) hasher: PageHasher,
     /// There is a parent: what is small and new is gathered.
     pub(super) has_parent: bool,
     /// Where old pages are read; `None` if deltas are not wanted or data cannot be opened.
@@ -172,17 +176,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn page_hash(&self, page: &[u8]) -> u64 {
-        let hash = blake3::keyed_hash(self.page_key.expose(), page);
-        hash.as_bytes().first_chunk().map_or(0, |b| u64::from_le_bytes(*b))
-    }
-
     fn page_hashes(&self, kind: ChunkKind, plain: &[u8]) -> Vec<u64> {
         let page = self.page_size as usize;
         if kind != ChunkKind::Relation || !plain.len().is_multiple_of(page) {
             return Vec::new();
         }
-        plain.chunks(page).map(|p| self.page_hash(p)).collect()
+        plain.chunks(page).map(|p| self.hasher.hash(p)).collect()
     }
 }
 
@@ -296,11 +295,8 @@ impl<'a> Worker<'a> {
             // Nothing of it is known, and it is worth a chunk of its own.
             let unknown = parent.is_none_or(|p| p.is_behind(first));
             if unknown && region.len() * 2 >= self.shared.region {
-                let what = if is_zero(region) {
-                    What::Zero
-                } else {
-                    self.chunk(region, ChunkKind::Relation, |_| Ok(None))?
-                };
+                let what =
+                    if is_zero(region) { What::Zero } else { self.chunk(region, ChunkKind::Relation, |_| Ok(None))? };
                 pieces.push(Piece { units: pages, what });
                 continue;
             }
@@ -319,7 +315,7 @@ impl<'a> Worker<'a> {
         if is_zero(page) {
             return Ok(What::Zero);
         }
-        let hash = self.shared.page_hash(page);
+        let hash = self.shared.hasher.hash(page);
         let mut base = None;
         if let Then::At { manifest, ordinal, offset } = then
             && let Some(known) = self.known.of(&self.shared.index, manifest, ordinal)?

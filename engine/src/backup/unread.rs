@@ -60,12 +60,7 @@ const GAP_BLOCKS: u32 = 4;
 
 /// Splits `units` units of a file from `first` on into what is the parent's and what must be read, in file order.
 /// `extents` are the parent's, each with its first unit, from the one that holds `first` on.
-pub(super) fn split(
-    extents: impl Iterator<Item = (u64, Extent)>,
-    set: &BlockSet,
-    first: u64,
-    units: u64,
-) -> Vec<Part> {
+pub(super) fn split(extents: impl Iterator<Item = (u64, Extent)>, set: &BlockSet, first: u64, units: u64) -> Vec<Part> {
     let (mut parts, end) = (Vec::new(), first + units);
     let (mut runs, mut extents) = (set.runs(first as u32..end as u32, GAP_BLOCKS).into_iter(), extents.peekable());
     let mut at = first;
@@ -123,7 +118,8 @@ mod tests {
 
     #[test]
     fn extents_without_changes_are_taken_over() {
-        let extents = with_starts(&[chunk(4, 1, 0), Extent { units: 4, at: ExtentAt::Zero }, chunk(4, 7, 2), chunk(4, 8, 0)]);
+        let extents =
+            with_starts(&[chunk(4, 1, 0), Extent { units: 4, at: ExtentAt::Zero }, chunk(4, 7, 2), chunk(4, 8, 0)]);
         let split = |changed: &[u32], end, first: u64, units| {
             let from = extents.iter().copied().filter(move |(start, e)| start + u64::from(e.units) > first);
             shown(&split(from, &BlockSet::of(end, changed), first, units))

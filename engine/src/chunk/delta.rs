@@ -118,7 +118,8 @@ fn decode_patch(decoder: &mut Decoder, encoded: &[u8], base: &[u8], plain_len: u
     let pages = plain_len / page;
     let short = || damaged("a patch is cut short");
     let literal_encoding = *encoded.get(1).ok_or_else(short)?;
-    let (bitmaps, literals) = encoded.get(2..).unwrap_or_default().split_at_checked(pages * bitmap_len(page)).ok_or_else(short)?;
+    let (bitmaps, literals) =
+        encoded.get(2..).unwrap_or_default().split_at_checked(pages * bitmap_len(page)).ok_or_else(short)?;
     if !plain_len.is_multiple_of(page) || base.len() != plain_len {
         return Err(damaged("a patch needs one old page for each of its own"));
     }
@@ -247,7 +248,13 @@ mod tests {
         let mut encoded = Vec::new();
         encode_prefix(&plain, &base, 8192, 3, &mut encoded).unwrap();
         let mut out = Vec::new();
-        let got = Decoder::new().unwrap().decode_delta(Encoding::ZstdPrefix, &encoded, &noise(8192 * 8, 2), plain.len(), &mut out);
+        let got = Decoder::new().unwrap().decode_delta(
+            Encoding::ZstdPrefix,
+            &encoded,
+            &noise(8192 * 8, 2),
+            plain.len(),
+            &mut out,
+        );
         assert!(got.is_err() || out != plain);
     }
 }

@@ -11,7 +11,7 @@ mod names;
 mod objects;
 mod slots;
 
-pub use names::ContentHasher;
+pub use names::{ContentHasher, PageHasher};
 #[cfg(test)]
 pub(super) use objects::EmbeddedRandom;
 pub use objects::Opened;

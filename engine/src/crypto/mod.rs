@@ -29,7 +29,7 @@ mod tests;
 
 pub use error::CryptoError;
 pub use kek_cache::{FileKekCache, KekCache};
-pub use keyring::{ContentHasher, Keyring, Opened, Scope};
+pub use keyring::{ContentHasher, Keyring, Opened, PageHasher, Scope};
 pub use opener::ChunkOpener;
 pub use sealer::{ChunkDomain, SessionSealer};
 pub use secret::SecretBytes;

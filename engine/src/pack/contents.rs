@@ -42,7 +42,8 @@ impl PackContents {
                 .map_err(|e| Error::from(e).during(format!("cannot open the page hashes of '{name}'")))?;
             hashes = plain.as_chunks::<8>().0.iter().map(|h| u64::from_le_bytes(*h)).collect();
         }
-        let (_, footer) = open_footer(repository, pack, size, header.get(..HEADER_LEN).unwrap_or_default(), &mut tail, &trailer)?;
+        let (_, footer) =
+            open_footer(repository, pack, size, header.get(..HEADER_LEN).unwrap_or_default(), &mut tail, &trailer)?;
         let mut starts = Vec::with_capacity(footer.entries.len());
         let mut total = 0u32;
         for entry in &footer.entries {

@@ -152,12 +152,15 @@ impl ChunkSource {
         ids.sort_unstable();
         ids.dedup();
         let plains = self.bases(&ids)?;
-        let mut joined = Vec::with_capacity(runs.iter().map(|r| r.pages as usize * page).sum::<usize>().min(BASE_BYTES_MAX));
+        let mut joined =
+            Vec::with_capacity(runs.iter().map(|r| r.pages as usize * page).sum::<usize>().min(BASE_BYTES_MAX));
         for run in runs {
             let range = run.first as usize * page..(run.first as usize + run.pages as usize) * page;
-            let wrong = || Error::refused(Kind::Format, format!("a delta needs bytes {range:?} of chunk {}", run.chunk));
+            let wrong =
+                || Error::refused(Kind::Format, format!("a delta needs bytes {range:?} of chunk {}", run.chunk));
             let plain = plains.get(&run.chunk).ok_or_else(wrong)?;
-            let pages = plain.get(range.clone()).filter(|p| joined.len() + p.len() <= BASE_BYTES_MAX).ok_or_else(wrong)?;
+            let pages =
+                plain.get(range.clone()).filter(|p| joined.len() + p.len() <= BASE_BYTES_MAX).ok_or_else(wrong)?;
             joined.extend_from_slice(pages);
         }
         Ok(joined)

@@ -38,7 +38,13 @@ impl ChunkSource {
     /// `index` must hold what is asked for; `stanza` is whose manifests can be opened.
     #[must_use]
     pub fn new(repository: Arc<Repository>, index: Arc<dyn ChunkIndex>, stanza: &str) -> Self {
-        Self { repository, index, stanza: stanza.to_owned(), meta_openers: Mutex::default(), bases: BaseCache::default() }
+        Self {
+            repository,
+            index,
+            stanza: stanza.to_owned(),
+            meta_openers: Mutex::default(),
+            bases: BaseCache::default(),
+        }
     }
 
     /// The repository.

@@ -2,13 +2,14 @@
 //!
 //! A chunk's name is the keyed hash of its bytes. So if the pieces of a window cover a chunk whole, what lies in the
 //! target in their places is put together and hashed: the same name means the same bytes. That holds for the regions of
-//! large files as for small files that share a chunk. A chunk of which the window has only parts must be fetched to be
-//! compared; `transfer` then writes only what differs, in blocks.
+//! large files as for small files that share a chunk. Of a chunk of which the window has only parts the pages are compared
+//! by the hashes beside it. One without must be fetched; `transfer` then writes only what differs, in blocks.
 
 use super::transfer::read;
 use super::window::{Group, Job, Window, Zeros};
 use super::workers::for_each;
 use crate::chunk::is_zero;
+use crate::crypto::PageHasher;
 use crate::observe::Counter;
 use crate::{FileError, Result};
 use rustix::fs::{Advice, FallocateFlags, OFlags};
@@ -30,6 +31,7 @@ struct Reader {
     open: Option<(u32, File)>,
     plain: Vec<u8>,
     again: Vec<u8>,
+    hasher: Option<PageHasher>,
 }
 
 /// Puts zeros where the backup has them.
@@ -82,16 +84,18 @@ impl Reader {
     /// True if all pieces are known to hold what the chunk holds.
     fn is_same(&mut self, job: &Job<'_>, window: &Window, group: &Group) -> Result<bool> {
         let pieces = window.pieces(group);
-        let mut reach = 0;
+        let (mut reach, mut whole) = (0, true);
         for piece in pieces {
-            // New files hold zeros, and the pieces are sorted: a gap is never filled later.
-            if piece.range().start > reach || window.file(piece.file)?.is_fresh() {
+            // New files hold zeros.
+            if window.file(piece.file)?.is_fresh() {
                 return Ok(false);
             }
+            // The pieces are sorted: a gap is never filled later.
+            whole &= piece.range().start <= reach;
             reach = reach.max(piece.range().end);
         }
-        if reach != group.at.plain_len as usize {
-            return Ok(false);
+        if !whole || reach != group.at.plain_len as usize {
+            return self.has_same_pages(job, window, group);
         }
         let mut plain = std::mem::take(&mut self.plain);
         plain.clear();
@@ -99,6 +103,37 @@ impl Reader {
         let same = self.assemble(job, window, group, &mut plain);
         self.plain = plain;
         same
+    }
+
+    /// True if every page of the pieces has the hash that stands beside the chunk.
+    fn has_same_pages(&mut self, job: &Job<'_>, window: &Window, group: &Group) -> Result<bool> {
+        let repository = job.source.repository();
+        let contents = repository.pack_contents(&group.at.pack)?;
+        let hashes = contents.hashes(group.at.ordinal);
+        if contents.id(group.at.ordinal) != Some(group.id) || hashes.is_empty() {
+            return Ok(false);
+        }
+        let page = group.at.plain_len as usize / hashes.len();
+        if self.hasher.is_none() {
+            self.hasher = Some(repository.keyring().page_hasher()?);
+        }
+        let mut there = std::mem::take(&mut self.plain);
+        let mut same = page > 0;
+        for piece in window.pieces(group) {
+            let range = piece.range();
+            if !same || !range.start.is_multiple_of(page) || !range.len().is_multiple_of(page) {
+                same = false;
+                break;
+            }
+            there.resize(range.len(), 0);
+            let path = &window.file(piece.file)?.entry.path;
+            read(self.file(job, window, piece.file)?, job.place, path, &mut there, piece.in_file)?;
+            let wanted = hashes.iter().skip(range.start / page);
+            let hasher = self.hasher.as_ref();
+            same = there.chunks(page).zip(wanted).all(|(p, h)| hasher.is_some_and(|hasher| hasher.hash(p) == *h));
+        }
+        self.plain = there;
+        Ok(same)
     }
 
     fn assemble(&mut self, job: &Job<'_>, window: &Window, group: &Group, plain: &mut [u8]) -> Result<bool> {

@@ -8,7 +8,9 @@ use super::place::Place;
 use super::plan::Mode;
 use super::window::{Group, Job, Piece, Window};
 use super::workers::{Failure, spawn};
+use crate::index::ChunkKind;
 use crate::observe::Counter;
+use crate::repository::Plain;
 use crate::store::Range;
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::id::PackId;
@@ -18,6 +20,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Unwanted bytes that are fetched rather than ask again.
@@ -43,7 +46,11 @@ struct Span<'a> {
 }
 
 /// Fetches and writes those of these groups of a window that are wanted.
-pub(super) fn transfer(job: &Job<'_>, window: &Window, groups: &[Group]) -> Result<()> {
+pub(super) fn transfer<'a>(
+    job: &Job<'_>,
+    window: &'a Window,
+    groups: &mut dyn Iterator<Item = &'a Group>,
+) -> Result<()> {
     let fetchers = (job.threads * 2).clamp(2, FETCHERS_MAX);
     let in_flight = (2 * fetchers + job.threads) as u64;
     let spans = spans(groups, (IN_FLIGHT_BYTES_MAX / in_flight).clamp(SPAN_BYTES_MIN, SPAN_BYTES_MAX));
@@ -98,10 +105,10 @@ pub(super) fn transfer(job: &Job<'_>, window: &Window, groups: &[Group]) -> Resu
 }
 
 /// Joins the wanted chunks to spans. Packs come in the order in which the files need them.
-fn spans(groups: &[Group], span_bytes_max: u64) -> Vec<Span<'_>> {
+fn spans<'a>(groups: &mut dyn Iterator<Item = &'a Group>, span_bytes_max: u64) -> Vec<Span<'a>> {
     let mut ranks: HashMap<PackId, usize> = HashMap::new();
     let mut order: Vec<(usize, u32, &Group)> = Vec::new();
-    for group in groups.iter().filter(|g| g.wanted.load(Ordering::Relaxed)) {
+    for group in groups.filter(|g| g.wanted.load(Ordering::Relaxed)) {
         let rank = ranks.len();
         let rank = *ranks.entry(group.at.pack.pack).or_insert(rank);
         order.push((rank, group.at.offset, group));
@@ -148,7 +155,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn span(&mut self, span: &Span<'_>, bytes: &mut [u8]) -> Result<()> {
         let window = self.window;
-        let mut last: Option<(u32, Vec<u8>)> = None;
+        let mut last: Option<(u32, Plain)> = None;
         for group in &span.groups {
             // A chunk that has two ordinals was opened in place already.
             if last.as_ref().is_none_or(|(offset, _)| *offset != group.at.offset) {
@@ -160,6 +167,10 @@ impl Writer<'_> {
                     .source
                     .open(&group.id, &group.at, sealed)
                     .map_err(|e| e.during(format!("cannot restore '{}'", window.name_of(group, self.job.place))))?;
+                let plain = Arc::new(plain);
+                if window.has_deltas && group.at.kind == ChunkKind::Relation {
+                    self.job.source.offer_base(group.id, &plain);
+                }
                 last = Some((group.at.offset, plain));
             }
             if let Some((_, plain)) = &last {

@@ -11,7 +11,7 @@ use super::place::{Place, at};
 use super::plan::{Mode, Plan, is_file, is_special};
 use super::workers::{for_each, spawn};
 use super::{Env, delta, transfer};
-use crate::index::ChunkAt;
+use crate::index::{ChunkAt, Encoding};
 use crate::observe::Counter;
 use crate::repository::ChunkSource;
 use crate::repository::manifests::{FileRecord, Manifest};
@@ -33,6 +33,8 @@ const FILES_MAX: usize = 8 << 10;
 
 /// Groups compared before they are transferred: 256 MiB of regions of the usual size.
 const STAGE_GROUPS: usize = 1 << 10;
+/// Plaintext of the chunks of a stage, if some of them are deltas: their bases then stay at hand.
+const STAGE_BYTES: u64 = 48 << 20;
 
 /// What has been done so far. Bytes unless the name says otherwise.
 #[derive(Debug, Default)]
@@ -113,6 +115,12 @@ pub(super) struct Group {
     pub(super) wanted: AtomicBool,
 }
 
+impl Group {
+    fn is_delta(&self) -> bool {
+        matches!(self.at.encoding, Encoding::ZstdPrefix | Encoding::Patch)
+    }
+}
+
 /// A stretch of the manifest.
 #[derive(Default)]
 pub(super) struct Window {
@@ -120,6 +128,8 @@ pub(super) struct Window {
     pieces: Vec<Piece>,
     pub(super) zeros: Vec<Zeros>,
     pub(super) groups: Vec<Group>,
+    /// Some groups' chunks are deltas.
+    pub(super) has_deltas: bool,
 }
 
 impl Window {
@@ -215,7 +225,9 @@ fn restore_window(job: &Job<'_>, mut window: Window) -> Result<()> {
     if matches!(job.plan.mode, Mode::Delta | Mode::Timestamps) {
         compare_and_transfer(job, &window)?;
     } else {
-        transfer::transfer(job, &window, &window.groups)?;
+        for stage in stages(&window, usize::MAX) {
+            transfer_stage(job, &window, stage)?;
+        }
     }
     for_each("restore-finish", job.threads, window.files.len(), cancel, |_: &mut (), n| {
         window.files.get(n).map_or(Ok(()), |work| finish(job, work))
@@ -224,7 +236,7 @@ fn restore_window(job: &Job<'_>, mut window: Window) -> Result<()> {
 
 /// Stage by stage, the next being compared while one is transferred: comparing waits for the disk, transferring computes.
 fn compare_and_transfer(job: &Job<'_>, window: &Window) -> Result<()> {
-    let mut stages = window.groups.chunks(STAGE_GROUPS);
+    let mut stages = stages(window, STAGE_GROUPS).into_iter();
     let mut compared = stages.next().unwrap_or_default();
     delta::compare(job, window, compared)?;
     while !compared.is_empty() {
@@ -233,12 +245,41 @@ fn compare_and_transfer(job: &Job<'_>, window: &Window) -> Result<()> {
         std::thread::scope(|scope| {
             let compare = || *ahead.lock().unwrap_or_else(PoisonError::into_inner) = delta::compare(job, window, next);
             spawn(scope, "restore-ahead".to_owned(), compare)?;
-            transfer::transfer(job, window, compared)
+            transfer_stage(job, window, compared)
         })?;
         ahead.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         compared = next;
     }
     Ok(())
+}
+
+/// Cuts the groups, in file order, into stages of at most `groups_max`. If some are deltas a stage is short, so that the
+/// old pages they need are those that have just passed by.
+fn stages(window: &Window, groups_max: usize) -> Vec<&[Group]> {
+    let (mut stages, mut rest, mut bytes) = (Vec::new(), window.groups.as_slice(), 0);
+    let mut at = 0;
+    while let Some(group) = rest.get(at) {
+        bytes += u64::from(group.at.plain_len);
+        at += 1;
+        if at >= groups_max || window.has_deltas && bytes >= STAGE_BYTES {
+            let (stage, behind) = rest.split_at(at);
+            stages.push(stage);
+            (rest, at, bytes) = (behind, 0, 0);
+        }
+    }
+    if !rest.is_empty() {
+        stages.push(rest);
+    }
+    stages
+}
+
+/// Deltas come after all others of their stage.
+fn transfer_stage(job: &Job<'_>, window: &Window, stage: &[Group]) -> Result<()> {
+    if !window.has_deltas {
+        return transfer::transfer(job, window, &mut stage.iter());
+    }
+    transfer::transfer(job, window, &mut stage.iter().filter(|g| !g.is_delta()))?;
+    transfer::transfer(job, window, &mut stage.iter().filter(|g| g.is_delta()))
 }
 
 /// Brings the pieces of each chunk together and finds out where it is.
@@ -262,6 +303,14 @@ fn group(job: &Job<'_>, window: &mut Window) -> Result<()> {
             return Err(named(Error::refused(Kind::Format, text)));
         }
         groups.push(Group { id, at, pieces, wanted: AtomicBool::new(true) });
+    }
+    window.has_deltas = groups.iter().any(Group::is_delta);
+    if window.has_deltas {
+        // Chunks of several backups lie between each other: their places in the files bring base and delta together.
+        groups.sort_by_cached_key(|group| {
+            let pieces = window.pieces.get(group.pieces.clone()).unwrap_or_default();
+            pieces.iter().map(|p| (p.file, p.in_file)).min()
+        });
     }
     window.groups = groups;
     Ok(())

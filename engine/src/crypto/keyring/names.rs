@@ -41,6 +41,18 @@ impl ContentHasher {
     }
 }
 
+/// Hashes pages: the first 8 bytes of a keyed BLAKE3. FORMAT.md, "Keys".
+pub struct PageHasher(SecretBytes<32>);
+
+impl PageHasher {
+    /// The hash of one page.
+    #[must_use]
+    pub fn hash(&self, page: &[u8]) -> u64 {
+        let hash = blake3::keyed_hash(self.0.expose(), page);
+        hash.as_bytes().first_chunk().map_or(0, |b| u64::from_le_bytes(*b))
+    }
+}
+
 impl Keyring {
     /// The name of a chunk of the data domain. Safe to call for each chunk: costs only the hash.
     ///
@@ -82,7 +94,15 @@ impl Keyring {
         Ok(ContentHasher(blake3::Hasher::new_keyed(self.names()?.content.expose())))
     }
 
-    /// A key for a purpose of the caller's, such as page hashes: every keyring with the id key derives the same.
+    /// Hashes pages as packs' hash sections do.
+    ///
+    /// # Errors
+    /// [`CryptoError::RoleLacks`] without the id key.
+    pub fn page_hasher(&self) -> Result<PageHasher, CryptoError> {
+        Ok(PageHasher(self.subkey("page hash")?))
+    }
+
+    /// A key for a purpose of the caller's: every keyring with the id key derives the same.
     /// `purpose` is a constant of the program, never input.
     ///
     /// # Errors

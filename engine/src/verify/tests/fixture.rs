@@ -98,7 +98,8 @@ impl Repo {
                     let (encoding, encoded) = encoder.encode(plain).unwrap();
                     let plain_len = plain.len() as u32;
                     let sealed = seal_data(session.sealer(), id, kind, encoding, plain_len, encoded).unwrap();
-                    let full = session.add_data(PackedChunk { id, kind, encoding, plain_len }, &sealed, &[], &[]).unwrap();
+                    let full =
+                        session.add_data(PackedChunk { id, kind, encoding, plain_len }, &sealed, &[], &[]).unwrap();
                     assert!(full.is_none());
                     packed += 1;
                     if packed % PACK_CHUNKS == 0 {
