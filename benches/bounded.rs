@@ -33,6 +33,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const STANZA: &str = "demo";
@@ -51,14 +52,44 @@ pub const fn bound(jobs: u64) -> u64 {
     (256 + 64 * jobs) << 20
 }
 
-/// Most memory this process has had so far, in bytes; pages of mapped files among it.
+/// Most memory this process has had so far, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Peak {
+    /// All resident pages; those of mapped files, which the system takes back when it needs them, among them.
+    pub resident: u64,
+    /// Without those, as far as looking every few milliseconds tells.
+    pub own: u64,
+}
+
+static OWN: AtomicU64 = AtomicU64::new(0);
+
+/// Begins to look at this process's memory.
+///
+/// # Panics
+/// If no thread can be started.
+pub fn watch() {
+    let look = || {
+        loop {
+            OWN.fetch_max(status("RssAnon:"), Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    std::thread::Builder::new().name("watch".into()).spawn(look).expect("a thread");
+}
+
+/// The peaks since [`watch`].
 ///
 /// # Panics
 /// Without `/proc`.
 #[must_use]
-pub fn peak() -> u64 {
+pub fn peak() -> Peak {
+    let own = OWN.fetch_max(status("RssAnon:"), Ordering::Relaxed).max(status("RssAnon:"));
+    Peak { resident: status("VmHWM:"), own }
+}
+
+fn status(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("VmHWM");
+    let line = status.lines().find_map(|l| l.strip_prefix(field)).expect("a field of memory");
     line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).expect("a number of KiB") << 10
 }
 

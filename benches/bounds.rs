@@ -1,10 +1,11 @@
 //! Peak memory of operations on a million files and on sixteen million chunks. Bound: 256 MiB and 64 MiB a job, of which
-//! there is one. Takes some 5 GB of disk below the temporary directory (`TMPDIR`) and up to an hour; smaller numbers may
-//! be given. Mapped index segments count as memory here, though the system takes their pages back when it needs them.
+//! there is one, without mapped index segments: the system takes their pages back when it needs them, so they are only
+//! told. Takes some 5 GB of disk below the temporary directory (`TMPDIR`) and up to an hour; smaller numbers may be given,
+//! none as 0.
 //!
 //! `cargo bench --profile release -p pgkeep-benches --bench bounds -- [files] [chunks]`
 
-use pgkeep_benches::bounded::{Ground, bound, peak};
+use pgkeep_benches::bounded::{Ground, bound, peak, watch};
 use pgkeep_formats::repo::records::BackupType;
 use std::path::Path;
 use std::process::Command;
@@ -13,14 +14,17 @@ use std::time::Instant;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     if let [dir, step, count] = arguments.as_slice() {
+        watch();
         run(&Ground::new(Path::new(dir)), step, count.parse().expect("a number"));
-        println!("{}", peak());
+        let peak = peak();
+        println!("{} {}", peak.own, peak.resident);
         return;
     }
     let number = |at: usize| arguments.get(at).and_then(|a| a.parse::<u64>().ok());
     let files = number(0).unwrap_or(1_000_000);
     let chunks = number(1).unwrap_or(16 << 20);
     let mut over = Vec::new();
+    println!("step             count     own memory   with mapped     time");
     for (steps, count) in [(FILES, files), (CHUNKS, chunks)] {
         let dir = tempfile::Builder::new().prefix("pgkeep-bounds-").tempdir().expect("a directory");
         for step in steps.iter().filter(|_| count > 0) {
@@ -30,9 +34,11 @@ fn main() {
             let output = output.expect("a process");
             assert!(output.status.success(), "{step}: {}", String::from_utf8_lossy(&output.stderr));
             let text = String::from_utf8_lossy(&output.stdout);
-            let peak: u64 = text.trim().parse().expect("a number of bytes");
-            println!("{step:12} {count:9} {:6} MiB {:6} s", peak >> 20, begun.elapsed().as_secs());
-            if peak > bound(1) {
+            let numbers: Vec<u64> = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+            let [own, resident] = numbers[..] else { panic!("{step} printed {text}") };
+            let seconds = begun.elapsed().as_secs();
+            println!("{step:12} {count:9} {:8} MiB {:8} MiB {seconds:6} s", own >> 20, resident >> 20);
+            if own > bound(1) {
                 over.push(*step);
             }
         }
