@@ -264,7 +264,7 @@ impl Dispatcher<'_> {
     }
 
     fn hand_on(&self, item: Item) -> Result<()> {
-        self.shared.stages.time(Activity::WalkRoom, || self.items.send(Ok(item))).map_err(gone)
+        self.shared.stages.time(Activity::WalkRoom, || self.items.send(Ok(item)).map_err(gone))
     }
 }
 
