@@ -18,6 +18,7 @@ mod nodes;
 mod recover;
 mod skeleton;
 mod state;
+mod tablespaces;
 
 pub(crate) use fs::negotiate;
 pub use state::CloneInfo;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -204,6 +205,71 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     assert_eq!(clone.psql("SELECT count(*) FROM kept"), "10000");
     clone.stop(Mode::Fast);
     world.ok(places.args("destroy"));
+}
+
+/// All below a directory, with modes and contents.
+fn everything(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![dir.to_path_buf()];
+    while let Some(path) = waiting.pop() {
+        let facts = fs::symlink_metadata(&path).unwrap();
+        let content = if facts.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+        if facts.is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        found.insert(path, (facts.mode(), content));
+    }
+    found
+}
+
+fn a_tablespace_made_after_the_backup_is_the_clones_own(major: u32) {
+    let world = World::of(Cluster::builder(major).setting("autovacuum", "off"), &[]);
+    world.backup("full");
+    let location = world.cluster.side_dir("space");
+    world.cluster.psql(&format!("CREATE TABLESPACE later LOCATION '{}'", location.display()));
+    world.cluster.psql("CREATE TABLE kept TABLESPACE later AS SELECT generate_series(1, 20000) AS i");
+    world.cluster.psql("CREATE DATABASE there TABLESPACE later");
+    world.cluster.psql("CHECKPOINT");
+    world.archive_now();
+    let before = everything(&location);
+    assert!(before.len() > 100, "{}", before.len());
+
+    let places = Places::new(&world, "m");
+    places.create(&world, &[]);
+    let mut clone = Cluster::adopt(major, &places.mountpoint);
+    clone.start();
+    clone.wait_promoted();
+    assert!(everything(&location) == before, "replay changed the original's files");
+    let sum = "SELECT count(*) || ' ' || sum(i) FROM kept";
+    let whole = world.cluster.psql(sum);
+    assert_eq!(clone.psql(sum), whole);
+    clone.psql("UPDATE kept SET i = -i");
+    clone.psql("CREATE TABLE fresh TABLESPACE later AS SELECT 1 AS i");
+    clone.amcheck();
+    clone.stop(Mode::Immediate);
+    clone.start();
+    assert_eq!(clone.psql(sum), whole.replace(' ', " -"));
+    assert_eq!(clone.psql("SELECT i FROM fresh"), "1");
+    assert!(everything(&location) == before, "the clone writes into the original's files");
+
+    clone.psql("DROP TABLE kept, fresh");
+    clone.psql("DROP DATABASE there");
+    clone.psql("DROP TABLESPACE later");
+    clone.stop(Mode::Fast);
+    assert!(everything(&location) == before, "the clone removed the original's files");
+    world.ok(places.args("destroy"));
+    assert!(everything(&location) == before);
+    assert_eq!(world.cluster.psql(sum), whole);
+}
+
+#[test]
+fn a_tablespace_made_after_the_backup_is_the_clones_own_in_14() {
+    a_tablespace_made_after_the_backup_is_the_clones_own(14);
+}
+
+#[test]
+fn a_tablespace_made_after_the_backup_is_the_clones_own_in_15() {
+    a_tablespace_made_after_the_backup_is_the_clones_own(15);
 }
 
 #[test]

@@ -3,6 +3,10 @@
 //! To the server any status up to 125 means that the archive ends here. When it is not known whether the file exists,
 //! `--on-error` decides: `report` gives the error's own number, as pgBackRest does; `abort` gives one above 125, which makes
 //! the server stop; `wait` tries until it is known. `restore` writes what the kind of recovery needs.
+//!
+//! The server of a clone is looked at first, see `archive_get/of_clone.rs`.
+
+mod of_clone;
 
 use super::Context;
 use crate::error::Failure;
@@ -23,6 +27,13 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let options = GetOptions { stanza: settings.stanza_name().to_owned(), name: name.clone(), destination, pg_path };
     if name.is_empty() {
         return Err(Error::refused(Kind::ParamRequired, "a WAL file name is required").into());
+    }
+    if settings.flag(Opt::ForClone)
+        && let Err(e) = of_clone::check(&options.pg_path)
+    {
+        // Whatever --on-error says: the server must not go on without the archive either.
+        tracing::error!("{}", Failure::from(e).report());
+        return Ok(Status::ABORT_RECOVERY);
     }
     let outcome = match get(context, &options) {
         Err(e) if settings.text(Opt::OnError) == Some("abort") => {

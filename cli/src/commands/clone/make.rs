@@ -5,7 +5,7 @@ use super::{check_apart, mount_options, open, required, stanza, told};
 use crate::commands::Context;
 use crate::daemon::Served;
 use crate::error::Failure;
-use crate::option::{Opt, Settings, restore_command_in};
+use crate::option::{Opt, Settings, restore_command_of_clone};
 use crate::{VERSION, mounts, repos, zone};
 use pgkeep_engine::restore::recovery::{self, OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
@@ -48,7 +48,7 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
 
     let clone = clone_settings(settings, &choice);
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
-    let command = restore_command_in(settings, Some(on_error), &mountpoint)?;
+    let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
         identity: identity(stanza, &choice, &clone, &mountpoint, asked.recovery.target.as_deref()),
         owner: owner(&*snapshot)?,
