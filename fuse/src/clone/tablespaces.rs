@@ -25,8 +25,7 @@ use std::os::unix::ffi::OsStrExt;
 
 /// Where the server looks for tablespaces.
 const LINKS: &str = "pg_tblspc";
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// True if the node is this directory at PGDATA's top.
 fn is_at_top(backing: &Backing, number: u64, name: &str) -> bool {

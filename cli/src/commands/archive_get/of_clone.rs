@@ -71,7 +71,9 @@ mod tests {
     fn versions_are_read_as_servers_say_them() {
         assert_eq!(minor("postgres (PostgreSQL) 14.1\n", 14), Some(1));
         assert_eq!(minor("postgres (PostgreSQL) 13.23 (Debian 13.23-1.pgdg12+1)\n", 13), Some(23));
-        for other in ["postgres (PostgreSQL) 14beta1\n", "postgres (PostgreSQL) 15.2\n", "psql 14.2", "", "(PostgreSQL) "] {
+        for other in
+            ["postgres (PostgreSQL) 14beta1\n", "postgres (PostgreSQL) 15.2\n", "psql 14.2", "", "(PostgreSQL) "]
+        {
             assert_eq!(minor(other, 14), None, "{other}");
         }
     }
