@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn old_servers_and_unknown_ones_get_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(check(dir.path()).unwrap_err().kind(), Kind::FileMissing);
+        assert!(check(dir.path()).is_err(), "no data directory");
         let is = |version: &str| {
             std::fs::write(dir.path().join("PG_VERSION"), version).unwrap();
             check(dir.path()).map_err(|e| e.kind())
