@@ -26,8 +26,12 @@ pub(crate) fn of_clone(dir: &Path) -> Result<Option<u32>, Failure> {
     let Some(pid) = datadir::postmaster(&data)?.filter(|found| found.alive).and_then(|found| found.pid) else {
         return Ok(None);
     };
-    let noted = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-    let noted = noted.lines().nth(2).and_then(|line| line.trim().parse().ok());
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    // Its second line is the data directory, its third the time it started. A clock that was set spoils the time.
+    let told = text.lines().nth(1).is_some_and(|line| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|args| is_told(&args, Path::new(line)))
+    });
+    let noted = text.lines().nth(2).filter(|_| !told).and_then(|line| line.trim().parse().ok());
     let noted = noted.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
     Ok(is_the_server(pid, noted).then_some(pid))
 }

@@ -169,6 +169,14 @@ pub fn info(dir: &Path) -> Result<CloneInfo> {
     CloneInfo::load(&layout)
 }
 
+/// Succeeds if nobody serves or changes the clone at this moment.
+///
+/// # Errors
+/// `LockAcquire` if somebody does.
+pub fn check_free(dir: &Path) -> Result<()> {
+    state::lock(&Layout::new(dir)).map(drop)
+}
+
 /// The complete clones in the directory `parent`, by name, each as [`info`] tells it.
 ///
 /// # Errors

@@ -357,7 +357,7 @@ fn a_clone_is_started_where_it_is_mounted_whatever_its_files_include() {
         let on = clone.data_dir().display().to_string();
         assert_eq!(clone.psql("SHOW data_directory"), on);
         assert_eq!(clone.psql("SHOW hba_file"), format!("{on}/pg_hba.conf"));
-        assert_eq!(clone.psql("SHOW external_pid_file"), "");
+        assert_eq!(clone.psql("SHOW external_pid_file"), format!("{on}/external.pid"));
         assert_eq!(clone.psql("SHOW primary_conninfo"), conninfo);
         assert_eq!(clone.psql("SHOW max_logical_replication_workers"), "0");
         clone.stop(Mode::Fast);

@@ -14,13 +14,18 @@ use crate::exit::Status;
 use crate::option::Opt;
 use crate::repos;
 use pgkeep_engine::archive::{self, GetOptions, GetOutcome};
-use pgkeep_engine::{Error, Kind};
+use pgkeep_engine::{Error, FileError, Kind};
 use std::time::{Duration, Instant};
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let name = settings.param(0).to_string_lossy().into_owned();
-    let pg_path = repos::pgdata(settings)?;
+    let pg_path = if settings.flag(Opt::ForClone) {
+        // The server runs this in its data directory, and a clone may be mounted elsewhere since its command was written.
+        std::env::current_dir().map_err(|e| Failure::file(FileError::at("open", ".")(e)))?
+    } else {
+        repos::pgdata(settings)?
+    };
     let destination = settings.param(1);
     // The server gives `%p` relative to its data directory.
     let destination = if destination.is_absolute() { destination.to_path_buf() } else { pg_path.join(destination) };

@@ -112,6 +112,10 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     }
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
+    if !mounts::of_source(&mounts::source_of(&dir))?.is_empty() {
+        // Served as it should be: no server is to be ended.
+        clone::check_free(&dir)?;
+    }
     refuse_running(settings, &dir)?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(&dir, &mountpoint)?;

@@ -25,9 +25,9 @@ pub(super) const HBA_MINIMAL: &str = "# The backup has no such file.\n\
     host all all 127.0.0.1/32 scram-sha-256\n\
     host all all ::1/128 scram-sha-256\n";
 
-/// Settings of places, and the file in the data directory each names; without one there is none.
-const PLACES: [(&str, Option<&str>); 4] =
-    [("data_directory", Some("")), ("hba_file", Some(HBA)), ("ident_file", Some(IDENT)), ("external_pid_file", None)];
+/// Settings of places, and what each names in the data directory. An empty `external_pid_file` would be complained of.
+const PLACES: [(&str, &str); 4] =
+    [("data_directory", ""), ("hba_file", HBA), ("ident_file", IDENT), ("external_pid_file", "external.pid")];
 /// The one that the server does not take from `postgresql.auto.conf`.
 const NOT_AUTO: &str = "data_directory";
 /// Around the settings of places.
@@ -135,12 +135,8 @@ pub(super) fn with_places(conf: &[u8], file: &str, mountpoint: &Path) -> Vec<u8>
     end_line(&mut out);
     let mut block = format!("{PLACES_BEGIN}\n");
     for (name, file) in places() {
-        let path = match file {
-            Some("") => mountpoint.display().to_string(),
-            Some(file) => mountpoint.join(file).display().to_string(),
-            None => String::new(),
-        };
-        block.push_str(&format!("{name} = {}\n", quote(&path)));
+        let path = if file.is_empty() { mountpoint.to_path_buf() } else { mountpoint.join(file) };
+        block.push_str(&format!("{name} = {}\n", quote(&path.display().to_string())));
     }
     out.extend_from_slice(block.as_bytes());
     out.extend_from_slice(format!("{PLACES_END}\n").as_bytes());
@@ -261,7 +257,7 @@ mod tests {
         let block = |on: &str| {
             format!(
                 "{PLACES_BEGIN}\ndata_directory = '{on}'\nhba_file = '{on}/pg_hba.conf'\nident_file = '{on}/pg_ident.conf'\n\
-                 external_pid_file = ''\n{PLACES_END}\n"
+                 external_pid_file = '{on}/external.pid'\n{PLACES_END}\n"
             )
         };
         let before = "data_directory = '/x'\ninclude_dir 'conf.d'\nport=1\n";
