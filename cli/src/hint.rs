@@ -13,7 +13,9 @@ pub fn of(kind: Kind) -> &'static [&'static str] {
             "if it is about a stanza: is it the right one for this cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'",
         ],
         Kind::PostgresRunning => &["stop the server first; if it is not running, remove its postmaster.pid"],
-        Kind::PathNotEmpty => &["use --delta to keep what is right in it, or --force, or empty it"],
+        Kind::PathNotEmpty => {
+            &["'restore' goes on with --delta or --force; everything else wants a place that is empty or not there yet"]
+        }
         Kind::FileOpen | Kind::PathOpen | Kind::FileWrite | Kind::PathCreate | Kind::FileOwner => {
             &["check owner, mode and free space; the command runs best as the owner of the cluster and the repository"]
         }

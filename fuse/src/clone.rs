@@ -18,6 +18,7 @@ mod nodes;
 mod recover;
 mod skeleton;
 mod state;
+mod tablespaces;
 
 pub(crate) use fs::negotiate;
 pub use state::CloneInfo;
@@ -168,16 +169,24 @@ pub fn info(dir: &Path) -> Result<CloneInfo> {
     CloneInfo::load(&layout)
 }
 
-/// The complete clones in the directory `parent`, by name.
+/// Succeeds if nobody serves or changes the clone at this moment.
 ///
 /// # Errors
-/// What the file system said, and `FileInvalid` if a record is damaged.
-pub fn list(parent: &Path) -> Result<Vec<(PathBuf, CloneInfo)>> {
+/// `LockAcquire` if somebody does.
+pub fn check_free(dir: &Path) -> Result<()> {
+    state::lock(&Layout::new(dir)).map(drop)
+}
+
+/// The complete clones in the directory `parent`, by name, each as [`info`] tells it.
+///
+/// # Errors
+/// What the file system said of `parent`.
+pub fn list(parent: &Path) -> Result<Vec<(PathBuf, Result<CloneInfo>)>> {
     let mut clones = Vec::new();
     for entry in std::fs::read_dir(parent).map_err(FileError::at("list", parent))? {
         let path = entry.map_err(FileError::at("list", parent))?.path();
         if Layout::new(&path).is_complete() {
-            clones.push((path.clone(), info(&path)?));
+            clones.push((path.clone(), info(&path)));
         }
     }
     clones.sort_by(|a, b| a.0.cmp(&b.0));

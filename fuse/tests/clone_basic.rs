@@ -4,6 +4,8 @@
 mod support;
 
 use pgkeep_engine::Kind;
+use pgkeep_formats::pg::control;
+use pgkeep_formats::pg::version::Version;
 use pgkeep_fuse::clone::{self, Added, CreateOptions};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -567,4 +569,46 @@ fn a_busy_mount_is_detached() {
     drop(file);
     session.join().unwrap();
     pgkeep_fuse::unmount(&place.mountpoint()).unwrap();
+}
+
+#[test]
+fn a_tablespace_made_on_a_clone_is_private_whatever_its_link_says() {
+    let place = Place::new();
+    fill(&place);
+    let control = control::fabricate(Version::from_major(15).unwrap(), 1);
+    let version = format!("PG_15_{}", control::ControlFile::parse(&control).unwrap().catalog_version);
+    fs::create_dir(place.base().join("global")).unwrap();
+    fs::write(place.base().join("global/pg_control"), &control).unwrap();
+    place.create();
+    let outside = place.path("outside");
+    fs::create_dir(&outside).unwrap();
+    let session = place.serve();
+    let data = place.mountpoint();
+    let inside = data.join(".tablespaces/16400");
+    // Looked for before: the kernel must not go on believing that it is missing.
+    assert!(!data.join(".tablespaces").exists() && !inside.exists());
+    let link = data.join("pg_tblspc/16400");
+    symlink(&outside, &link).unwrap();
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("../.tablespaces/16400"));
+    fs::write(link.join(&version).join("file"), "x").unwrap();
+    assert_eq!(fs::read(inside.join(&version).join("file")).unwrap(), b"x");
+
+    // Dropped and made again, as a recovery that begins anew does.
+    fs::remove_file(&link).unwrap();
+    symlink(&outside, &link).unwrap();
+    assert_eq!(fs::read(link.join(&version).join("file")).unwrap(), b"x");
+
+    // Other ways to such a link are shut; moving one between two names of tablespaces is not one.
+    let temporary = data.join("pg_tblspc/tmp");
+    symlink(&outside, &temporary).unwrap();
+    for to in ["pg_tblspc/16401", "pg_tblspc/16400"] {
+        assert_eq!(fs::rename(&temporary, data.join(to)).unwrap_err().raw_os_error(), Some(libc::EXDEV));
+        assert!(fs::hard_link(&temporary, data.join(to)).is_err());
+    }
+    fs::rename(&link, data.join("pg_tblspc/16402")).unwrap();
+    assert_eq!(fs::read_link(data.join("pg_tblspc/16402")).unwrap(), Path::new("../.tablespaces/16400"));
+    symlink("/elsewhere", data.join("base/16400")).unwrap();
+    assert_eq!(fs::read_link(data.join("base/16400")).unwrap(), Path::new("/elsewhere"));
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    session.unmount().unwrap();
 }

@@ -30,9 +30,9 @@ pub(super) const MATERIALISED_BYTES_MAX: u64 = 64 << 10;
 /// Files waiting for a thread.
 const QUEUE_FILES_MAX: usize = 1024;
 /// Where tablespaces live inside PGDATA.
-const TABLESPACES: &str = ".tablespaces";
+pub(super) const TABLESPACES: &str = ".tablespaces";
 /// Written last, as everywhere: without it no server starts.
-const CONTROL_FILE: &str = "global/pg_control";
+pub(super) const CONTROL_FILE: &str = "global/pg_control";
 /// See the module's header.
 const TABLESPACE_MAP: &str = "tablespace_map";
 
