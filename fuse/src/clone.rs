@@ -10,12 +10,14 @@
 mod backing;
 mod base;
 mod bitmap;
+mod disk;
 mod files;
 mod fs;
 mod identity;
 mod names;
 mod nodes;
 mod recover;
+mod settle;
 mod skeleton;
 mod state;
 
@@ -143,13 +145,23 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::open(&data, flags, Mode::empty()).map_err(|error| FileError::at("open", &data)(error.into()))?;
-    let maps = Arc::clone(&opened.maps);
-    let backing = backing::Backing::new(root, opened.dirty, opened.table, opened.info.page_size, snapshot, opened.maps)
-        .map_err(FileError::at("open", &data))?;
+    let (maps, queue) = (opened.maps, Arc::new(settle::Queue::default()));
+    let doubt = Arc::new(recover::Doubt::new(&layout));
+    let shared = base::Shared {
+        page_size: opened.info.page_size,
+        snapshot,
+        maps: Arc::clone(&maps),
+        disk: Box::new(disk::Kernel),
+        queue: Arc::clone(&queue),
+        doubt: Arc::clone(&doubt),
+    };
+    let backing =
+        backing::Backing::new(root, opened.dirty, opened.table, shared).map_err(FileError::at("open", &data))?;
+    let settler = settle::Settler::start(queue).map_err(FileError::at("serve", dir))?;
     let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
-        let result = recover::close(&layout, &maps);
+        let result = recover::close(&layout, &maps, settler, &doubt);
         drop(lock);
         result
     });

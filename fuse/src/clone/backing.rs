@@ -3,12 +3,11 @@
 //! A descriptor names a directory whatever it is called by now, so renames invalidate nothing. A file opened by name is
 //! compared with the backing inode its node has; a name that leads elsewhere is not followed.
 
-use super::base::{BaseFile, Maps};
+use super::base::{BaseFile, Shared};
 use super::nodes::{FileState, Node, Nodes, OpenFile, ROOT};
 use super::state::{BASE_ATTRIBUTE, FileTable};
 use crate::errno::{Outcome, chain, system};
 use fuser::{Errno, FileAttr, FileType, INodeNo};
-use pgkeep_engine::view::Snapshot;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -30,9 +29,7 @@ pub(super) struct Backing {
     root: Arc<OwnedFd>,
     directories: Mutex<Directories>,
     table: FileTable,
-    page_size: u32,
-    snapshot: Arc<dyn Snapshot>,
-    maps: Arc<Maps>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Default)]
@@ -42,23 +39,14 @@ struct Directories {
 }
 
 impl Backing {
-    pub(super) fn new(
-        root: OwnedFd,
-        dirty_at_start: bool,
-        table: FileTable,
-        page_size: u32,
-        snapshot: Arc<dyn Snapshot>,
-        maps: Arc<Maps>,
-    ) -> std::io::Result<Self> {
+    pub(super) fn new(root: OwnedFd, dirty_at_start: bool, table: FileTable, shared: Shared) -> std::io::Result<Self> {
         let stat = rustix::fs::fstat(&root)?;
         Ok(Self {
             nodes: Nodes::new(stat.st_ino, dirty_at_start),
             root: Arc::new(root),
             directories: Mutex::default(),
             table,
-            page_size,
-            snapshot,
-            maps,
+            shared: Arc::new(shared),
         })
     }
 
@@ -160,23 +148,12 @@ impl Backing {
             drop(slot);
             return Ok((state, open));
         }
-        let (file, is_writable) = self.named(&node, |parent, name| {
-            // Appending, direct and synchronous modes are the kernel's and ours to honour, per request.
-            let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            let (fd, is_writable) = match rustix::fs::openat(parent, name, flags | OFlags::RDWR, Mode::empty()) {
-                Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) if !writable => {
-                    (rustix::fs::openat(parent, name, flags | OFlags::RDONLY, Mode::empty())?, false)
-                }
-                other => (other?, true),
-            };
-            let backing = rustix::fs::fstat(&fd)?.st_ino;
-            Ok((backing, (File::from(fd), is_writable)))
-        })?;
+        let open = self.named(&node, |parent, name| open_named(parent, name, writable))?;
         if state.base.get().is_none() {
-            let base = self.load_base(&file)?;
+            let base = self.load_base(&open.file)?;
             state.base.get_or_init(|| base);
         }
-        let open = Arc::new(OpenFile { file, writable: is_writable });
+        let open = Arc::new(open);
         *slot = Arc::downgrade(&open);
         drop(slot);
         Ok((state, open))
@@ -186,7 +163,7 @@ impl Backing {
     pub(super) fn adopt(&self, number: u64, file: File) -> Outcome<(Arc<FileState>, Arc<OpenFile>)> {
         let state = self.nodes.file(number)?;
         state.base.get_or_init(|| None);
-        let open = Arc::new(OpenFile { file, writable: true });
+        let open = Arc::new(OpenFile { file, witness: None, writable: true });
         *state.open.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&open);
         Ok((state, open))
     }
@@ -208,8 +185,7 @@ impl Backing {
             return Err(Errno::EIO);
         };
         let size = file.metadata().map_err(crate::errno::io)?.len();
-        let (snapshot, maps) = (Arc::clone(&self.snapshot), Arc::clone(&self.maps));
-        match BaseFile::load(entry, self.page_size, size, snapshot, maps) {
+        match BaseFile::load(entry, size, Arc::clone(&self.shared)) {
             Ok(base) => Ok(Some(Arc::new(base))),
             Err(error) => {
                 tracing::error!("cannot read the page map of '{}': {}", entry.path, chain(&error));
@@ -217,6 +193,33 @@ impl Backing {
             }
         }
     }
+}
+
+/// Opens a file by name, twice if it is base-backed, and tells its inode. For writing if that is possible: reading a
+/// page may mean to fill it in.
+fn open_named(parent: &OwnedFd, name: &OsStr, writable: bool) -> rustix::io::Result<(u64, OpenFile)> {
+    // Appending, direct and synchronous modes are the kernel's and ours to honour, per request.
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let open = |access| rustix::fs::openat(parent, name, flags | access, Mode::empty()).map(File::from);
+    let (file, writable) = match open(OFlags::RDWR) {
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) if !writable => {
+            (open(OFlags::RDONLY)?, false)
+        }
+        other => (other?, true),
+    };
+    let inode = rustix::fs::fstat(&file)?.st_ino;
+    let witness = match rustix::fs::fgetxattr(&file, BASE_ATTRIBUTE, &mut [0u8; NUMBER_BYTES_MAX]) {
+        Ok(_) => Some(open(OFlags::RDONLY)?),
+        Err(rustix::io::Errno::NODATA) => None,
+        Err(error) => return Err(error),
+    };
+    if let Some(witness) = &witness
+        && rustix::fs::fstat(witness)?.st_ino != inode
+    {
+        // Renamed in between; another of its names may do, or the caller tries again.
+        return Err(rustix::io::Errno::STALE);
+    }
+    Ok((inode, OpenFile { file, witness, writable }))
 }
 
 fn opened(state: &FileState) -> Option<Arc<OpenFile>> {

@@ -9,7 +9,8 @@
 //!     files     table of base-backed files, [`FileTable`]; written once
 //!     present   per base-backed file: bytes removed from its base, then one bit a page; see `super::base`
 //!     durable   the same, as far as it is known to have reached the disk
-//!     session.json  boot the present file belongs to, and whether the last session ended in order
+//!     session.json  boot the present file belongs to, and whether the last session ended in order; absent once the
+//!                   disk has failed, and then only `durable` is trusted
 //!     complete  exists once the skeleton is whole and durable
 //! ```
 
@@ -143,12 +144,16 @@ pub(super) struct SessionState {
 }
 
 impl SessionState {
-    pub(super) fn load(layout: &Layout) -> Result<Self> {
+    /// `None` if there is no record.
+    pub(super) fn load(layout: &Layout) -> Result<Option<Self>> {
         let path = layout.file("session.json");
+        if !path.try_exists().map_err(FileError::at("open", &path))? {
+            return Ok(None);
+        }
         let value = read_json(&path)?;
         let boot = value.get("boot").and_then(Value::as_str).ok_or_else(|| invalid(&path, "'boot' is missing"))?;
         let clean = value.get("clean").and_then(Value::as_bool).ok_or_else(|| invalid(&path, "'clean' is missing"))?;
-        Ok(Self { boot: boot.to_owned(), clean })
+        Ok(Some(Self { boot: boot.to_owned(), clean }))
     }
 
     /// Replaces the record durably.
@@ -325,7 +330,9 @@ mod tests {
         assert_eq!(CloneInfo::load(&layout).unwrap(), info);
         let session = SessionState { boot: "b".into(), clean: true };
         session.save(&layout).unwrap();
-        assert_eq!(SessionState::load(&layout).unwrap(), session);
+        assert_eq!(SessionState::load(&layout).unwrap(), Some(session));
+        std::fs::remove_file(layout.file("session.json")).unwrap();
+        assert_eq!(SessionState::load(&layout).unwrap(), None);
         let mut table = FileTable::default();
         table.add("base/1/1", 100_000, 8192);
         table.add("base/1/2", 8192 * 65, 8192);
