@@ -10,7 +10,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use support::{Place, noise};
 
-const PAGE: usize = 8192;
 /// Room for what a session writes beside pages.
 const RECORDS_BYTES: u64 = 128 << 10;
 const IMAGE_BYTES: u64 = 48 << 20;
@@ -135,7 +134,7 @@ fn a_page_the_server_wrote_and_the_disk_lost_is_told_for_ever() {
     let path = place.mountpoint().join("relation");
     let session = place.serve();
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    file.write_all_at(&noise(9, 100 * PAGE), 0).unwrap();
+    file.write_all_at(&noise(9, 3 << 20), 0).unwrap();
     file.sync_data().expect_err("the disk took what it has no room for");
     memory.relieve();
     assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(libc::EIO));
