@@ -2,6 +2,10 @@
 //!
 //! A descriptor names a directory whatever it is called by now, so renames invalidate nothing. A file opened by name is
 //! compared with the backing inode its node has; a name that leads elsewhere is not followed.
+//!
+//! The kernel has checked a request against the file's mode before it arrives here, so the mode must not hinder what is
+//! then done: reading a file may mean to fill it in, though its mode lets nobody write. Where this process is not root
+//! it lends itself the right for the moment of opening; nobody looks at modes meanwhile ([`Backing::modes`]).
 
 use super::base::{BaseFile, Shared};
 use super::nodes::{FileState, Node, Nodes, OpenFile, ROOT};
@@ -12,8 +16,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 /// Directories kept open; a PGDATA has a few dozen that matter.
@@ -30,6 +34,8 @@ pub(super) struct Backing {
     directories: Mutex<Directories>,
     table: FileTable,
     shared: Arc<Shared>,
+    /// Held for writing while a file's mode is changed, for reading while modes are looked at.
+    modes: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -47,7 +53,18 @@ impl Backing {
             directories: Mutex::default(),
             table,
             shared: Arc::new(shared),
+            modes: RwLock::new(()),
         })
+    }
+
+    /// While this is held every file has its own mode.
+    pub(super) fn modes(&self) -> RwLockReadGuard<'_, ()> {
+        self.modes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While this is held nobody else looks at modes or changes them. No other lock is taken meanwhile.
+    pub(super) fn modes_alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.modes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn root(&self) -> &OwnedFd {
@@ -108,12 +125,14 @@ impl Backing {
     pub(super) fn stat(&self, number: u64) -> Outcome<Stat> {
         let node = self.nodes.get(number)?;
         if let Some(open) = node.file.as_ref().and_then(|file| opened(file)) {
+            let _modes = self.modes();
             return rustix::fs::fstat(&open.file).map_err(system);
         }
         if number == ROOT {
             return rustix::fs::fstat(&*self.root).map_err(system);
         }
         self.named(&node, |parent, name| {
+            let _modes = self.modes();
             let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
             Ok((stat.st_ino, stat))
         })
@@ -148,7 +167,7 @@ impl Backing {
             drop(slot);
             return Ok((state, open));
         }
-        let open = self.named(&node, |parent, name| open_named(parent, name, writable))?;
+        let open = self.named(&node, |parent, name| self.open_named(parent, name, node.backing, writable))?;
         if state.base.get().is_none() {
             let base = self.load_base(&open.file)?;
             state.base.get_or_init(|| base);
@@ -157,6 +176,61 @@ impl Backing {
         *slot = Arc::downgrade(&open);
         drop(slot);
         Ok((state, open))
+    }
+
+    /// Opens a file by name, twice if it is base-backed, and tells its inode. For writing if that is possible: reading a
+    /// page may mean to fill it in.
+    fn open_named(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        inode: u64,
+        writable: bool,
+    ) -> rustix::io::Result<(u64, OpenFile)> {
+        let by_name = |access| rustix::fs::openat(parent, name, access | HOW | OFlags::NOFOLLOW, Mode::empty());
+        match pair(&by_name, Access::ReadWrite) {
+            Err(rustix::io::Errno::ACCESS) => {}
+            Err(rustix::io::Errno::PERM | rustix::io::Errno::ROFS) if !writable => {
+                return pair(&by_name, Access::Read);
+            }
+            other => return other,
+        }
+        if !writable
+            && let Ok((inode, open)) = pair(&by_name, Access::Read)
+            && open.witness.is_none()
+        {
+            return Ok((inode, open));
+        }
+        self.with_rights(parent, name, inode, |by_path| pair(by_path, Access::ReadWrite))
+    }
+
+    /// Runs `act` while the owner, who this process is, may read and write the file.
+    fn with_rights<T>(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        inode: u64,
+        act: impl FnOnce(&dyn Fn(OFlags) -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        let _alone = self.modes_alone();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&handle)?;
+        if stat.st_ino != inode {
+            return Err(rustix::io::Errno::NOENT);
+        }
+        let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let chmod = |mode| rustix::fs::chmod(&path, Mode::from_raw_mode(mode));
+        let mode = stat.st_mode & 0o7777;
+        chmod(mode | 0o600).map_err(|_| rustix::io::Errno::ACCESS)?;
+        let result = act(&|access| rustix::fs::open(&path, access | HOW, Mode::empty()));
+        chmod(mode)?;
+        result
+    }
+
+    /// The open file of a node that has one.
+    pub(super) fn opened(&self, node: &Node) -> Option<Arc<OpenFile>> {
+        node.file.as_ref().and_then(|file| opened(file))
     }
 
     /// Takes over a file that was just created: it has no base.
@@ -195,21 +269,25 @@ impl Backing {
     }
 }
 
-/// Opens a file by name, twice if it is base-backed, and tells its inode. For writing if that is possible: reading a
-/// page may mean to fill it in.
-fn open_named(parent: &OwnedFd, name: &OsStr, writable: bool) -> rustix::io::Result<(u64, OpenFile)> {
-    // Appending, direct and synchronous modes are the kernel's and ours to honour, per request.
-    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let open = |access| rustix::fs::openat(parent, name, flags | access, Mode::empty()).map(File::from);
-    let (file, writable) = match open(OFlags::RDWR) {
-        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) if !writable => {
-            (open(OFlags::RDONLY)?, false)
-        }
-        other => (other?, true),
+/// How files are opened: appending, direct and synchronous modes are the kernel's and ours to honour, per request.
+const HOW: OFlags = OFlags::CLOEXEC.union(OFlags::NONBLOCK);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    ReadWrite,
+}
+
+/// Opens a file by `open`, twice if it is base-backed, and tells its inode.
+fn pair(open: &dyn Fn(OFlags) -> rustix::io::Result<OwnedFd>, access: Access) -> rustix::io::Result<(u64, OpenFile)> {
+    let flags = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::ReadWrite => OFlags::RDWR,
     };
+    let file = File::from(open(flags)?);
     let inode = rustix::fs::fstat(&file)?.st_ino;
     let witness = match rustix::fs::fgetxattr(&file, BASE_ATTRIBUTE, &mut [0u8; NUMBER_BYTES_MAX]) {
-        Ok(_) => Some(open(OFlags::RDONLY)?),
+        Ok(_) => Some(File::from(open(OFlags::RDONLY)?)),
         Err(rustix::io::Errno::NODATA) => None,
         Err(error) => return Err(error),
     };
@@ -219,7 +297,7 @@ fn open_named(parent: &OwnedFd, name: &OsStr, writable: bool) -> rustix::io::Res
         // Renamed in between; another of its names may do, or the caller tries again.
         return Err(rustix::io::Errno::STALE);
     }
-    Ok((inode, OpenFile { file, witness, writable }))
+    Ok((inode, OpenFile { file, witness, writable: access == Access::ReadWrite }))
 }
 
 fn opened(state: &FileState) -> Option<Arc<OpenFile>> {

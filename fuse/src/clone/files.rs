@@ -200,18 +200,28 @@ impl Handle {
 /// Sets mode, owner and times of any inode.
 pub(super) fn set_facts(backing: &Backing, number: u64, facts: &Facts) -> Outcome<()> {
     let node = backing.nodes.get(number)?;
-    if let Some(state) = &node.file {
-        let (_, open) = backing.open(number, false)?;
-        let result = set_by_descriptor(&open.file, facts);
+    if let Some(state) = &node.file
+        && let Some(open) = backing.opened(&node)
+    {
+        let set = || {
+            let _alone = backing.modes_alone();
+            set_by_descriptor(&open.file, facts)
+        };
+        let result = match state.base.get().and_then(Option::as_ref) {
+            Some(base) => base.with_facts(set),
+            None => set(),
+        };
         state.touch_facts();
         return result;
     }
-    let directory = backing.directory(number);
-    if let Ok(directory) = directory {
-        let result = set_by_descriptor(&*directory, facts);
-        return result;
+    if node.file.is_none()
+        && let Ok(directory) = backing.directory(number)
+    {
+        return set_by_descriptor(&*directory, facts);
     }
-    backing.named(&node, |parent, name| {
+    // Not opened for this: a file's mode may forbid that to its owner, who may change the mode all the same.
+    let result = backing.named(&node, |parent, name| {
+        let _alone = backing.modes_alone();
         let handle =
             rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let backing = rustix::fs::fstat(&handle)?.st_ino;
@@ -219,7 +229,11 @@ pub(super) fn set_facts(backing: &Backing, number: u64, facts: &Facts) -> Outcom
             set_by_name(parent, name, facts)?;
         }
         Ok((backing, ()))
-    })
+    });
+    if let Some(state) = &node.file {
+        state.touch_facts();
+    }
+    result
 }
 
 fn set_by_descriptor(fd: impl std::os::fd::AsFd, facts: &Facts) -> Outcome<()> {
@@ -237,7 +251,7 @@ fn set_by_descriptor(fd: impl std::os::fd::AsFd, facts: &Facts) -> Outcome<()> {
     }
 }
 
-/// For links, pipes and sockets, which cannot be opened for this.
+/// For what is not open, and for links, pipes and sockets, which cannot be opened for this.
 fn set_by_name(parent: &OwnedFd, name: &std::ffi::OsStr, facts: &Facts) -> rustix::io::Result<()> {
     if facts.uid.is_some() || facts.gid.is_some() {
         let (uid, gid) = owner(facts);
