@@ -167,9 +167,10 @@ impl Backing {
             drop(slot);
             return Ok((state, open));
         }
-        let open = self.named(&node, |parent, name| self.open_named(parent, name, node.backing, writable))?;
+        let Pair { open, mark } =
+            self.named(&node, |parent, name| self.open_named(parent, name, node.backing, writable))?;
         if state.base.get().is_none() {
-            let base = self.load_base(&open.file)?;
+            let base = self.load_base(&open.file, mark)?;
             state.base.get_or_init(|| base);
         }
         let open = Arc::new(open);
@@ -186,7 +187,7 @@ impl Backing {
         name: &OsStr,
         inode: u64,
         writable: bool,
-    ) -> rustix::io::Result<(u64, OpenFile)> {
+    ) -> rustix::io::Result<(u64, Pair)> {
         let by_name = |access| rustix::fs::openat(parent, name, access | HOW | OFlags::NOFOLLOW, Mode::empty());
         match pair(&by_name, Access::ReadWrite) {
             Err(rustix::io::Errno::ACCESS) => {}
@@ -196,10 +197,10 @@ impl Backing {
             other => return other,
         }
         if !writable
-            && let Ok((inode, open)) = pair(&by_name, Access::Read)
-            && open.witness.is_none()
+            && let Ok((inode, pair)) = pair(&by_name, Access::Read)
+            && pair.mark.is_none()
         {
-            return Ok((inode, open));
+            return Ok((inode, pair));
         }
         self.with_rights(parent, name, inode, |by_path| pair(by_path, Access::ReadWrite))
     }
@@ -242,16 +243,10 @@ impl Backing {
         Ok((state, open))
     }
 
-    fn load_base(&self, file: &File) -> Outcome<Option<Arc<BaseFile>>> {
-        let mut text = [0u8; NUMBER_BYTES_MAX];
-        let bytes = match rustix::fs::fgetxattr(file, BASE_ATTRIBUTE, &mut text) {
-            Ok(bytes) => bytes,
-            Err(rustix::io::Errno::NODATA) => return Ok(None),
-            Err(error) => return Err(system(error)),
-        };
-        let entry = text
-            .get(..bytes)
-            .and_then(|text| std::str::from_utf8(text).ok())
+    fn load_base(&self, file: &File, mark: Option<Vec<u8>>) -> Outcome<Option<Arc<BaseFile>>> {
+        let Some(mark) = mark else { return Ok(None) };
+        let entry = std::str::from_utf8(&mark)
+            .ok()
             .and_then(|text| text.parse().ok())
             .and_then(|number| self.table.get(number));
         let Some(entry) = entry else {
@@ -278,18 +273,31 @@ enum Access {
     ReadWrite,
 }
 
+/// What [`pair`] finds.
+struct Pair {
+    open: OpenFile,
+    /// The base-backed file's number as it is stored.
+    mark: Option<Vec<u8>>,
+}
+
 /// Opens a file by `open`, twice if it is base-backed, and tells its inode.
-fn pair(open: &dyn Fn(OFlags) -> rustix::io::Result<OwnedFd>, access: Access) -> rustix::io::Result<(u64, OpenFile)> {
+fn pair(open: &dyn Fn(OFlags) -> rustix::io::Result<OwnedFd>, access: Access) -> rustix::io::Result<(u64, Pair)> {
     let flags = match access {
         Access::Read => OFlags::RDONLY,
         Access::ReadWrite => OFlags::RDWR,
     };
     let file = File::from(open(flags)?);
     let inode = rustix::fs::fstat(&file)?.st_ino;
-    let witness = match rustix::fs::fgetxattr(&file, BASE_ATTRIBUTE, &mut [0u8; NUMBER_BYTES_MAX]) {
-        Ok(_) => Some(File::from(open(OFlags::RDONLY)?)),
+    // Now: reading an attribute later takes the right to read then.
+    let mut text = [0u8; NUMBER_BYTES_MAX];
+    let mark = match rustix::fs::fgetxattr(&file, BASE_ATTRIBUTE, &mut text) {
+        Ok(bytes) => Some(text.iter().take(bytes).copied().collect::<Vec<_>>()),
         Err(rustix::io::Errno::NODATA) => None,
         Err(error) => return Err(error),
+    };
+    let witness = match mark {
+        Some(_) => Some(File::from(open(OFlags::RDONLY)?)),
+        None => None,
     };
     if let Some(witness) = &witness
         && rustix::fs::fstat(witness)?.st_ino != inode
@@ -297,7 +305,7 @@ fn pair(open: &dyn Fn(OFlags) -> rustix::io::Result<OwnedFd>, access: Access) ->
         // Renamed in between; another of its names may do, or the caller tries again.
         return Err(rustix::io::Errno::STALE);
     }
-    Ok((inode, OpenFile { file, witness, writable: access == Access::ReadWrite }))
+    Ok((inode, Pair { open: OpenFile { file, witness, writable: access == Access::ReadWrite }, mark }))
 }
 
 fn opened(state: &FileState) -> Option<Arc<OpenFile>> {
