@@ -465,7 +465,10 @@ fn a_file_with_every_option_loads_for_every_command() {
         ("clone list --dir d", 5),
     ] {
         let args = format!("--stanza=demo {args}");
-        assert_eq!(host.notices(Level::Warn, &args), Vec::<String>::new(), "{args}");
+        let mut warned = host.notices(Level::Warn, &args);
+        // Each backup warns of retention that is not applied.
+        warned.retain(|text| !(args.ends_with("backup") && text.contains("retention")));
+        assert_eq!(warned, Vec::<String>::new(), "{args}");
         let settings = host.get(&args);
         assert!(settings.iter().filter(|(_, _, s)| s.source == Source::File).count() >= names, "{args}");
     }
