@@ -540,6 +540,64 @@ fn a_creation_that_died_is_made_anew_and_nothing_else_is_touched() {
 }
 
 #[test]
+fn a_directory_that_is_not_marked_as_a_clone_is_left_alone() {
+    let place = Place::new();
+    fill(&place);
+    let snapshot = DirectorySnapshot::new(&place.base());
+    let dir = place.path("project");
+    let refused = |what: &str| {
+        let destroyed = clone::destroy(&dir).unwrap_err();
+        let created = clone::create(&dir, &snapshot, &CreateOptions::default()).unwrap_err();
+        assert_eq!((destroyed.kind(), created.kind()), (Kind::PathNotEmpty, Kind::PathNotEmpty), "{what}");
+    };
+    fs::create_dir_all(dir.join("meta")).unwrap();
+    fs::write(dir.join("meta/report.txt"), "x").unwrap();
+    refused("a file of somebody's meta");
+    fs::remove_file(dir.join("meta/report.txt")).unwrap();
+    fs::write(dir.join("meta/lock"), "somebody's").unwrap();
+    refused("somebody's lock");
+    fs::write(dir.join("meta/lock"), "").unwrap();
+    fs::create_dir(dir.join("data")).unwrap();
+    fs::write(dir.join("data/table.csv"), "x").unwrap();
+    refused("somebody's data beside an empty lock");
+    fs::write(dir.join("meta/files"), "x").unwrap();
+    refused("a name of ours without the mark");
+    for path in ["meta/files", "data/table.csv", "meta/lock"] {
+        assert!(dir.join(path).exists(), "{path} is gone");
+    }
+    fs::remove_dir_all(&dir).unwrap();
+
+    // A clone with a stranger's file in it is left whole.
+    place.create();
+    for stranger in ["note", "meta/note"] {
+        fs::write(place.clone_dir().join(stranger), "x").unwrap();
+        assert_eq!(clone::destroy(&place.clone_dir()).unwrap_err().kind(), Kind::PathNotEmpty);
+        clone::info(&place.clone_dir()).unwrap();
+        fs::remove_file(place.clone_dir().join(stranger)).unwrap();
+    }
+    // One made before the mark was.
+    fs::write(place.clone_dir().join("meta/lock"), "").unwrap();
+    clone::destroy(&place.clone_dir()).unwrap();
+    assert!(!place.clone_dir().exists());
+}
+
+#[test]
+fn reading_does_not_change_a_files_time() {
+    let place = Place::new();
+    fill(&place);
+    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    File::options().write(true).open(place.base().join("base/5/large")).unwrap().set_modified(then).unwrap();
+    place.create();
+    for _ in 0..2 {
+        let session = place.serve();
+        let path = place.mountpoint().join("base/5/large");
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), then);
+        assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+        session.unmount().unwrap();
+    }
+}
+
+#[test]
 fn a_copied_clone_is_refused() {
     let place = Place::new();
     fill(&place);

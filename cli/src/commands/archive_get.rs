@@ -31,8 +31,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let destination = settings.param(1);
     // The server gives `%p` relative to its data directory.
     let destination = if destination.is_absolute() { destination.to_path_buf() } else { pg_path.join(destination) };
-    let options = GetOptions { stanza: settings.stanza_name().to_owned(), name: name.clone(), destination, pg_path };
-    if name.is_empty() {
+    let options = GetOptions { stanza: settings.stanza_name().to_owned(), name, destination, pg_path };
+    if options.name.is_empty() {
         return Err(Error::refused(Kind::ParamRequired, "a WAL file name is required").into());
     }
     if settings.flag(Opt::ForClone)
@@ -43,14 +43,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         return Ok(Status::ABORT_RECOVERY);
     }
     match get(context, &options)? {
-        GetOutcome::Found { key, archive_id, .. } => {
-            tracing::info!("found {name} in the repo{key}: {archive_id} archive");
-            Ok(Status::OK)
-        }
-        GetOutcome::NotFound => {
-            tracing::info!("unable to find {name} in the archive");
-            Ok(Status::ABSENT)
-        }
+        // Either was logged.
+        GetOutcome::Found { .. } => Ok(Status::OK),
+        GetOutcome::NotFound => Ok(Status::ABSENT),
     }
 }
 

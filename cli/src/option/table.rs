@@ -205,8 +205,7 @@ options! {
         = int(1, 256).on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | REPAIR)
             .typed();
     RepoTargetTime "repo-target-time" "read the repository as it was then"
-        = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[])
-            .ignored("the repository keeps no old versions of objects");
+        = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[]);
     SckBlock "sck-block" "use blocking sockets" = flag("n").on(STORE).hidden().ignored("sockets always block");
     SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE);
     Set "set" "label of the backup"

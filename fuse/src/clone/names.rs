@@ -50,7 +50,11 @@ impl Names {
     /// The inode of a name; `None` if there is no such name.
     pub(super) fn lookup(&self, backing: &Backing, parent: u64, name: &OsStr) -> Outcome<Option<FileAttr>> {
         let directory = backing.directory(parent)?;
-        match rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let found = {
+            let _modes = backing.modes();
+            rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        };
+        match found {
             Ok(stat) => {
                 let number = backing.nodes.looked_up(Link::new(parent, name), stat.st_ino, regular(&stat));
                 attributes(number, &stat).map(Some)
