@@ -6,9 +6,10 @@ use pgkeep_engine::Kind;
 #[must_use]
 pub fn of(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Checksum | Kind::Format => {
-            &["run 'verify' to see everything that is damaged, and restore from another repository or an older backup"]
-        }
+        Kind::Checksum | Kind::Format => &[
+            "run 'verify' to see everything that is damaged, and restore from another repository or an older backup",
+            "a full backup after 'verify' is whole: it builds on nothing that was found damaged",
+        ],
         Kind::FileInvalid => &[
             "if it is about a stanza: is it the right one for this cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'",
         ],

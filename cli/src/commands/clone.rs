@@ -126,7 +126,10 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
         Error::refused(Kind::OptionRequired, text)
     })?;
     let repository = repos::open(settings, repo)?;
-    let backups = repository.backups(stanza)?;
+    let (backups, unreadable) = repository.backups_readable(stanza)?;
+    for e in &unreadable {
+        tracing::warn!("repo{key}: a backup is passed over, as its record cannot be read: {}", repos::chain(e));
+    }
     let backup = backups.iter().find(|b| b.label == label && b.session.to_string() == recorded(&info, "session"));
     let backup = backup.ok_or_else(|| {
         let text =

@@ -106,7 +106,7 @@ impl Dispatcher<'_> {
             return Ok(());
         }
         let record = parent_record(state.records.as_mut(), &path)?;
-        let built = built_entry(&entry, path);
+        let built = built_entry(&entry, path)?;
         if !entry.kind.is_file() || entry.size == 0 {
             return self.send(state, Item { built, wait: Wait::Ready });
         }
@@ -275,16 +275,28 @@ fn read_small(entry: &datadir::Entry) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-pub(super) fn built_entry(entry: &datadir::Entry, path: String) -> BuiltEntry {
-    let text = |p: &std::path::Path| p.to_string_lossy().into_owned();
+/// The text of a link, which the manifest can hold only if it is UTF-8.
+pub(super) fn link_text(entry: &datadir::Entry) -> Result<Option<&str>> {
+    let (EntryKind::LinkToDirectory { destination } | EntryKind::LinkToFile { destination }) = &entry.kind else {
+        return Ok(None);
+    };
+    destination.to_str().map(Some).ok_or_else(|| {
+        let (path, text) = (String::from_utf8_lossy(&entry.path), destination.display());
+        let text = format!("link '{path}' leads to '{text}', which is not UTF-8: let it lead elsewhere or exclude it");
+        Error::refused(Kind::FileInvalid, text)
+    })
+}
+
+pub(super) fn built_entry(entry: &datadir::Entry, path: String) -> Result<BuiltEntry> {
+    let text = link_text(entry)?.unwrap_or_default().to_owned();
     let name = |name: &Option<Arc<str>>, id: u32| name.as_ref().map_or_else(|| id.to_string(), |n| n.to_string());
-    BuiltEntry {
+    Ok(BuiltEntry {
         path,
         node: match &entry.kind {
             EntryKind::Directory => Node::Directory,
             EntryKind::File => Node::File,
-            EntryKind::LinkToDirectory { destination } => Node::LinkedDirectory(text(destination)),
-            EntryKind::LinkToFile { destination } => Node::LinkedFile(text(destination)),
+            EntryKind::LinkToDirectory { .. } => Node::LinkedDirectory(text),
+            EntryKind::LinkToFile { .. } => Node::LinkedFile(text),
         },
         mode: entry.mode & 0o7777,
         user: name(&entry.user, entry.uid),
@@ -295,7 +307,7 @@ pub(super) fn built_entry(entry: &datadir::Entry, path: String) -> BuiltEntry {
         unit: 1,
         extents: Vec::new(),
         bad_pages: Vec::new(),
-    }
+    })
 }
 
 impl Plan {

@@ -50,7 +50,7 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
     let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
-        identity: identity(stanza, &choice, &clone, &mountpoint, asked.recovery.target.as_deref()),
+        identity: identity(stanza, &choice, &clone, &mountpoint),
         owner: owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
         ..server_files(&*snapshot, &choice, &clone, &command, &mountpoint)?
@@ -106,20 +106,14 @@ fn clone_settings(settings: &Settings, choice: &Choice) -> CloneSettings {
     CloneSettings { port, socket, name, major: choice.backup.version, asked }
 }
 
-fn identity(
-    stanza: &str,
-    choice: &Choice,
-    clone: &CloneSettings,
-    mountpoint: &Path,
-    target: Option<&str>,
-) -> Vec<(String, String)> {
+fn identity(stanza: &str, choice: &Choice, clone: &CloneSettings, mountpoint: &Path) -> Vec<(String, String)> {
     let pairs = [
         ("stanza", stanza.to_owned()),
         ("label", choice.backup.label.clone()),
         ("session", choice.backup.session.to_string()),
         ("repository", choice.repository.key().to_string()),
         ("type", choice.recovery.recovery_type.as_str().to_owned()),
-        ("target", target.unwrap_or_default().to_owned()),
+        ("target", choice.recovery.target.clone().unwrap_or_default()),
         ("mountpoint", mountpoint.display().to_string()),
         ("port", clone.port.to_string()),
         ("socket", clone.socket.clone()),
