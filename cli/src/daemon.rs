@@ -7,29 +7,41 @@
 //!
 //! Starting anew instead of forking: nothing of the first process, threads and locks above all, is taken over.
 //!
-//! The daemon ends when somebody unmounts; TERM, INT and HUP make it unmount by itself.
+//! The daemon ends when somebody unmounts; TERM, INT and HUP make it unmount by itself. Before it unmounts a clone it
+//! stops the server on it, and while anybody still uses the clone it goes on serving: a server that lost its file system
+//! would write into whatever is mounted there next.
 
 use crate::commands::Context;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::Opt;
-use crate::render;
+use crate::{render, servers};
 use pgkeep_engine::{Error, FileError, Kind};
-use pgkeep_fuse::Session;
+use pgkeep_fuse::{IfUsed, Left, Session};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Signal;
 use std::fs::File;
 use std::io::{PipeReader, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// How often a waiting process looks whether it was asked to stop.
 const GLANCE: Duration = Duration::from_millis(100);
 
+/// How long a server may take for its shutdown checkpoint, and to end without one.
+const STOP_WAIT: [(Signal, Duration); 2] =
+    [(Signal::INT, Duration::from_secs(60)), (Signal::QUIT, Duration::from_secs(10))];
+/// Between two tries to unmount what is used.
+const USED_PAUSE: Duration = Duration::from_secs(1);
+
 /// A mount that can be used, and what its user should know.
 pub(crate) struct Served {
     pub(crate) session: Session,
+    /// The directory of the clone that is served; `None` for a read-only tree.
+    pub(crate) clone: Option<PathBuf>,
     pub(crate) text: String,
 }
 
@@ -45,16 +57,23 @@ pub(crate) fn run(
     if settings.flag(Opt::ReadyPipe) {
         rustix::process::setsid().map_err(|e| kernel("leave the terminal's session", &e.into()))?;
         let served = serve(context)?;
-        render::print(&served.text)?;
+        say(&served.text);
         let_go()?;
-        return attend(context, served.session);
+        return attend(context, served);
     }
     if settings.flag(Opt::Foreground) {
         let served = serve(context)?;
-        render::print(&served.text)?;
-        return attend(context, served.session);
+        say(&served.text);
+        return attend(context, served);
     }
     start(context)
+}
+
+/// The mount is good, whether or not anybody can read about it.
+fn say(text: &str) {
+    if let Err(error) = render::print(text) {
+        tracing::info!("the mount is served, but nobody reads about it: {}", error.report());
+    }
 }
 
 fn kernel(what: &str, error: &std::io::Error) -> Failure {
@@ -80,7 +99,7 @@ fn wait(context: &Context<'_>, mut reader: PipeReader, mut child: Child) -> Resu
     loop {
         if context.cancel.is_cancelled() && !std::mem::replace(&mut asked, true) {
             let pid = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            rustix::process::kill_process(pid, Signal::TERM)
                 .map_err(|e| kernel("stop the process in the background", &e.into()))?;
         }
         match rustix::event::poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&glance)) {
@@ -107,7 +126,8 @@ fn wait(context: &Context<'_>, mut reader: PipeReader, mut child: Child) -> Resu
 
 /// Tells who waits that the mount is ready and lets go of the terminal and the working directory.
 fn let_go() -> Result<(), Failure> {
-    std::io::stdout().flush().map_err(Failure::Output)?;
+    // What cannot be written was said to nobody, as above.
+    let _ = std::io::stdout().flush();
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(|e| Failure::file(FileError::at("open", "/dev/null")(e)))?;
     std::env::set_current_dir("/").map_err(|e| Failure::file(FileError::at("open", "/")(e)))?;
@@ -124,15 +144,30 @@ fn let_go() -> Result<(), Failure> {
 }
 
 /// Serves until somebody unmounts, or a signal asks to.
-fn attend(context: &Context<'_>, session: Session) -> Result<Status, Failure> {
-    let (cancel, mountpoint) = (context.cancel.clone(), session.mountpoint().to_path_buf());
+fn attend(context: &Context<'_>, served: Served) -> Result<Status, Failure> {
+    let Served { session, clone, .. } = served;
+    let (cancel, mounted) = (context.cancel.clone(), session.mounted().clone());
     let watch = move || {
         while !cancel.is_cancelled() {
             std::thread::sleep(GLANCE);
         }
-        tracing::info!("asked to stop: unmounting '{}'", mountpoint.display());
-        if let Err(error) = pgkeep_fuse::unmount(&mountpoint) {
-            tracing::error!("{}", Failure::from(error).report());
+        tracing::info!("asked to stop: unmounting '{}'", mounted.on.display());
+        let mut told = false;
+        let mut tell = |text: String| {
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!("'{}' is served until it can be unmounted: {text}", mounted.on.display());
+            }
+        };
+        loop {
+            let stopped = clone.as_deref().map_or(Ok(()), stop);
+            let if_used = if clone.is_some() { IfUsed::Stay } else { IfUsed::Detach };
+            match stopped.and_then(|()| mounted.unmount(if_used).map_err(Failure::from)) {
+                Ok(Left::Gone) => return,
+                Ok(Left::Used) => tell(format!("it is used by processes {:?}", servers::users_of(&mounted.on))),
+                Ok(Left::Covered) => tell("another mount lies over it".to_owned()),
+                Err(error) => tell(error.report()),
+            }
+            std::thread::sleep(USED_PAUSE);
         }
     };
     std::thread::Builder::new()
@@ -143,4 +178,16 @@ fn attend(context: &Context<'_>, session: Session) -> Result<Status, Failure> {
     session.join()?;
     tracing::info!("'{mountpoint}' is not mounted any more");
     Ok(Status::OK)
+}
+
+/// Stops the server on a clone, if there is one: in order, or else at once.
+fn stop(clone: &Path) -> Result<(), Failure> {
+    let Some(pid) = servers::of_clone(clone)? else { return Ok(()) };
+    for (signal, wait) in STOP_WAIT {
+        tracing::info!("stopping server {pid} with {signal:?}");
+        if servers::end(pid, signal, wait)? {
+            return Ok(());
+        }
+    }
+    Err(Error::refused(Kind::PostgresRunning, format!("server {pid} did not end")).into())
 }

@@ -6,14 +6,17 @@ use pgkeep_engine::Kind;
 #[must_use]
 pub fn of(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Checksum | Kind::Format => {
-            &["run 'verify' to see everything that is damaged, and restore from another repository or an older backup"]
-        }
+        Kind::Checksum | Kind::Format => &[
+            "run 'verify' to see everything that is damaged, and restore from another repository or an older backup",
+            "a full backup after 'verify' is whole: it builds on nothing that was found damaged",
+        ],
         Kind::FileInvalid => &[
             "if it is about a stanza: is it the right one for this cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'",
         ],
         Kind::PostgresRunning => &["stop the server first; if it is not running, remove its postmaster.pid"],
-        Kind::PathNotEmpty => &["use --delta to keep what is right in it, or --force, or empty it"],
+        Kind::PathNotEmpty => {
+            &["'restore' goes on with --delta or --force; everything else wants a place that is empty or not there yet"]
+        }
         Kind::FileOpen | Kind::PathOpen | Kind::FileWrite | Kind::PathCreate | Kind::FileOwner => {
             &["check owner, mode and free space; the command runs best as the owner of the cluster and the repository"]
         }

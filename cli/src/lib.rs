@@ -15,6 +15,7 @@ pub mod option;
 pub mod render;
 mod repos;
 mod run;
+mod servers;
 pub mod signal;
 pub mod size;
 pub mod zone;

@@ -4,9 +4,13 @@
 //! directory, so nothing can be out of date.
 
 use crate::error::Failure;
+use crate::servers;
 use pgkeep_engine::{Error, FileError, Kind, Result};
+use pgkeep_fuse::Mounted;
+use rustix::fs::FlockOperation;
+use std::fs::File;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Where the kernel lists this process's mounts.
 const MOUNTS: &str = "/proc/self/mountinfo";
@@ -25,23 +29,78 @@ pub(crate) fn prepare(mountpoint: &Path) -> Result<PathBuf, Failure> {
             None
         }
         // A daemon that died has left its mount; serving detaches it.
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return Ok(absolute(mountpoint)),
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return Ok(resolved(mountpoint)),
         other => other.map_err(|e| Failure::file(FileError::at("list", mountpoint)(e)))?.next(),
     };
     let path = mountpoint.canonicalize().map_err(|e| Failure::file(FileError::at("open", mountpoint)(e)))?;
-    if all()?.iter().any(|m| m.on == path) {
-        let text = format!("something is mounted on '{}' already", path.display());
-        return Err(Error::refused(Kind::PathNotEmpty, text).into());
-    }
+    refuse_mounted(&path)?;
     if entries.is_some() {
-        let text = format!("mountpoint '{}' is not empty", path.display());
-        return Err(Error::refused(Kind::PathNotEmpty, text).into());
+        return Err(not_empty(&path));
     }
     Ok(path)
 }
 
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+fn refuse_mounted(path: &Path) -> Result<(), Failure> {
+    if all()?.iter().any(|m| m.on == path) {
+        let text = format!("something is mounted on '{}' already", path.display());
+        return Err(Error::refused(Kind::PathNotEmpty, text).into());
+    }
+    Ok(())
+}
+
+fn not_empty(path: &Path) -> Failure {
+    Error::refused(Kind::PathNotEmpty, format!("mountpoint '{}' is not empty", path.display())).into()
+}
+
+/// A mountpoint that nobody else mounts on while this is held.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    _directory: File,
+}
+
+/// Takes a prepared mountpoint, after whoever has it now, and looks again: between preparing and mounting a clone may be
+/// made. What a dead daemon left there is detached.
+///
+/// # Errors
+/// As [`prepare`]; `PostgresRunning` if a server thinks that its data directory is there.
+pub(crate) fn claim(mountpoint: &Path) -> Result<Claim, Failure> {
+    pgkeep_fuse::clear_stale(mountpoint)?;
+    let opening = FileError::at("open", mountpoint);
+    let directory = File::open(mountpoint).map_err(|e| Failure::file(opening(e)))?;
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive)
+        .map_err(|e| Failure::file(FileError::at("lock", mountpoint)(e.into())))?;
+    // The lock is on the directory, the name may lead to what the one before has mounted on it.
+    refuse_mounted(mountpoint)?;
+    let mut entries = std::fs::read_dir(mountpoint).map_err(|e| Failure::file(FileError::at("list", mountpoint)(e)))?;
+    if entries.next().is_some() {
+        return Err(not_empty(mountpoint));
+    }
+    if let Some(pid) = servers::at(mountpoint) {
+        let text = format!(
+            "server {pid} takes '{}' for its data directory and would write into what is mounted there",
+            mountpoint.display()
+        );
+        return Err(Error::refused(Kind::PostgresRunning, text).into());
+    }
+    Ok(Claim { _directory: directory })
+}
+
+/// The path without links and dots as far as it exists, absolute.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    // A dead mount cannot be asked, and what is missing has no links; their parents may be links.
+    match (path.parent(), path.components().next_back()) {
+        (Some(above), Some(Component::ParentDir)) => {
+            let mut above = resolved(above);
+            above.pop();
+            above
+        }
+        (Some(above), Some(last)) => resolved(above).join(last),
+        _ => path,
+    }
 }
 
 /// The source under which a clone directory is mounted.
@@ -60,11 +119,12 @@ pub(crate) fn source_of(dir: &Path) -> String {
 ///
 /// # Errors
 /// `FileRead` and its like if the kernel's list cannot be read.
-pub(crate) fn of_source(source: &str) -> Result<Vec<PathBuf>> {
-    Ok(all()?.into_iter().filter(|m| m.source == source).map(|m| m.on).collect())
+pub(crate) fn of_source(source: &str) -> Result<Vec<Mounted>> {
+    Ok(all()?.into_iter().filter(|m| m.source == source).map(|m| Mounted { on: m.on, id: m.id }).collect())
 }
 
 struct Mount {
+    id: u64,
     on: PathBuf,
     source: String,
 }
@@ -77,10 +137,11 @@ fn all() -> Result<Vec<Mount>> {
 /// `36 35 98:0 /root /mountpoint options [optional]... - type source options`, see proc(5).
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
-    let on = PathBuf::from(std::ffi::OsString::from_vec(plain(fields.nth(4)?)));
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let on = PathBuf::from(std::ffi::OsString::from_vec(plain(fields.nth(3)?)));
     let mut rest = fields.skip_while(|f| *f != b"-");
     let source = String::from_utf8_lossy(&plain(rest.nth(2)?)).into_owned();
-    Some(Mount { on, source })
+    Some(Mount { id, on, source })
 }
 
 /// Undoes the octal escapes.
@@ -110,6 +171,11 @@ mod tests {
         let line = b"36 35 0:55 / /mnt/a\\040b rw,noatime master:1 - fuse.pgkeep pgkeep:/d rw,user_id=0";
         let mount = parse(line).unwrap();
         assert_eq!((mount.on.to_str(), mount.source.as_str()), (Some("/mnt/a b"), "pgkeep:/d"));
+        assert_eq!(mount.id, 36);
+        assert_eq!(
+            Mounted::at(Path::new("/proc")).unwrap().id,
+            all().unwrap().iter().rfind(|m| m.on == Path::new("/proc")).unwrap().id
+        );
         assert!(parse(b"").is_none() && parse(b"36 35 0:55 / /mnt rw").is_none());
         assert_eq!(plain(b"a\\134b\\"), b"a\\b\\");
         assert!(all().unwrap().iter().any(|m| m.on == Path::new("/proc")));
@@ -119,6 +185,31 @@ mod tests {
     fn sources_keep_directories_apart() {
         assert_eq!(source_of(Path::new("/srv/clones/a-1.x")), "pgkeep:/srv/clones/a-1.x");
         assert_eq!(source_of(Path::new("/a b,c%")), "pgkeep:/a%20b%2cc%25");
+    }
+
+    #[test]
+    fn links_above_what_is_missing_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        assert_eq!(resolved(&root.join("link/a/b")), root.join("real/a/b"));
+        assert_eq!(resolved(&root.join("link/a/../b/./c")), root.join("real/b/c"));
+        assert_eq!(resolved(&root.join("link/../x")), root.join("x"));
+        assert_eq!(resolved(Path::new("/")), Path::new("/"));
+    }
+
+    #[test]
+    fn a_claim_is_waited_for_and_what_came_in_between_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        let held = claim(&path).unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| claim(&path).map(|_| ()));
+            std::fs::write(path.join("came"), "").unwrap();
+            drop(held);
+            assert_eq!(second.join().unwrap().unwrap_err().status().0, 40);
+        });
     }
 
     #[test]

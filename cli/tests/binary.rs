@@ -90,7 +90,7 @@ Commands:
   help              Explain commands and options.
   info              List stanzas, backups and archived WAL.
   mount             Serve all backups of a stanza as a read-only tree.
-  repair            Make the chunk index anew from the packs.
+  repair            Make the chunk index, or stanzas' histories, anew.
   repo-stats        Count what backups hold and what they cost to store.
   restore           Restore a cluster from a backup.
   stanza-create     Create a stanza in every repository.

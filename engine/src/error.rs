@@ -246,6 +246,22 @@ impl Error {
         }
     }
 
+    /// The failure and its causes in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            // Transparent layers say the same as what they hold.
+            if !text.ends_with(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        text
+    }
+
     /// Whether an object is certainly not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

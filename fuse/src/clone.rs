@@ -10,14 +10,17 @@
 mod backing;
 mod base;
 mod bitmap;
+mod disk;
 mod files;
 mod fs;
 mod identity;
 mod names;
 mod nodes;
 mod recover;
+mod settle;
 mod skeleton;
 mod state;
+mod tablespaces;
 
 pub(crate) use fs::negotiate;
 pub use state::CloneInfo;
@@ -95,18 +98,45 @@ pub fn create(dir: &Path, snapshot: &dyn Snapshot, options: &CreateOptions) -> R
     skeleton::create(&layout, snapshot, options)
 }
 
-/// A directory is ours if it holds nothing, or `meta` with the lock and at most `data`.
+/// What is asked of a directory before anything in it is removed.
+///
+/// It is ours if it holds at most `meta` and `data`, `meta` only files of ours, and the mark that says so. Before the
+/// mark is made there is nothing but an empty `meta`, or one with an empty lock.
 fn refuse_foreign(layout: &Layout) -> Result<()> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(&layout.root).map_err(FileError::at("list", &layout.root))? {
-        names.push(entry.map_err(FileError::at("list", &layout.root))?.file_name());
+    let foreign = |path: &Path| {
+        let message = format!("'{}' is not a clone: '{}' is not of one", layout.root.display(), path.display());
+        Err(Error::refused(Kind::PathNotEmpty, message))
+    };
+    for (path, meta) in entries(&layout.root)? {
+        if !(meta.is_dir() && (path == layout.meta() || path == layout.data())) {
+            return foreign(&path);
+        }
     }
-    let known = names.iter().all(|name| name == "meta" || name == "data");
-    let begun = layout.file("lock").exists() || !layout.data().exists();
-    if known && begun {
-        return Ok(());
+    let mut is_begun = false;
+    if layout.meta().is_dir() {
+        for (path, meta) in entries(&layout.meta())? {
+            let is_known = path.file_name().is_some_and(|name| state::META_NAMES.iter().any(|known| name == *known));
+            if !(is_known && meta.is_file()) {
+                return foreign(&path);
+            }
+            is_begun |= path != layout.file("lock") || meta.len() > 0;
+        }
     }
-    Err(Error::refused(Kind::PathNotEmpty, format!("directory '{}' is not empty", layout.root.display())))
+    if (is_begun || layout.data().is_dir()) && !state::is_marked(layout) {
+        return foreign(&layout.root);
+    }
+    Ok(())
+}
+
+/// What a directory holds; links are not followed.
+fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(FileError::at("list", directory))? {
+        let path = entry.map_err(FileError::at("list", directory))?.path();
+        let meta = std::fs::symlink_metadata(&path).map_err(FileError::at("stat", &path))?;
+        found.push((path, meta));
+    }
+    Ok(found)
 }
 
 /// Removes what a creation that died has left. The lock file stays: it is held.
@@ -143,13 +173,23 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::open(&data, flags, Mode::empty()).map_err(|error| FileError::at("open", &data)(error.into()))?;
-    let maps = Arc::clone(&opened.maps);
-    let backing = backing::Backing::new(root, opened.dirty, opened.table, opened.info.page_size, snapshot, opened.maps)
-        .map_err(FileError::at("open", &data))?;
+    let (maps, queue) = (opened.maps, Arc::new(settle::Queue::default()));
+    let doubt = Arc::new(recover::Doubt::new(&layout));
+    let shared = base::Shared {
+        page_size: opened.info.page_size,
+        snapshot,
+        maps: Arc::clone(&maps),
+        disk: Box::new(disk::Kernel),
+        queue: Arc::clone(&queue),
+        doubt: Arc::clone(&doubt),
+    };
+    let backing =
+        backing::Backing::new(root, opened.dirty, opened.table, shared).map_err(FileError::at("open", &data))?;
+    let settler = settle::Settler::start(queue).map_err(FileError::at("serve", dir))?;
     let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
-        let result = recover::close(&layout, &maps);
+        let result = recover::close(&layout, &maps, settler, &doubt);
         drop(lock);
         result
     });
@@ -168,16 +208,24 @@ pub fn info(dir: &Path) -> Result<CloneInfo> {
     CloneInfo::load(&layout)
 }
 
-/// The complete clones in the directory `parent`, by name.
+/// Succeeds if nobody serves or changes the clone at this moment.
 ///
 /// # Errors
-/// What the file system said, and `FileInvalid` if a record is damaged.
-pub fn list(parent: &Path) -> Result<Vec<(PathBuf, CloneInfo)>> {
+/// `LockAcquire` if somebody does.
+pub fn check_free(dir: &Path) -> Result<()> {
+    state::lock(&Layout::new(dir)).map(drop)
+}
+
+/// The complete clones in the directory `parent`, by name, each as [`info`] tells it.
+///
+/// # Errors
+/// What the file system said of `parent`.
+pub fn list(parent: &Path) -> Result<Vec<(PathBuf, Result<CloneInfo>)>> {
     let mut clones = Vec::new();
     for entry in std::fs::read_dir(parent).map_err(FileError::at("list", parent))? {
         let path = entry.map_err(FileError::at("list", parent))?.path();
         if Layout::new(&path).is_complete() {
-            clones.push((path.clone(), info(&path)?));
+            clones.push((path.clone(), info(&path)));
         }
     }
     clones.sort_by(|a, b| a.0.cmp(&b.0));
@@ -187,25 +235,23 @@ pub fn list(parent: &Path) -> Result<Vec<(PathBuf, CloneInfo)>> {
 /// Removes a clone, complete or not, with everything written to it.
 ///
 /// # Errors
-/// `LockAcquire` while it is served, `PathNotEmpty` if `dir` is something else, and what the file system said.
+/// `LockAcquire` while it is served, `PathNotEmpty` if `dir` is or holds something else: then nothing is removed, and
+/// what the file system said.
 pub fn destroy(dir: &Path) -> Result<()> {
     let layout = Layout::new(dir);
     refuse_foreign(&layout)?;
-    let lock = state::lock(&layout)?;
-    let complete = layout.file("complete");
-    if layout.is_complete() {
-        std::fs::remove_file(&complete).map_err(FileError::at("remove", &complete))?;
-    }
-    clear(&layout)?;
-    drop(lock);
-    for entry in std::fs::read_dir(dir).map_err(FileError::at("list", dir))? {
-        let path = entry.map_err(FileError::at("list", dir))?.path();
-        let removed = if path.is_dir() && !path.is_symlink() {
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        removed.map_err(FileError::at("remove", &path))?;
+    let meta = layout.meta();
+    if meta.is_dir() {
+        let _lock = state::lock(&layout)?;
+        // First the sign that it is whole, last the one that it is ours: whoever comes after a death can go on.
+        let complete = layout.file("complete");
+        if layout.is_complete() {
+            std::fs::remove_file(&complete).map_err(FileError::at("remove", &complete))?;
+        }
+        clear(&layout)?;
+        let lock = layout.file("lock");
+        std::fs::remove_file(&lock).map_err(FileError::at("remove", &lock))?;
+        std::fs::remove_dir(&meta).map_err(FileError::at("remove", &meta))?;
     }
     // The clone is gone; its directory may have been made by somebody who lets us only write into it.
     match std::fs::remove_dir(dir) {

@@ -14,5 +14,5 @@ mod owner;
 mod pool;
 pub mod tree;
 
-pub use mount::{MountOptions, Session, unmount};
+pub use mount::{IfUsed, Left, MountOptions, Mounted, Session, clear_stale, unmount};
 pub use owner::Owner;

@@ -4,6 +4,8 @@
 mod support;
 
 use pgkeep_engine::Kind;
+use pgkeep_formats::pg::control;
+use pgkeep_formats::pg::version::Version;
 use pgkeep_fuse::clone::{self, Added, CreateOptions};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -538,6 +540,64 @@ fn a_creation_that_died_is_made_anew_and_nothing_else_is_touched() {
 }
 
 #[test]
+fn a_directory_that_is_not_marked_as_a_clone_is_left_alone() {
+    let place = Place::new();
+    fill(&place);
+    let snapshot = DirectorySnapshot::new(&place.base());
+    let dir = place.path("project");
+    let refused = |what: &str| {
+        let destroyed = clone::destroy(&dir).unwrap_err();
+        let created = clone::create(&dir, &snapshot, &CreateOptions::default()).unwrap_err();
+        assert_eq!((destroyed.kind(), created.kind()), (Kind::PathNotEmpty, Kind::PathNotEmpty), "{what}");
+    };
+    fs::create_dir_all(dir.join("meta")).unwrap();
+    fs::write(dir.join("meta/report.txt"), "x").unwrap();
+    refused("a file of somebody's meta");
+    fs::remove_file(dir.join("meta/report.txt")).unwrap();
+    fs::write(dir.join("meta/lock"), "somebody's").unwrap();
+    refused("somebody's lock");
+    fs::write(dir.join("meta/lock"), "").unwrap();
+    fs::create_dir(dir.join("data")).unwrap();
+    fs::write(dir.join("data/table.csv"), "x").unwrap();
+    refused("somebody's data beside an empty lock");
+    fs::write(dir.join("meta/files"), "x").unwrap();
+    refused("a name of ours without the mark");
+    for path in ["meta/files", "data/table.csv", "meta/lock"] {
+        assert!(dir.join(path).exists(), "{path} is gone");
+    }
+    fs::remove_dir_all(&dir).unwrap();
+
+    // A clone with a stranger's file in it is left whole.
+    place.create();
+    for stranger in ["note", "meta/note"] {
+        fs::write(place.clone_dir().join(stranger), "x").unwrap();
+        assert_eq!(clone::destroy(&place.clone_dir()).unwrap_err().kind(), Kind::PathNotEmpty);
+        clone::info(&place.clone_dir()).unwrap();
+        fs::remove_file(place.clone_dir().join(stranger)).unwrap();
+    }
+    // One made before the mark was.
+    fs::write(place.clone_dir().join("meta/lock"), "").unwrap();
+    clone::destroy(&place.clone_dir()).unwrap();
+    assert!(!place.clone_dir().exists());
+}
+
+#[test]
+fn reading_does_not_change_a_files_time() {
+    let place = Place::new();
+    fill(&place);
+    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    File::options().write(true).open(place.base().join("base/5/large")).unwrap().set_modified(then).unwrap();
+    place.create();
+    for _ in 0..2 {
+        let session = place.serve();
+        let path = place.mountpoint().join("base/5/large");
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), then);
+        assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+        session.unmount().unwrap();
+    }
+}
+
+#[test]
 fn a_copied_clone_is_refused() {
     let place = Place::new();
     fill(&place);
@@ -567,4 +627,46 @@ fn a_busy_mount_is_detached() {
     drop(file);
     session.join().unwrap();
     pgkeep_fuse::unmount(&place.mountpoint()).unwrap();
+}
+
+#[test]
+fn a_tablespace_made_on_a_clone_is_private_whatever_its_link_says() {
+    let place = Place::new();
+    fill(&place);
+    let control = control::fabricate(Version::from_major(15).unwrap(), 1);
+    let version = format!("PG_15_{}", control::ControlFile::parse(&control).unwrap().catalog_version);
+    fs::create_dir(place.base().join("global")).unwrap();
+    fs::write(place.base().join("global/pg_control"), &control).unwrap();
+    place.create();
+    let outside = place.path("outside");
+    fs::create_dir(&outside).unwrap();
+    let session = place.serve();
+    let data = place.mountpoint();
+    let inside = data.join(".tablespaces/16400");
+    // Looked for before: the kernel must not go on believing that it is missing.
+    assert!(!data.join(".tablespaces").exists() && !inside.exists());
+    let link = data.join("pg_tblspc/16400");
+    symlink(&outside, &link).unwrap();
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("../.tablespaces/16400"));
+    fs::write(link.join(&version).join("file"), "x").unwrap();
+    assert_eq!(fs::read(inside.join(&version).join("file")).unwrap(), b"x");
+
+    // Dropped and made again, as a recovery that begins anew does.
+    fs::remove_file(&link).unwrap();
+    symlink(&outside, &link).unwrap();
+    assert_eq!(fs::read(link.join(&version).join("file")).unwrap(), b"x");
+
+    // Other ways to such a link are shut; moving one between two names of tablespaces is not one.
+    let temporary = data.join("pg_tblspc/tmp");
+    symlink(&outside, &temporary).unwrap();
+    for to in ["pg_tblspc/16401", "pg_tblspc/16400"] {
+        assert_eq!(fs::rename(&temporary, data.join(to)).unwrap_err().raw_os_error(), Some(libc::EXDEV));
+        assert!(fs::hard_link(&temporary, data.join(to)).is_err());
+    }
+    fs::rename(&link, data.join("pg_tblspc/16402")).unwrap();
+    assert_eq!(fs::read_link(data.join("pg_tblspc/16402")).unwrap(), Path::new("../.tablespaces/16400"));
+    symlink("/elsewhere", data.join("base/16400")).unwrap();
+    assert_eq!(fs::read_link(data.join("base/16400")).unwrap(), Path::new("/elsewhere"));
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    session.unmount().unwrap();
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -174,11 +175,12 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     clone.psql("CREATE TABLE kept AS SELECT generate_series(1, 10000) AS i");
     kill_process(places.daemon(), Signal::KILL).unwrap();
     wait_until("the end of the mount", || fs::read_dir(&places.mountpoint).is_err());
-    // While a server is left on what is dead, that is said.
-    let run = world.ok(places.args("mount").into_iter().take(3));
-    assert!(run.messages("WARN").iter().any(|m| m.contains("lost its file system")), "{run}");
+    // A server that is left on what is dead would write into the new mount.
+    let run = world.expect(38, places.args("mount").into_iter().take(3));
+    assert!(run.says("--force ends it"), "{run}");
+    let run = world.ok(places.args("mount").into_iter().take(3).chain(["--force".to_owned()]));
     assert!(run.says(&format!("clone of backup {label} is mounted")), "{run}");
-    clone.kill9();
+    assert!(clone.wait_end());
     clone.start();
     assert_eq!(clone.psql("SELECT count(*) FROM kept"), "10000");
     clone.amcheck();
@@ -204,6 +206,221 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     assert_eq!(clone.psql("SELECT count(*) FROM kept"), "10000");
     clone.stop(Mode::Fast);
     world.ok(places.args("destroy"));
+}
+
+/// All below a directory, with modes and contents.
+fn everything(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![dir.to_path_buf()];
+    while let Some(path) = waiting.pop() {
+        let facts = fs::symlink_metadata(&path).unwrap();
+        let content = if facts.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+        if facts.is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        found.insert(path, (facts.mode(), content));
+    }
+    found
+}
+
+fn a_tablespace_made_after_the_backup_is_the_clones_own(major: u32) {
+    let world = World::of(Cluster::builder(major).setting("autovacuum", "off"), &[]);
+    world.backup("full");
+    let location = world.cluster.side_dir("space");
+    world.cluster.psql(&format!("CREATE TABLESPACE later LOCATION '{}'", location.display()));
+    world.cluster.psql("CREATE TABLE kept TABLESPACE later AS SELECT generate_series(1, 20000) AS i");
+    world.cluster.psql("CREATE DATABASE there TABLESPACE later");
+    world.cluster.psql("CHECKPOINT");
+    world.archive_now();
+    let before = everything(&location);
+    assert!(before.len() > 100, "{}", before.len());
+
+    let places = Places::new(&world, "m");
+    places.create(&world, &[]);
+    let mut clone = Cluster::adopt(major, &places.mountpoint);
+    clone.start();
+    clone.wait_promoted();
+    assert!(everything(&location) == before, "replay changed the original's files");
+    let sum = "SELECT count(*) || ' ' || sum(i) FROM kept";
+    let whole = world.cluster.psql(sum);
+    assert_eq!(clone.psql(sum), whole);
+    clone.psql("UPDATE kept SET i = -i");
+    clone.psql("CREATE TABLE fresh TABLESPACE later AS SELECT 1 AS i");
+    clone.amcheck();
+    clone.stop(Mode::Immediate);
+    clone.start();
+    assert_eq!(clone.psql(sum), whole.replace(' ', " -"));
+    assert_eq!(clone.psql("SELECT i FROM fresh"), "1");
+    assert!(everything(&location) == before, "the clone writes into the original's files");
+
+    clone.psql("DROP TABLE kept, fresh");
+    clone.psql("DROP DATABASE there");
+    clone.psql("DROP TABLESPACE later");
+    clone.stop(Mode::Fast);
+    assert!(everything(&location) == before, "the clone removed the original's files");
+    world.ok(places.args("destroy"));
+    assert!(everything(&location) == before);
+    assert_eq!(world.cluster.psql(sum), whole);
+}
+
+#[test]
+fn a_tablespace_made_after_the_backup_is_the_clones_own_in_14() {
+    a_tablespace_made_after_the_backup_is_the_clones_own(14);
+}
+
+#[test]
+fn a_tablespace_made_after_the_backup_is_the_clones_own_in_15() {
+    a_tablespace_made_after_the_backup_is_the_clones_own(15);
+}
+
+#[test]
+fn a_clone_in_use_is_never_taken_away() {
+    let (world, _) = world();
+    let places = Places::new(&world, "m");
+    places.create(&world, &[]);
+    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
+    clone.start();
+    clone.wait_promoted();
+    clone.psql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS i");
+
+    // Asked to end, the daemon stops the server first, in order.
+    let daemon = places.daemon();
+    kill_process(daemon, Signal::TERM).unwrap();
+    assert!(clone.wait_end(), "the server runs on");
+    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    assert!(!places.is_mounted(&world));
+    assert!(clone.log().contains("received fast shutdown request"), "{}", clone.log_tail());
+    assert!(!places.dir.join("data/postmaster.pid").exists());
+
+    // While somebody else uses it, it stays: for the daemon and for `destroy`.
+    world.ok(places.args("mount"));
+    let held = fs::File::open(places.mountpoint.join("PG_VERSION")).unwrap();
+    let daemon = places.daemon();
+    let run = world.expect(100, places.args("destroy"));
+    assert!(run.says("is used by processes"), "{run}");
+    kill_process(daemon, Signal::TERM).unwrap();
+    let log = || fs::read_to_string(world.sandbox.logs().join("demo-clone.log")).unwrap();
+    wait_until("the daemon's notice", || log().contains("is served until it can be unmounted"));
+    assert!(places.is_mounted(&world));
+    drop(held);
+    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    assert!(!places.is_mounted(&world));
+
+    // A server without a mount is found all the same.
+    world.ok(places.args("mount"));
+    clone.start();
+    let daemon = places.daemon();
+    pgkeep_fuse::unmount(&places.mountpoint).unwrap();
+    assert!(!places.is_mounted(&world) && clone.running());
+    let run = world.ok(places.args("list"));
+    assert!(run.says("not mounted, but server"), "{run}");
+    world.expect(38, places.args("mount"));
+    world.expect(38, places.args("destroy"));
+    let other = Places { dir: world.path("other.clone"), mountpoint: places.mountpoint.clone() };
+    let run = world.expect(38, other.args("create"));
+    assert!(run.says("takes") && !other.dir.exists(), "{run}");
+    clone.kill9();
+    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    world.ok(places.args("mount"));
+    clone.start();
+    assert_eq!(clone.psql("SELECT count(*) FROM kept"), "1000");
+    clone.stop(Mode::Fast);
+    world.ok(places.args("destroy"));
+}
+
+#[test]
+fn a_clone_is_started_where_it_is_mounted_whatever_its_files_include() {
+    let world = World::new(MAJOR);
+    let (dir, data) = (world.sandbox.dir("conf.d"), world.cluster.data_dir().display().to_string());
+    let included = dir.join("places.conf");
+    let places_of =
+        format!("data_directory = '{data}'\nhba_file = '{data}/pg_hba.conf'\nexternal_pid_file = '{data}/x.pid'\n");
+    fs::write(&included, places_of).unwrap();
+    world.cluster.configure("include_dir", &dir.display().to_string());
+    world.backup("full");
+    let before = fs::read(world.cluster.data_dir().join("postmaster.pid")).unwrap();
+    let places = Places::new(&world, "m");
+    let conninfo = "host=/nowhere user=x";
+    places.create(&world, &["--type=standby", &format!("--recovery-option=primary_conninfo={conninfo}")]);
+    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
+    for moved in [false, true] {
+        if moved {
+            world.ok([
+                "clone",
+                "mount",
+                &format!("--dir={}", places.dir.display()),
+                &format!("--mountpoint={}", world.path("n").display()),
+            ]);
+            clone = Cluster::adopt(MAJOR, &world.path("n"));
+        }
+        clone.start();
+        let on = clone.data_dir().display().to_string();
+        assert_eq!(clone.psql("SHOW data_directory"), on);
+        assert_eq!(clone.psql("SHOW hba_file"), format!("{on}/pg_hba.conf"));
+        assert_eq!(clone.psql("SHOW external_pid_file"), format!("{on}/external.pid"));
+        assert_eq!(clone.psql("SHOW primary_conninfo"), conninfo);
+        assert_eq!(clone.psql("SHOW max_logical_replication_workers"), "0");
+        clone.stop(Mode::Fast);
+        let daemon = places.daemon();
+        pgkeep_fuse::unmount(clone.data_dir()).unwrap();
+        wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    }
+    assert!(fs::read(world.cluster.data_dir().join("postmaster.pid")).unwrap() == before);
+    world.ok(places.args("destroy"));
+}
+
+#[test]
+fn clones_do_not_come_to_lie_over_each_other() {
+    let (world, _) = world();
+    let all: Vec<Places> =
+        (0..3).map(|n| Places { dir: world.path(&format!("{n}.clone")), mountpoint: world.path("m") }).collect();
+    let codes: Vec<Option<i32>> = thread::scope(|scope| {
+        let runs: Vec<_> = all.iter().map(|places| scope.spawn(|| world.run(places.args("create")).code)).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    let count = |code| codes.iter().filter(|c| **c == Some(code)).count();
+    assert_eq!((count(0), count(40)), (1, 2), "{codes:?}");
+    assert_eq!(world.sandbox.mounts().iter().filter(|m| **m == all[0].mountpoint).count(), 1);
+    let (winner, losers): (Vec<_>, Vec<_>) = all.iter().zip(&codes).partition(|(_, code)| **code == Some(0));
+    assert!(losers.iter().all(|(places, _)| !places.dir.exists()));
+
+    // What another lays over it is not unmounted in its place.
+    let (winner, _) = winner[0];
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &winner.mountpoint, "tmpfs", flags, None).unwrap();
+    let run = world.expect(100, winner.args("destroy"));
+    assert!(run.says("another mount lies over"), "{run}");
+    rustix::mount::unmount(&winner.mountpoint, rustix::mount::UnmountFlags::empty()).unwrap();
+
+    // A clone whose directory is damaged does not hide the others; nobody at the other end of the pipe harms nobody.
+    let (good, parent) = (Places::new(&world, "good"), format!("--dir={}", world.sandbox.root().display()));
+    let out = world.pgkeep(good.args("create")).stdout(closed_pipe()).output().unwrap();
+    assert!(out.status.success() && good.is_mounted(&world), "{out:?}");
+    fs::write(winner.dir.join("meta/clone.json"), "{").unwrap();
+    let run = world.run(["clone", "list", &parent]);
+    assert!(run.code != Some(0) && run.says("clone.json") && run.says(&good.dir.display().to_string()), "{run}");
+    for places in [winner, &good] {
+        world.ok(places.args("destroy"));
+    }
+
+    // A link above the clone's directory does not hide that it is under its own mount.
+    std::os::unix::fs::symlink(&good.mountpoint, world.path("link")).unwrap();
+    world.expect(
+        32,
+        [
+            "clone",
+            "create",
+            &format!("--dir={}/x", world.path("link").display()),
+            &format!("--mountpoint={}", good.mountpoint.display()),
+        ],
+    );
+}
+
+/// The writing end of a pipe that nobody reads.
+fn closed_pipe() -> std::process::Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
 }
 
 #[test]

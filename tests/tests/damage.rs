@@ -186,7 +186,7 @@ fn judge(key: &str, how: &Damage, found: &Found, backups: usize) {
         ("keys/slot", Damage::Flip(_)) => &[Kind::Crypto, Kind::FeatureNotSupported],
         ("keys/slot", _) => &[Kind::Crypto],
         // Who has a slot has the epochs' keys too.
-        ("keys/epoch", Damage::Delete) => &[],
+        ("keys/epoch", _) => &[],
         (_, Damage::Delete) => &[Kind::FileMissing],
         ("packs", _) => &[Kind::Checksum, Kind::Format, Kind::FileRead],
         // The epoch a key is wrapped for is looked up before it can be authenticated.
@@ -207,7 +207,7 @@ fn judge(key: &str, how: &Damage, found: &Found, backups: usize) {
         assert!(named, "the object is not named: {place}");
     }
     let silent = match (family(key), how) {
-        ("refs" | "ses", _) | ("keys/epoch", Damage::Delete) => true,
+        ("refs" | "ses" | "keys/epoch", _) => true,
         // What is gone is not listed, and that is all anybody can know.
         ("backups" | "stanzas" | "wal", Damage::Delete) => return assert_eq!(found.absent.len(), 1, "{place}"),
         // Of a pack only what is asked for is read: not its footer, nor what no backup uses.

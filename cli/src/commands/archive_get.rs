@@ -4,6 +4,10 @@
 //! `--on-error` decides: `report` gives the error's own number, as pgBackRest does; `abort` gives one above 125, which makes
 //! the server stop; `wait` tries until it is known. `restore` writes what the kind of recovery needs. Nothing may come
 //! between the server and that status, so `run` asks [`aborts_recovery`] whatever went wrong, and wherever.
+//!
+//! The server of a clone is looked at first, see `archive_get/of_clone.rs`.
+
+mod of_clone;
 
 use super::Context;
 use crate::error::Failure;
@@ -11,30 +15,37 @@ use crate::exit::Status;
 use crate::option::Opt;
 use crate::repos;
 use pgkeep_engine::archive::{self, GetOptions, GetOutcome};
-use pgkeep_engine::{Error, Kind};
+use pgkeep_engine::{Error, FileError, Kind};
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let name = settings.param(0).to_string_lossy().into_owned();
-    let pg_path = repos::pgdata(settings)?;
+    let pg_path = if settings.flag(Opt::ForClone) {
+        // The server runs this in its data directory, and a clone may be mounted elsewhere since its command was written.
+        std::env::current_dir().map_err(|e| Failure::file(FileError::at("open", ".")(e)))?
+    } else {
+        repos::pgdata(settings)?
+    };
     let destination = settings.param(1);
     // The server gives `%p` relative to its data directory.
     let destination = if destination.is_absolute() { destination.to_path_buf() } else { pg_path.join(destination) };
-    let options = GetOptions { stanza: settings.stanza_name().to_owned(), name: name.clone(), destination, pg_path };
-    if name.is_empty() {
+    let options = GetOptions { stanza: settings.stanza_name().to_owned(), name, destination, pg_path };
+    if options.name.is_empty() {
         return Err(Error::refused(Kind::ParamRequired, "a WAL file name is required").into());
     }
+    if settings.flag(Opt::ForClone)
+        && let Err(e) = of_clone::check(&options.pg_path)
+    {
+        // Whatever --on-error says: the server must not go on without the archive either.
+        tracing::error!("{}", Failure::from(e).report());
+        return Ok(Status::ABORT_RECOVERY);
+    }
     match get(context, &options)? {
-        GetOutcome::Found { key, archive_id, .. } => {
-            tracing::info!("found {name} in the repo{key}: {archive_id} archive");
-            Ok(Status::OK)
-        }
-        GetOutcome::NotFound => {
-            tracing::info!("unable to find {name} in the archive");
-            Ok(Status::ABSENT)
-        }
+        // Either was logged.
+        GetOutcome::Found { .. } => Ok(Status::OK),
+        GetOutcome::NotFound => Ok(Status::ABSENT),
     }
 }
 

@@ -13,15 +13,14 @@ use crate::exit::Status;
 use crate::option::{Opt, OptionError, Settings};
 use crate::render::{self, json};
 use crate::size::human_size;
-use crate::{mounts, repos, zone};
-use pgkeep_engine::pg::datadir;
+use crate::{mounts, repos, servers, zone};
 use pgkeep_engine::repository::{ChunkSource, Repository};
 use pgkeep_engine::view::{BackupSnapshot, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::repo::records::Commit;
-use pgkeep_fuse::MountOptions;
 use pgkeep_fuse::clone::{self, CloneInfo};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
+use rustix::process::Signal;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,8 +49,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
 
 /// The clone's directory, absolute.
 fn dir(settings: &Settings) -> PathBuf {
-    let dir = settings.path(Opt::Dir).unwrap_or(Path::new(""));
-    dir.canonicalize().or_else(|_| std::path::absolute(dir)).unwrap_or_else(|_| dir.to_path_buf())
+    mounts::resolved(settings.path(Opt::Dir).unwrap_or(Path::new("")))
 }
 
 fn stanza(settings: &Settings) -> Result<&str, Failure> {
@@ -114,7 +112,11 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     }
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
-    warn_of_stranded(&dir)?;
+    if !mounts::of_source(&mounts::source_of(&dir))?.is_empty() {
+        // Served as it should be: no server is to be ended.
+        clone::check_free(&dir)?;
+    }
+    refuse_running(settings, &dir)?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(&dir, &mountpoint)?;
     let key = settings.chosen_repo().map(|k| k.to_string());
@@ -124,7 +126,10 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
         Error::refused(Kind::OptionRequired, text)
     })?;
     let repository = repos::open(settings, repo)?;
-    let backups = repository.backups(stanza)?;
+    let (backups, unreadable) = repository.backups_readable(stanza)?;
+    for e in &unreadable {
+        tracing::warn!("repo{key}: a backup is passed over, as its record cannot be read: {}", repos::chain(e));
+    }
     let backup = backups.iter().find(|b| b.label == label && b.session.to_string() == recorded(&info, "session"));
     let backup = backup.ok_or_else(|| {
         let text =
@@ -132,61 +137,60 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
         Error::refused(Kind::BackupSetInvalid, text)
     })?;
     let snapshot = open(&repository, stanza, backup)?;
-    let session = clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?;
+    let session = {
+        let _claim = mounts::claim(&mountpoint)?;
+        clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?
+    };
+    settings::place(session.mountpoint())?;
     let text = told(&info, &dir, session.mountpoint());
-    Ok(Served { session, text })
+    Ok(Served { session, clone: Some(dir), text })
+}
+
+/// A server of an earlier mount writes into whatever is mounted in its place, and keeps another from starting.
+fn refuse_running(settings: &Settings, dir: &Path) -> Result<(), Failure> {
+    match servers::of_clone(dir)? {
+        Some(pid) if settings.flag(Opt::Force) => quit(pid),
+        Some(pid) => {
+            let text = format!("a server, process {pid}, runs on clone '{}'; --force ends it", dir.display());
+            Err(Error::refused(Kind::PostgresRunning, text).into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// A clone as it is now.
 struct State {
     dir: PathBuf,
     info: CloneInfo,
-    mounted: Vec<PathBuf>,
+    mounted: Vec<Mounted>,
     /// The server's process, if one runs on it.
     postmaster: Option<u32>,
 }
 
 fn state(dir: PathBuf, info: CloneInfo) -> Result<State, Failure> {
     let mounted = mounts::of_source(&mounts::source_of(&dir))?;
-    let postmaster = if mounted.is_empty() { None } else { running(&dir, &mounted)? };
+    let postmaster = servers::of_clone(&dir)?;
     Ok(State { dir, info, mounted, postmaster })
-}
-
-/// The server that runs on a mounted clone. A process of its number that works elsewhere is another one.
-fn running(dir: &Path, mounted: &[PathBuf]) -> Result<Option<u32>, Failure> {
-    let Some(found) = datadir::postmaster(&dir.join("data"))? else { return Ok(None) };
-    let Some(pid) = found.pid.filter(|_| found.alive) else { return Ok(None) };
-    match std::fs::read_link(format!("/proc/{pid}/cwd")) {
-        Ok(cwd) if !mounted.iter().any(|m| cwd.starts_with(m)) => Ok(None),
-        // Unknown counts as running.
-        _ => Ok(Some(pid)),
-    }
-}
-
-/// A server whose file system died can only fail, and keeps another from starting.
-fn warn_of_stranded(dir: &Path) -> Result<(), Failure> {
-    let mounted = mounts::of_source(&mounts::source_of(dir))?;
-    if mounted.is_empty() {
-        return Ok(());
-    }
-    if let Some(pid) = running(dir, &mounted)? {
-        tracing::warn!(
-            "server {pid} lost its file system when the earlier mount of clone '{}' died\nend it with 'kill -QUIT {pid}' \
-             before another is started",
-            dir.display()
-        );
-    }
-    Ok(())
 }
 
 fn list(settings: &Settings) -> Result<Status, Failure> {
     let dir = dir(settings);
     let clones = match clone::info(&dir) {
-        Ok(info) => vec![(dir, info)],
         Err(e) if e.kind() == Kind::PathMissing => clone::list(&dir)?,
-        Err(e) => return Err(e.into()),
+        info => vec![(dir, info)],
     };
-    let states = clones.into_iter().map(|(dir, info)| state(dir, info)).collect::<Result<Vec<_>, _>>()?;
+    let mut status = Status::OK;
+    let mut states = Vec::new();
+    for (dir, info) in clones {
+        match info.map_err(Failure::from).and_then(|info| state(dir.clone(), info)) {
+            Ok(state) => states.push(state),
+            // The others are good all the same.
+            Err(e) => {
+                tracing::error!("{}", e.report());
+                status = e.status();
+            }
+        }
+    }
     if settings.text(Opt::Output) == Some("json") {
         let rows = states.iter().map(|s| {
             let of = |name| recorded(&s.info, name);
@@ -199,7 +203,7 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
                 "target": Some(of("target")).filter(|t| !t.is_empty()),
                 "port": of("port").parse::<u16>().ok(),
                 "socket": of("socket"),
-                "mountpoint": s.mounted.first().map(|m| m.display().to_string()),
+                "mountpoint": s.mounted.first().map(|m| m.on.display().to_string()),
                 "postmaster": s.postmaster,
                 "created": s.info.created,
                 "files": s.info.files,
@@ -207,16 +211,17 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
             })
         });
         render::print(&json::to_text(rows.collect()))?;
-        return Ok(Status::OK);
+        return Ok(status);
     }
     let mut text = String::new();
     for s in &states {
         let of = |name| recorded(&s.info, name);
         let created = jiff::Timestamp::from_second(s.info.created).unwrap_or_default().to_zoned(zone::local());
         let place = match (s.mounted.first(), s.postmaster) {
-            (Some(on), Some(pid)) => format!("mounted on {}, server {pid} on port {}", on.display(), of("port")),
-            (Some(on), None) => format!("mounted on {}, no server", on.display()),
-            (None, _) => "not mounted".to_owned(),
+            (Some(on), Some(pid)) => format!("mounted on {}, server {pid} on port {}", on.on.display(), of("port")),
+            (Some(on), None) => format!("mounted on {}, no server", on.on.display()),
+            (None, Some(pid)) => format!("not mounted, but server {pid} still runs on it"),
+            (None, None) => "not mounted".to_owned(),
         };
         text.push_str(&format!(
             "clone: {}\n    backup: {} of stanza {}, repo{}\n    size: {}, created {}\n    status: {place}\n",
@@ -228,8 +233,9 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
             created.strftime("%Y-%m-%d %H:%M:%S")
         ));
     }
-    render::print(if text.is_empty() { "No clones exist in the directory.\n" } else { &text })?;
-    Ok(Status::OK)
+    let none = text.is_empty() && status == Status::OK;
+    render::print(if none { "No clones exist in the directory.\n" } else { &text })?;
+    Ok(status)
 }
 
 fn destroy(settings: &Settings) -> Result<Status, Failure> {
@@ -237,18 +243,16 @@ fn destroy(settings: &Settings) -> Result<Status, Failure> {
     if !dir.is_dir() {
         return Err(Error::refused(Kind::PathMissing, format!("there is no clone '{}'", dir.display())).into());
     }
+    refuse_running(settings, &dir)?;
     let mounted = mounts::of_source(&mounts::source_of(&dir))?;
-    if !mounted.is_empty()
-        && let Some(pid) = running(&dir, &mounted)?
-    {
-        if !settings.flag(Opt::Force) {
-            let text = format!("a server, process {pid}, runs on clone '{}'; --force ends it", dir.display());
-            return Err(Error::refused(Kind::PostgresRunning, text).into());
-        }
-        quit(pid)?;
-    }
-    for mountpoint in &mounted {
-        pgkeep_fuse::unmount(mountpoint)?;
+    for mount in &mounted {
+        let on = mount.on.display();
+        let text = match mount.unmount(IfUsed::Stay)? {
+            Left::Gone => continue,
+            Left::Used => format!("'{on}' is used by processes {:?}", servers::users_of(&mount.on)),
+            Left::Covered => format!("another mount lies over '{on}'"),
+        };
+        return Err(Error::refused(Kind::Kernel, format!("cannot unmount clone '{}': {text}", dir.display())).into());
     }
     // The daemon holds the clone until everything is durable.
     let begun = Instant::now();
@@ -267,23 +271,10 @@ fn destroy(settings: &Settings) -> Result<Status, Failure> {
     Ok(Status::OK)
 }
 
-/// Ends a server at once: what it has is going to be removed.
+/// Ends a server at once: what it has is lost already, or going to be removed.
 fn quit(pid: u32) -> Result<(), Failure> {
-    let failed = |e: rustix::io::Errno| Error::refused(Kind::Kernel, format!("cannot end server {pid}: {e}"));
-    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-    match kill_process(process, Signal::QUIT) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(e) => return Err(failed(e).into()),
-    }
-    let begun = Instant::now();
-    while begun.elapsed() < QUIT_WAIT {
-        // A server that has ended but whose parent has not noticed has no working directory any more.
-        let gone = std::fs::read_link(format!("/proc/{pid}/cwd"))
-            .is_err_and(|e| e.kind() != std::io::ErrorKind::PermissionDenied);
-        if gone || matches!(test_kill_process(process), Err(rustix::io::Errno::SRCH)) {
-            return Ok(());
-        }
-        std::thread::sleep(PAUSE);
+    if servers::end(pid, Signal::QUIT, QUIT_WAIT)? {
+        return Ok(());
     }
     Err(Error::refused(Kind::PostgresRunning, format!("server {pid} did not end")).into())
 }

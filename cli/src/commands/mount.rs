@@ -35,12 +35,13 @@ fn serve(context: &Context<'_>) -> Result<Served, Failure> {
     let catalog = Backups::new(repository, stanza);
     catalog.backups()?;
     let options = MountOptions { source: format!("pgkeep:{stanza}"), ..MountOptions::default() };
+    let _claim = mounts::claim(&mountpoint)?;
     let session = tree::serve(catalog, &mountpoint, &options)?;
     let text = format!(
         "backups of stanza '{stanza}' are mounted on {0}\nto unmount: umount {0}\n",
         session.mountpoint().display()
     );
-    Ok(Served { session, text })
+    Ok(Served { session, clone: None, text })
 }
 
 /// The backups of a stanza. The index is loaded with the first backup that is opened, and again for one that is newer.

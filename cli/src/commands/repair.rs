@@ -1,22 +1,32 @@
 //! `repair index`: a new chunk index from the footers of packs, for when index objects are lost or damaged.
+//! `repair history`: entries of stanzas' histories that are lost, from the backups that belong to them.
 
 use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::OptionError;
+use crate::option::{OptionError, Settings};
 use crate::repos;
+use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::lock::check_stopped;
+use pgkeep_engine::stanza::rebuild_history;
+use pgkeep_engine::store::Depth;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::repo::layout;
+
+/// Prefix of all stanzas' backups.
+const BACKUPS: &str = "backups/";
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let what = settings.param(0);
-    if what != "index" {
+    if what != "index" && what != "history" {
         let message = format!("'{}' is nothing that can be repaired", what.display());
-        return Err(OptionError::new(Status::PARAM_INVALID, message).hint("it is 'index'").into());
+        return Err(OptionError::new(Status::PARAM_INVALID, message).hint("it is 'index' or 'history'").into());
     }
     check_stopped(settings.lock_path(), None)?;
+    if what == "history" {
+        return history(settings);
+    }
     let mut unreadable = 0;
     for repo in settings.target_repos() {
         let repository = repos::open(settings, repo)?;
@@ -36,6 +46,30 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     if unreadable > 0 {
         let text = format!("{unreadable} packs do not tell what they hold; for those the old index stays in force");
         return Err(Error::refused(Kind::Checksum, text).into());
+    }
+    Ok(Status::OK)
+}
+
+/// Of all stanzas that have backups.
+fn history(settings: &Settings) -> Result<Status, Failure> {
+    for repo in settings.target_repos() {
+        let repository = repos::open(settings, repo)?;
+        let mut stanzas = Vec::new();
+        repository
+            .store()
+            .list(BACKUPS, Depth::Children, &mut |l| {
+                stanzas.extend(l.key.strip_prefix(BACKUPS).and_then(|n| n.strip_suffix('/')).map(str::to_owned));
+            })
+            .map_err(Error::from)?;
+        for stanza in stanzas.iter().filter(|s| layout::check_stanza(s).is_ok()) {
+            match rebuild_history(&repository, stanza, &SystemClock)?.as_slice() {
+                [] => tracing::info!("repo{}: the history of stanza '{stanza}' lacks nothing", repo.key()),
+                made => {
+                    let made: Vec<String> = made.iter().map(|id| layout::stanza_history(stanza, *id)).collect();
+                    tracing::info!("repo{}: made anew: {}", repo.key(), made.join(", "));
+                }
+            }
+        }
     }
     Ok(Status::OK)
 }

@@ -27,7 +27,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             }
         }
         if !report.is_clean() {
-            let damaged = report.damage_total > 0 || worst.is_some_and(|(_, damaged)| damaged);
+            let damaged = report.is_damaged() || worst.is_some_and(|(_, damaged)| damaged);
             worst = Some((repo.key(), damaged));
         }
     }

@@ -186,8 +186,8 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required)
         .takes(&["mountpoint"], 0)
         .ends(&[55, 63, 95]),
-    row(C::Repair, "repair", "Make the chunk index anew from the packs.", Never)
-        .takes(&["index"], 0)
+    row(C::Repair, "repair", "Make the chunk index, or stanzas' histories, anew.", Never)
+        .takes(&["index|history"], 0)
         .ends(&[26, 55, 62, 63, 95, 103]),
     row(C::RepoGet, "repo-get", "Print a repository file.", Optional).takes(&["file"], 0).quiet().later(),
     row(C::RepoLs, "repo-ls", "List repository files.", Optional).takes(&["path"], 1).quiet().later(),

@@ -34,11 +34,11 @@ pub fn restore_command(settings: &Settings, on_error: Option<OnError>) -> pgkeep
     compose(settings, on_error, None)
 }
 
-/// As [`restore_command`], for a server whose data directory is not the configured one.
+/// As [`restore_command`], for the server of a clone, whose data directory is not the configured one.
 ///
 /// # Errors
 /// As [`restore_command`].
-pub fn restore_command_in(
+pub fn restore_command_of_clone(
     settings: &Settings,
     on_error: Option<OnError>,
     pgdata: &Path,
@@ -49,7 +49,10 @@ pub fn restore_command_in(
 fn compose(settings: &Settings, on_error: Option<OnError>, pgdata: Option<&Path>) -> pgkeep_engine::Result<String> {
     let program = settings.text(Opt::Cmd).map_or_else(|| settings.exe().to_path_buf(), PathBuf::from);
     let mut options: Vec<(String, String)> = Vec::new();
-    options.extend(pgdata.map(|path| (Opt::PgPath.def().display(1), path.display().to_string())));
+    if let Some(path) = pgdata {
+        options.push((Opt::PgPath.def().display(1), path.display().to_string()));
+        options.push((Opt::ForClone.def().name.to_owned(), String::new()));
+    }
     for (opt, index, setting) in settings.iter() {
         let def = opt.def();
         let said = matches!(setting.source, Source::CommandLine | Source::Environment);

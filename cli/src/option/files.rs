@@ -3,7 +3,8 @@
 use super::error::OptionError;
 use super::program::{PGBACKREST, Program};
 use crate::exit::Status;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -95,10 +96,30 @@ fn failed(status: Status, verb: &str, path: &Path, error: &std::io::Error) -> Op
     OptionError::new(status, format!("cannot {verb} '{}': {error}", path.display()))
 }
 
+/// Largest configuration file; real ones have a few KiB.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The bytes of a regular file of bearable size. `/dev/null` is an empty one, as people use it to say "none".
+fn contents(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    if path == Path::new("/dev/null") {
+        return Ok(bytes);
+    }
+    // Before it is opened: opening a pipe waits for its writer.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(std::io::Error::other(format!("it is larger than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(bytes)
+}
+
 /// The text of a file, `None` if there is none.
 fn read(path: &Path) -> Result<Option<ConfigText>, OptionError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => Zeroizing::new(bytes),
+    let bytes = match contents(path) {
+        Ok(bytes) => bytes,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(failed(Status::FILE_OPEN, "open", path, &e)),
         Err(e) => return Err(failed(Status::FILE_READ, "read", path, &e)),

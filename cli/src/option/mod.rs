@@ -25,7 +25,7 @@ mod tests;
 mod value;
 
 pub use command::Command;
-pub use compose::{restore_command, restore_command_in};
+pub use compose::{restore_command, restore_command_of_clone};
 pub use def::{Def, Type};
 pub use error::OptionError;
 pub use program::{PGBACKREST, PGKEEP, Program};

@@ -61,6 +61,7 @@ pub(super) fn needs_other(def: &Def, index: u16) -> OptionError {
 /// Checks what belongs together once every value is known, adjusts what follows from another, and collects
 /// remarks on what is different here.
 pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> Result<(), OptionError> {
+    set_of_stanza(settings)?;
     timeouts(settings)?;
     hosts(settings)?;
     repositories(settings)?;
@@ -68,6 +69,15 @@ pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> 
     retention(settings, draft);
     cpu_limit(settings, draft);
     remarks(settings, draft);
+    Ok(())
+}
+
+/// A label means something within one stanza only.
+fn set_of_stanza(settings: &Settings) -> Result<(), OptionError> {
+    if settings.command == Command::Info && settings.is_given(Opt::Set) && settings.stanza().is_none() {
+        let message = "option 'set' is not valid without option 'stanza'";
+        return Err(OptionError::new(Status::OPTION_INVALID, message));
+    }
     Ok(())
 }
 
@@ -173,10 +183,26 @@ fn ciphers(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError
     Ok(())
 }
 
-/// Warns of a repository that only grows, if this version can do anything about it.
+/// What says how much a repository is to keep.
+const RETENTION: [Opt; 4] =
+    [Opt::RepoRetentionFull, Opt::RepoRetentionDiff, Opt::RepoRetentionArchive, Opt::RepoRetentionHistory];
+
+/// Warns of a repository that only grows: if nobody asked for anything else, or if that is not done yet.
 fn retention(settings: &Settings, draft: &mut Draft<'_>) {
+    if !matches!(settings.command, Command::Backup | Command::Expire) {
+        return;
+    }
     let expires = COMMANDS.iter().any(|c| c.command == Command::Expire && c.available);
-    if !expires || !matches!(settings.command, Command::Backup | Command::Expire) {
+    if !expires {
+        for repo in settings.target_repos() {
+            let given = |opt: &&Opt| settings.setting(**opt, repo.key()).is_some_and(|s| s.source != Source::Default);
+            if let Some(opt) = RETENTION.iter().find(given) {
+                draft.warn(format!(
+                    "option '{}' is not applied: this version expires nothing, the repository only grows",
+                    opt.def().display(repo.key())
+                ));
+            }
+        }
         return;
     }
     for repo in settings.target_repos().filter(|r| r.int(Opt::RepoRetentionFull).is_none()) {
@@ -224,12 +250,24 @@ fn is_default(def: &Def, settings: &Settings, setting: &Setting) -> bool {
     }
 }
 
-/// Refuses what this version cannot do although its options are understood: remote hosts and object stores.
+/// Refuses what this version cannot do although its options are understood: remote hosts, object stores, a part of a
+/// cluster, the repository of another time.
 ///
 /// # Errors
 /// Status 67.
 pub fn check_supported(settings: &Settings) -> Result<(), OptionError> {
     let refuse = |message| Err(OptionError::new(Status::FEATURE_NOT_SUPPORTED, message));
+    // Doing something else than what was asked would be told too late.
+    let unread = [
+        (Opt::DbInclude, "all databases would be restored"),
+        (Opt::DbExclude, "all databases would be restored"),
+        (Opt::RepoTargetTime, "the repository would be read as it is now"),
+    ];
+    for (opt, instead) in unread {
+        if settings.is_given(opt) {
+            return refuse(format!("option '{}' is not supported by this version: {instead}", opt.def().name));
+        }
+    }
     for repo in settings.target_repos() {
         if repo.text(Opt::RepoHost).is_some() {
             return refuse(format!("repo{} is on another host, which this version does not support", repo.key()));

@@ -173,6 +173,7 @@ options! {
     Filter "filter" "regular expression for names" = text().on(C::RepoLs.bit()).typed();
     Force "force" "insist: see the command's help" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE).typed();
     Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT).typed();
+    ForClone "for-clone" "the file is for the server of a clone" = flag("n").on(GET).typed().hidden();
     IgnoreMissing "ignore-missing" "exit with 1 in silence if the file is missing" = flag("n").on(C::RepoGet.bit()).typed();
     IoTimeout "io-timeout" "longest wait for one read or write" = time(100, HOUR, "1m").on(STORE);
     JobRetry "job-retry" "how often a failed piece of work is tried again"
@@ -211,8 +212,7 @@ options! {
             .on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | REPAIR | STATS)
             .typed();
     RepoTargetTime "repo-target-time" "read the repository as it was then"
-        = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[])
-            .ignored("the repository keeps no old versions of objects");
+        = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[]);
     SckBlock "sck-block" "use blocking sockets" = flag("n").on(STORE).hidden().ignored("sockets always block");
     SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE);
     Set "set" "label of the backup"

@@ -29,7 +29,12 @@ pub fn text(report: &VerifyReport, verbose: bool) -> String {
     }
     for b in &report.backups {
         for p in &b.problems {
-            lines.push(format!("backup {} of {} cannot be restored whole: {}", b.label, b.stanza, problem(p)));
+            let what = if p.hinders_restore() {
+                "cannot be restored whole"
+            } else {
+                "can be restored, but garbage collection could take what it needs"
+            };
+            lines.push(format!("backup {} of {} {what}: {}", b.label, b.stanza, problem(p)));
         }
         for w in &b.windows {
             let timeline = w.timeline;
@@ -54,6 +59,13 @@ pub fn text(report: &VerifyReport, verbose: bool) -> String {
         c.wal_files,
         human_size(c.wal_bytes)
     ));
+    if report.marked > 0 {
+        lines.push(format!(
+            "{} packs are marked as damaged: later backups store again what they held, as far as the cluster still has it, \
+             so take a full backup now",
+            report.marked
+        ));
+    }
     if let Some(g) = report.garbage.filter(|g| g.packs > 0) {
         lines.push(format!("{} packs ({}) are used by no backup", g.packs, human_size(g.bytes)));
     }
@@ -78,6 +90,7 @@ pub fn json(report: &VerifyReport) -> Value {
             "window": b.windows.iter().map(|w| json!({"timeline": w.timeline, "reaches": w.reaches, "resumes": w.resumes})).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
         "warning": report.warnings,
+        "marked": report.marked,
         "garbage": report.garbage.map(|g| json!({"packs": g.packs, "bytes": g.bytes})),
         "count": {
             "packs": c.packs, "pack-bytes": c.pack_bytes, "chunks": c.chunks, "plain-bytes": c.plain_bytes, "backups": c.backups,

@@ -12,9 +12,11 @@
 use super::{Configured, Failure, chain, joined};
 use crate::pg::datadir::read_control;
 use crate::repository::Repository;
+use crate::store::Depth;
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::wal::ArchiveName;
+use pgkeep_formats::repo::layout;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -79,6 +81,7 @@ pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutco
             }
         };
         usable += 1;
+        let mut absent = true;
         for (repository, archive_id) in candidates {
             match repository.wal_get(&options.stanza, &archive_id, &name) {
                 Ok(Some(content)) => {
@@ -90,8 +93,16 @@ pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutco
                     return Ok(GetOutcome::Found { key, archive_id, size: content.len() as u64 });
                 }
                 Ok(None) => {}
-                Err(e) => failures.push(Failure::new(key, &e)),
+                Err(e) => {
+                    absent = false;
+                    failures.push(Failure::new(key, &e));
+                }
             }
+        }
+        if let (true, Ok(repository)) = (absent, &configured.repository)
+            && let Err(e) = check_archive(repository, &options.stanza)
+        {
+            failures.push(Failure::new(key, &e));
         }
     }
     if usable == 0 {
@@ -134,6 +145,27 @@ fn candidates<'r>(
         ));
     }
     Ok(own)
+}
+
+/// Refuses an archive of which nothing is there although it must have held something: what is to be mounted there may not
+/// be, and then nothing is certainly absent. A listing or two, and only for files that were not found.
+fn check_archive(repository: &Repository, stanza: &str) -> Result<()> {
+    let any = |prefix: &str| -> Result<bool> {
+        let mut any = false;
+        repository.store().list(prefix, Depth::Children, &mut |_| any = true)?;
+        Ok(any)
+    };
+    let wal = layout::wal_of(stanza);
+    if any(&wal)? || !any(&layout::backups(stanza))? {
+        return Ok(());
+    }
+    // Backups of stopped servers need no WAL.
+    let (backups, unreadable) = repository.backups_readable(stanza)?;
+    if unreadable.is_empty() && backups.iter().all(|b| b.wal.is_none()) {
+        return Ok(());
+    }
+    let text = format!("stanza '{stanza}' has backups in {}, but nothing is in '{wal}'", repository.store().describe());
+    Err(Error::refused(Kind::PathMissing, text))
 }
 
 fn write(destination: &Path, content: &[u8]) -> Result<()> {

@@ -16,7 +16,7 @@ use crate::repository::manifests::{BuiltEntry, FileRecord, Manifest, ManifestRea
 use crate::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, Sender};
 use pgkeep_formats::pg::path::{PathClass, classify};
-use pgkeep_formats::repo::manifest::{Content, Extent, INLINE_BYTES_MAX, Node, path_cmp};
+use pgkeep_formats::repo::manifest::{Content, INLINE_BYTES_MAX, Node, path_cmp};
 use std::cmp::Ordering;
 use std::iter::Peekable;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ const POOL_ITEMS_MAX: usize = 1000;
 pub(super) enum Wait {
     /// Nothing: its content is inline, empty, or the parent's.
     Ready,
-    /// Nothing: its content is the parent's, with these extents.
-    Parent(Vec<Extent>),
+    /// Nothing: its content is the parent's.
+    Parent,
     /// These tasks, one after the other.
     Tasks { first: u64, count: u64 },
     /// One file of a pool.
@@ -112,7 +112,7 @@ impl Dispatcher<'_> {
             return Ok(());
         }
         let record = parent_record(state.records.as_mut(), &path)?;
-        let built = built_entry(&entry, path);
+        let built = built_entry(&entry, path)?;
         if !entry.kind.is_file() || entry.size == 0 {
             return self.send(state, Item { built, wait: Wait::Ready });
         }
@@ -205,7 +205,7 @@ impl Dispatcher<'_> {
         let (inline, unit, wait) = match &record.entry.content {
             Content::None => (None, 1, Wait::Ready),
             Content::Inline(bytes) => (Some(bytes.clone()), 1, Wait::Ready),
-            Content::Extents { unit, .. } => (None, *unit, Wait::Parent(record.extents.clone())),
+            Content::Extents { unit, .. } => (None, *unit, Wait::Parent),
         };
         self.send(state, Item { built: BuiltEntry { inline, unit, size, bad_pages, ..built }, wait })
     }
@@ -310,16 +310,28 @@ fn read_small(entry: &datadir::Entry) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-pub(super) fn built_entry(entry: &datadir::Entry, path: String) -> BuiltEntry {
-    let text = |p: &std::path::Path| p.to_string_lossy().into_owned();
+/// The text of a link, which the manifest can hold only if it is UTF-8.
+pub(super) fn link_text(entry: &datadir::Entry) -> Result<Option<&str>> {
+    let (EntryKind::LinkToDirectory { destination } | EntryKind::LinkToFile { destination }) = &entry.kind else {
+        return Ok(None);
+    };
+    destination.to_str().map(Some).ok_or_else(|| {
+        let (path, text) = (String::from_utf8_lossy(&entry.path), destination.display());
+        let text = format!("link '{path}' leads to '{text}', which is not UTF-8: let it lead elsewhere or exclude it");
+        Error::refused(Kind::FileInvalid, text)
+    })
+}
+
+pub(super) fn built_entry(entry: &datadir::Entry, path: String) -> Result<BuiltEntry> {
+    let text = link_text(entry)?.unwrap_or_default().to_owned();
     let name = |name: &Option<Arc<str>>, id: u32| name.as_ref().map_or_else(|| id.to_string(), |n| n.to_string());
-    BuiltEntry {
+    Ok(BuiltEntry {
         path,
         node: match &entry.kind {
             EntryKind::Directory => Node::Directory,
             EntryKind::File => Node::File,
-            EntryKind::LinkToDirectory { destination } => Node::LinkedDirectory(text(destination)),
-            EntryKind::LinkToFile { destination } => Node::LinkedFile(text(destination)),
+            EntryKind::LinkToDirectory { .. } => Node::LinkedDirectory(text),
+            EntryKind::LinkToFile { .. } => Node::LinkedFile(text),
         },
         mode: entry.mode & 0o7777,
         user: name(&entry.user, entry.uid),
@@ -330,7 +342,7 @@ pub(super) fn built_entry(entry: &datadir::Entry, path: String) -> BuiltEntry {
         unit: 1,
         extents: Vec::new(),
         bad_pages: Vec::new(),
-    }
+    })
 }
 
 impl Plan {

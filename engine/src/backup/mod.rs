@@ -1,6 +1,6 @@
 //! Backing up a cluster: online or stopped, full, differential or incremental. Every backup stands alone.
 //!
-//! - `plan`: which backup to compare with and what of it to trust   - `label`: names
+//! - `plan`: which backup to compare with and what of it to trust   - `parent`: reading it   - `label`: names
 //! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does, with `pages` (what the parent knows)
 //! - `gather`: changed pages together   - `sequence`: order and packs
 //! - `stages`: how busy each of them was
@@ -15,6 +15,7 @@ mod finish;
 mod gather;
 mod label;
 mod pages;
+mod parent;
 mod plan;
 mod sequence;
 mod stages;
@@ -136,7 +137,10 @@ pub fn run(
     }
 
     // 3. What it is compared with.
-    let existing = repository.backups(&options.stanza)?;
+    let (existing, unreadable) = repository.backups_readable(&options.stanza)?;
+    for e in &unreadable {
+        tracing::warn!("a backup is passed over, as its record cannot be read: {}", e.chain());
+    }
     let same = |c: &&Commit| c.history_id == history.id && c.system_identifier == cluster.system_identifier;
     let candidates: Vec<Commit> = existing.iter().filter(same).cloned().collect();
     let (backup_type, prior) = plan::prior(options.backup_type, &candidates);
@@ -174,6 +178,12 @@ pub fn run(
             wal_of.wait_for_prior(start).map_err(|e| unless_lost(e, &mut connection))?;
         }
 
+        // A label that cannot be had is better known before hours of copying.
+        let now = clock.now();
+        let full = prior.map(|p| label::full_of(&p.label));
+        let start_time = start.as_ref().map_or(now, |s| s.time).as_secs() as i64;
+        let label = label::make(backup_type, full, start_time, &options.zone, &existing)?;
+
         // 5. Copy.
         let source = Arc::new(ChunkSource::new(
             Arc::clone(repository),
@@ -182,10 +192,11 @@ pub fn run(
         ));
         let parent = candidates.last().filter(|_| prior.is_none()).or(prior);
         // What an earlier manifest takes for granted may be what is lost.
-        let parent = parent.filter(|_| session.lost_packs() == 0);
-        let parent_manifest = parent.map(|c| Manifest::open(&source, c)).transpose()?.map(Arc::new);
+        let parent_manifest = match parent {
+            Some(parent) => parent::open(&mut session, &source, parent, cancel)?,
+            None => None,
+        };
         let mut plan = make_plan(options, &cluster, start.as_ref())?;
-        let now = clock.now();
         let survey = plan::survey(&plan, parent_manifest.as_ref(), now.as_secs() as i64, cancel)?;
         plan.trusted_before =
             prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
@@ -240,10 +251,7 @@ pub fn run(
 
         // 8. Manifest and commit.
         let summary = builder.finish(&mut session, late)?;
-        let full = prior.map(|p| label::full_of(&p.label));
-        let start_time = start.as_ref().map_or(now, |s| s.time).as_secs() as i64;
         let stop_time = stop.as_ref().map_or_else(|| clock.now(), |s| s.time).as_secs() as i64;
-        let label = label::make(backup_type, full, start_time, &options.zone, &existing)?;
         tracing::info!("new backup label = {label}");
         // What summaries spared reading is as it was when the backup started. A file changed between that and the
         // copying is then newer than what is kept of it.

@@ -127,11 +127,17 @@ impl KnownPages {
         let id = manifest.chunk_id(ordinal)?;
         // Of packs that are lost or condemned the index does not speak.
         let known = match index.lookup(&id)? {
-            Some(at) => {
-                let contents = manifest.source().repository().pack_contents(&at.pack)?;
-                let (ordinal, encoding) = (at.ordinal, at.encoding);
-                (contents.id(ordinal) == Some(id)).then(|| Arc::new(Known { id, contents, ordinal, encoding }))
-            }
+            Some(at) => match manifest.source().repository().pack_contents(&at.pack) {
+                Ok(contents) => {
+                    let (ordinal, encoding) = (at.ordinal, at.encoding);
+                    (contents.id(ordinal) == Some(id)).then(|| Arc::new(Known { id, contents, ordinal, encoding }))
+                }
+                Err(e) => {
+                    // Its pages are then stored again, which is all that a backup can do about it.
+                    tracing::warn!("{}: pages that were in it are stored again", e.chain());
+                    None
+                }
+            },
             None => None,
         };
         if self.0.len() >= KNOWN_MAX {

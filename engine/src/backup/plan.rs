@@ -8,7 +8,7 @@
 //! Where there are WAL summaries they go first: what they say changed is read whatever its time, and what they say did
 //! not change is not (`unread`). Size and time decide about everything else.
 
-use super::dispatch::{parent_record, path_text};
+use super::dispatch::{link_text, parent_record, path_text};
 use crate::Result;
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, WalkOptions};
@@ -78,11 +78,13 @@ pub(super) fn survey(plan: &Plan, parent: Option<&Arc<Manifest>>, now: i64, canc
     let mut records = parent.map(|m| m.files().peekable());
     let mut survey = Survey::default();
     datadir::walk(&plan.pgdata, &plan.walk, cancel, |entry| {
+        // Better known now than after hours of copying.
+        link_text(&entry)?;
+        let path = path_text(&entry.path)?;
         if !entry.kind.is_file() {
             return Ok(());
         }
         survey.bytes += entry.size;
-        let path = path_text(&entry.path)?;
         let record = parent_record(records.as_mut(), &path)?;
         if survey.distrust.is_some() || plan.is_late(&path) {
             return Ok(());

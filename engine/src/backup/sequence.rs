@@ -273,7 +273,7 @@ impl Sequencer<'_> {
         match item.wait {
             Wait::Tasks { first, count } => self.tasks = self.tasks.max(first + count),
             Wait::Pool { sequence, .. } => self.tasks = self.tasks.max(sequence + 1),
-            Wait::Ready | Wait::Parent(_) => {}
+            Wait::Ready | Wait::Parent => {}
         }
         self.items.push_back(item);
         if self.items.len().is_multiple_of(WAITING_MAX) { self.flush_gather() } else { Ok(()) }
@@ -426,7 +426,7 @@ impl Sequencer<'_> {
         let _span = self.copy.shared.stages.span(Activity::Sequence);
         while let Some(item) = self.items.front() {
             let ready = match &item.wait {
-                Wait::Ready | Wait::Parent(_) => true,
+                Wait::Ready | Wait::Parent => true,
                 Wait::Tasks { first, count } => {
                     first + count <= self.next && (*first..first + count).all(|n| self.is_gathered(n))
                 }
@@ -444,13 +444,12 @@ impl Sequencer<'_> {
 
     fn complete(&mut self, item: Item) -> Result<()> {
         let Item { mut built, wait } = item;
-        let mut read = true;
+        let (mut read, mut unchanged) = (true, false);
         match wait {
             Wait::Ready => read = built.inline.is_some(),
-            Wait::Parent(extents) => {
-                built.extents = self.builder.parent_extents(self.session, &extents)?;
+            Wait::Parent => {
                 self.copy.observer.add(Counter::Done, built.size);
-                read = false;
+                (read, unchanged) = (false, true);
             }
             Wait::Tasks { first, count } => {
                 let (mut placed, mut size, mut end) = (Vec::new(), 0, 0u64);
@@ -490,7 +489,7 @@ impl Sequencer<'_> {
         }
         self.copied.size += built.size;
         self.copy.observer.add(Counter::Files, 1);
-        self.builder.add(self.session, built)
+        if unchanged { self.builder.add_unchanged(self.session, built) } else { self.builder.add(self.session, built) }
     }
 
     /// False if the file had vanished.

@@ -6,10 +6,6 @@ use pgkeep_formats::id::{ChunkId, PackId};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-/// Times one lookup lets the same set of segments be repaired before it gives up: a disk that damages what is
-/// written to it is not cured by writing more.
-const REPAIRS_PER_LOOKUP: usize = 3;
-
 /// Fetches and opens index objects, for segments whose local copy is gone.
 pub trait SegmentSource: Send + Sync {
     /// The decrypted payload of an index object. Blocks on the store.
@@ -73,10 +69,12 @@ impl CombinedIndex {
     }
 
     fn lookup_segments(&self, id: &ChunkId, condemned: &HashSet<PackId>) -> Result<Option<ChunkAt>, IndexError> {
-        let mut repairs = 0;
+        // Each segment may be fetched again once, and once more for what failed meanwhile. Beyond that, a disk that damages
+        // what is written to it is not cured by writing more.
+        let (mut repairs, repairs_max) = (0, self.segments.count() + 1);
         loop {
             let failed = match self.segments.lookup_where(id, |facts| !condemned.contains(&facts.pack)) {
-                Err(e) if self.source.is_some() && e.rebuild().is_some() && repairs < REPAIRS_PER_LOOKUP => e,
+                Err(e) if self.source.is_some() && e.rebuild().is_some() && repairs < repairs_max => e,
                 answer => return answer,
             };
             repairs += 1;

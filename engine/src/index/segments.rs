@@ -167,6 +167,12 @@ impl SegmentSet {
         segments.flat_map(|segment| segment.packs()).map(|facts| (facts.pack, Arc::clone(facts))).collect()
     }
 
+    /// How many objects are wanted.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.snapshot().len()
+    }
+
     /// The size under which an object is wanted.
     #[must_use]
     pub fn size_of(&self, object: &str) -> Option<u64> {

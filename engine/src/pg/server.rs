@@ -10,6 +10,7 @@
 //! in `formats::pg::version`.
 
 mod backup;
+mod bytes;
 mod error;
 mod facts;
 mod options;
@@ -30,12 +31,15 @@ pub use tls::SslMode;
 
 use crate::observe::Cancel;
 use crate::pg::datadir::names;
+use bytes::{bytes_of, escaped};
 use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::version::Version;
 use pgkeep_formats::pg::wal::WalSegmentSize;
 use postgres::types::ToSql;
 use postgres::{Client, NoTls, Row};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -226,33 +230,53 @@ impl Connection {
         Ok(TimelineId(number))
     }
 
-    /// All databases, by number.
+    /// All databases, by number. Bytes of names that are no text are escaped.
     ///
     /// # Errors
     /// As all queries.
     pub fn databases(&mut self) -> Result<Vec<Database>, ServerError> {
-        let sql = "select oid, datname::text, datallowconn, datistemplate from pg_database order by oid";
-        self.many("list the databases", sql, |r| {
-            Ok(Database {
-                oid: r.try_get(0)?,
-                name: r.try_get(1)?,
-                allows_connections: r.try_get(2)?,
-                is_template: r.try_get(3)?,
-            })
-        })
+        const DOING: &str = "list the databases";
+        let database = |r: &Row, name| {
+            Ok(Database { oid: r.try_get(0)?, name, allows_connections: r.try_get(2)?, is_template: r.try_get(3)? })
+        };
+        let sql = |name: &str| format!("select oid, {name}, datallowconn, datistemplate from pg_database order by oid");
+        match self.many(DOING, &sql("datname::text"), |r| database(r, r.try_get(1)?)) {
+            Err(e @ ServerError::Query { .. }) => {
+                tracing::debug!("{e}: reading names as bytes");
+                self.many(DOING, &sql(&bytes_of("datname::text")), |r| database(r, escaped(r.try_get(1)?)))
+            }
+            other => other,
+        }
     }
 
-    /// All tablespaces outside the data directory, by number.
+    /// All tablespaces outside the data directory, by number. Bytes of names that are no text are escaped; locations are
+    /// as they are.
     ///
     /// # Errors
     /// As all queries.
     pub fn tablespaces(&mut self) -> Result<Vec<Tablespace>, ServerError> {
-        let sql = "select oid, spcname::text, pg_tablespace_location(oid) from pg_tablespace
-            where spcname not in ('pg_default', 'pg_global') order by oid";
-        self.many("list the tablespaces", sql, |r| {
+        const DOING: &str = "list the tablespaces";
+        let sql = |name: &str, location: &str| {
+            format!(
+                "select oid, {name}, {location} from pg_tablespace
+                where spcname not in ('pg_default', 'pg_global') order by oid"
+            )
+        };
+        let (name, location) = ("spcname::text", "pg_tablespace_location(oid)");
+        let text = self.many(DOING, &sql(name, location), |r| {
             let location = PathBuf::from(r.try_get::<_, String>(2)?);
             Ok(Tablespace { oid: r.try_get(0)?, name: r.try_get(1)?, location })
-        })
+        });
+        match text {
+            Err(e @ ServerError::Query { .. }) => {
+                tracing::debug!("{e}: reading names as bytes");
+                self.many(DOING, &sql(&bytes_of(name), &bytes_of(location)), |r| {
+                    let location = PathBuf::from(OsString::from_vec(r.try_get(2)?));
+                    Ok(Tablespace { oid: r.try_get(0)?, name: escaped(r.try_get(1)?), location })
+                })
+            }
+            other => other,
+        }
     }
 
     /// Time of the server's clock since the Unix epoch, to the microsecond.

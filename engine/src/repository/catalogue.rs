@@ -37,7 +37,11 @@ impl Repository {
     /// What the store, the cipher or the decoder said.
     pub fn stanza_history(&self, stanza: &str) -> Result<Vec<StanzaHistory>> {
         let mut names = Vec::new();
-        self.store.list(&layout::stanza_histories(stanza), Depth::All, &mut |l| names.push(l.key))?;
+        self.store.list(&layout::stanza_histories(stanza), Depth::All, &mut |l| {
+            if layout::parse_stanza_history(stanza, &l.key).is_some() {
+                names.push(l.key);
+            }
+        })?;
         let mut out = Vec::with_capacity(names.len());
         for name in names {
             let opened = self.read_object(&name, &[ObjectKind::StanzaHistory], &Scope::Stanza(stanza))?;
@@ -69,7 +73,12 @@ impl Repository {
     /// What the store said while listing, and of the newest generation.
     pub fn backups_readable(&self, stanza: &str) -> Result<(Vec<Backup>, Vec<Error>)> {
         let mut names = Vec::new();
-        self.store.list(&layout::backups(stanza), Depth::All, &mut |l| names.push(l.key))?;
+        self.store.list(&layout::backups(stanza), Depth::All, &mut |l| {
+            // What others leave there, such as `.nfs` files, is none of ours.
+            if layout::parse_backup(stanza, &l.key).is_some() {
+                names.push(l.key);
+            }
+        })?;
         if names.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }

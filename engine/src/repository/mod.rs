@@ -128,12 +128,24 @@ impl Repository {
                 ),
             )
         })?;
-        let slots = read_all(&*store, layout::KEY_SLOTS)?;
+        let slots = read_slots(&*store)?;
         let cache = options.cache.as_ref().map(|dir| FileKekCache::new(dir.join("keys")));
         let cache: Option<&dyn KekCache> = cache.as_ref().map(|c| c as &dyn KekCache);
         let mut keyring = Keyring::open_slots(config.repo, &slots, &options.unlock, cache)?;
-        for (name, bytes) in read_all(&*store, layout::KEY_EPOCHS)? {
-            keyring.adopt_epoch(&name, &bytes)?;
+        let mut epochs = Vec::new();
+        store.list(layout::KEY_EPOCHS, Depth::All, &mut |l| epochs.extend(layout::parse_key_epoch(&l.key)))?;
+        for epoch in epochs {
+            let name = layout::key_epoch(epoch);
+            let adopted = store.get(&name, Range::Whole).map_err(Error::from);
+            let adopted = adopted.and_then(|bytes| Ok(keyring.adopt_epoch(&name, &bytes)?));
+            // The slot holds the keys of the epochs it was made for; records tell of those made since.
+            match adopted {
+                Ok(_) => {}
+                Err(e) if keyring.epochs().contains(&epoch) => {
+                    tracing::warn!("'{name}' cannot be used, but the key slot has what it says: {}", e.chain());
+                }
+                Err(e) => return Err(e),
+            }
         }
         let config = keyring.open_config(&format)?;
         let (key, openers) = (options.key, Mutex::default());
@@ -251,9 +263,10 @@ pub(crate) fn put_new(store: &dyn Store, name: &str, bytes: &[u8]) -> Result<()>
     }
 }
 
-fn read_all(store: &dyn Store, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
+fn read_slots(store: &dyn Store) -> Result<Vec<(String, Vec<u8>)>> {
     let mut names = Vec::new();
-    store.list(prefix, Depth::All, &mut |l| names.push(l.key))?;
+    store.list(layout::KEY_SLOTS, Depth::All, &mut |l| names.push(l.key))?;
+    names.retain(|name| layout::parse_key_slot(name).is_some());
     let mut out = Vec::with_capacity(names.len());
     for name in names {
         let bytes = store.get(&name, Range::Whole)?;

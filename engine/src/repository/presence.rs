@@ -1,8 +1,9 @@
-//! Whether packs can be read at all: each is there, whole, and has the key of its session.
+//! Whether packs can be read at all: each is there, whole, has the key of its session, and no marker.
 //!
 //! Asked twice by a writer: when it starts, so that it deduplicates against nothing that is lost, and before it commits
-//! (W6 of DESIGN's section 5). Names and sizes are compared, from two listings; contents are left to `verify`, for a
-//! writer may be unable to open them.
+//! (W6 of DESIGN's section 5). Names and sizes are compared, from three listings; contents are left to `verify`, for a
+//! writer may be unable to open them. What `verify` finds damaged it marks (`bad/`), and a marked pack is as good as lost
+//! to writers; readers use what is whole in it.
 
 use super::Repository;
 use crate::store::Depth;
@@ -43,7 +44,36 @@ impl Lost {
 }
 
 impl Repository {
-    /// Which of these packs cannot be read. Blocks on two listings of the store.
+    /// The packs that a verification has found damaged, by their markers' names.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn marked_packs(&self) -> Result<HashSet<PackId>> {
+        let mut out = HashSet::new();
+        self.store().list(layout::BAD_PACKS, Depth::All, &mut |l| out.extend(layout::parse_bad_pack(&l.key)))?;
+        Ok(out)
+    }
+
+    /// Marks a pack as damaged: no later backup builds on it. Saying so twice is no harm.
+    ///
+    /// # Errors
+    /// `FeatureNotSupported` for a repository that can only be read; what the store said.
+    pub fn mark_pack(&self, pack: PackId) -> Result<()> {
+        self.check_writable()?;
+        self.store().put_if_absent(&layout::bad_pack(pack), layout::BAD_PACK_MARK)?;
+        Ok(())
+    }
+
+    /// Takes the mark from a pack that was found whole, such as after it was put back from a copy.
+    ///
+    /// # Errors
+    /// As [`Self::mark_pack`].
+    pub fn unmark_pack(&self, pack: PackId) -> Result<()> {
+        self.check_writable()?;
+        Ok(self.store().delete(&layout::bad_pack(pack))?)
+    }
+
+    /// Which of these packs cannot be read. Blocks on three listings of the store.
     pub(super) fn lost_packs(&self, packs: &HashMap<PackId, Arc<PackFacts>>) -> Result<Lost> {
         let (place, mut lost) = (self.store().describe(), Lost::default());
         if packs.is_empty() {
@@ -58,6 +88,10 @@ impl Repository {
                 lost.add(facts.pack, Kind::Checksum, text);
             }
         })?;
+        for id in self.marked_packs()?.into_iter().filter(|id| packs.contains_key(id) && !missing.contains(id)) {
+            let text = || format!("'{}' in {place} was found damaged by 'verify'", layout::pack(id));
+            lost.add(id, Kind::Checksum, text);
+        }
         for id in missing {
             lost.add(id, Kind::FileMissing, || format!("'{}' is missing from {place}", layout::pack(id)));
         }

@@ -53,6 +53,8 @@ pub struct WriterSession {
     sealer: Arc<SessionSealer>,
     index: Arc<RepositoryIndex>,
     lost_packs: usize,
+    /// Packs that are treated as if they were gone: condemned, lost, or distrusted since.
+    shunned: HashSet<PackId>,
     head: Arc<Head>,
     /// Durable packs whose chunks no published segment holds yet.
     unpublished: Vec<(PackId, u64)>,
@@ -112,7 +114,10 @@ impl WriterSession {
                     "{} packs cannot be read: {example}; nothing is built on them, see 'verify' for what they held",
                     lost.packs.len()
                 );
-                index.set_condemned(condemned.union(&lost.packs).copied().collect());
+            }
+            let shunned: HashSet<PackId> = condemned.union(&lost.packs).copied().collect();
+            if !lost.packs.is_empty() {
+                index.set_condemned(shunned.clone());
             }
             return Ok(Self {
                 repository: Arc::clone(repository),
@@ -122,6 +127,7 @@ impl WriterSession {
                 sealer,
                 index,
                 lost_packs: lost.packs.len(),
+                shunned,
                 head,
                 pending: HashSet::new(),
                 data: None,
@@ -152,6 +158,12 @@ impl WriterSession {
     #[must_use]
     pub fn lost_packs(&self) -> usize {
         self.lost_packs
+    }
+
+    /// Treats more packs as if they were gone: a chunk in one of them was found damaged.
+    pub fn distrust(&mut self, packs: impl IntoIterator<Item = PackId>) {
+        self.shunned.extend(packs);
+        self.index.set_condemned(self.shunned.clone());
     }
 
     /// The repository.

@@ -13,7 +13,7 @@ pub(super) use maps::Maps;
 pub(super) use target::inspect;
 
 use crate::pg::datadir::path_cmp;
-use crate::{Error, Kind, Result};
+use crate::{Error, FileError, Kind, Result};
 use lister::{Found, FoundKind, Lister};
 use pgkeep_formats::repo::manifest::{Entry, Node};
 use std::cmp::Ordering;
@@ -236,10 +236,13 @@ impl Merge<'_> {
 
     fn link(&mut self, entry: &Entry, kind: LinkKind, text: PathBuf, found: Option<Found>) -> Result<()> {
         let present = found.as_ref().is_some_and(|f| f.kind == FoundKind::Link(text.clone()));
+        let destination = maps::resolve(self.options.target, &entry.path, &text)?;
+        if !present {
+            self.refuse_if_foreign(entry, kind, &destination, found.as_ref())?;
+        }
         if let Some(found) = found.filter(|_| !present) {
             self.remove(found)?;
         }
-        let destination = maps::resolve(self.options.target, &entry.path, &text)?;
         match kind {
             LinkKind::File if destination.symlink_metadata().is_ok() => {
                 let found = Found::at(entry.path.clone().into_bytes(), destination.clone())?;
@@ -262,6 +265,49 @@ impl Merge<'_> {
         }
         self.plan.links.push(PlannedLink { path: entry.path.clone(), kind, text, destination, present });
         Ok(())
+    }
+
+    /// That the target may be replaced says nothing of a place its links do not lead to: another server may live there.
+    fn refuse_if_foreign(
+        &self,
+        entry: &Entry,
+        kind: LinkKind,
+        destination: &Path,
+        found: Option<&Found>,
+    ) -> Result<()> {
+        if matches!(self.options.mode, Mode::Empty | Mode::Overwrite | Mode::Timestamps) {
+            // In the first, whatever is found there is refused; the others are what `--force` makes.
+            return Ok(());
+        }
+        let place = match kind {
+            LinkKind::Tablespace => destination.join(self.options.tablespace_directory),
+            LinkKind::Directory | LinkKind::File => destination.to_owned(),
+        };
+        let used = match Found::at(Vec::new(), place.clone())? {
+            None => false,
+            Some(Found { kind: FoundKind::Directory, .. }) => {
+                std::fs::read_dir(&place).map_err(FileError::at("list", &place))?.next().is_some()
+            }
+            Some(_) => true,
+        };
+        if !used {
+            return Ok(());
+        }
+        let link = self.options.target.join(&entry.path);
+        let now = match found.map(|f| &f.kind) {
+            Some(FoundKind::Link(text)) => format!("leads to '{}'", text.display()),
+            Some(_) => "is no link".to_owned(),
+            None => "is not there".to_owned(),
+        };
+        let map = if kind == LinkKind::Tablespace { "tablespace-map" } else { "link-map" };
+        let text = format!(
+            "unable to restore to '{}': it contains files, and '{}', which shall lead to '{}', {now}: these may be files \
+             of another server. Say by --{map} where they shall go, or use --force to replace them",
+            place.display(),
+            link.display(),
+            destination.display()
+        );
+        Err(Error::refused(Kind::PathNotEmpty, text))
     }
 
     /// Takes something of the target that the manifest does not have.

@@ -4,7 +4,7 @@ use super::owners::Owners;
 use super::place::{Place, at};
 use super::plan::{self, CONTROL, LinkKind, Maps, Plan, PlanOptions, PlannedDirectory};
 use super::recovery::{RecoveryOptions, RecoveryType};
-use super::select::{Candidates, Selection, check_timeline, select};
+use super::select::{Candidates, Selection, check_timeline, read_time, select};
 use super::window::{Job, Totals, restore_files};
 use super::{Env, RestoreOptions, RestoreReport, finish};
 use crate::lock::{Lock, LockName, LockType};
@@ -14,6 +14,7 @@ use crate::repository::{ChunkSource, Repository};
 use crate::store::Depth;
 use crate::{Error, FileError, Kind, Result};
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::pg::version::Version;
 use pgkeep_formats::repo::layout;
@@ -44,14 +45,12 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     let target = plan::inspect(&options.target, options.delta, options.force, uid)?;
 
     // 2. Which backup?
-    let Choice { repository, backup, recovery } = choose_backup(repositories, options)?;
+    let Opened { choice: Choice { repository, backup, recovery }, source, manifest } =
+        open_first(repositories, options)?;
     let label = &backup.label;
     tracing::info!("repo{}: restore backup set {label}", repository.key());
 
     // 3. What will be done?
-    let index = repository.load_index_to_read()?;
-    let source = Arc::new(ChunkSource::new(Arc::clone(&repository), index, &options.stanza));
-    let manifest = Arc::new(Manifest::open(&source, &backup)?);
     let version = Version::from_major(backup.version).map_err(Error::damaged(format!("backup {label}")))?;
     let plan_options = PlanOptions {
         target: &options.target,
@@ -157,30 +156,132 @@ pub struct Choice {
 pub fn choose_backup(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<Choice> {
     options.recovery.validate()?;
     let (repository, backup) = choose(repositories, options)?;
-    let recovery = effective_recovery(&options.recovery, &backup);
+    let recovery = with_instant(effective_recovery(&options.recovery, &backup), &options.time_zone);
     check_history(&repository, &options.stanza, &backup, &recovery)?;
     Ok(Choice { repository, backup, recovery })
 }
 
-fn choose(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<(Arc<Repository>, Commit)> {
-    let mut candidates = Vec::new();
-    for repository in repositories {
-        let backups = repository.backups(&options.stanza)?;
-        let history = repository.stanza_history(&options.stanza)?;
-        let history_id = history.iter().map(|h| h.id).max().unwrap_or(0);
-        candidates.push(Candidates { backups, history_id });
+/// A chosen backup whose manifest can be read.
+struct Opened {
+    choice: Choice,
+    source: Arc<ChunkSource>,
+    manifest: Arc<Manifest>,
+}
+
+/// Chooses and opens. A repository whose index or manifest cannot be read is passed over while there is another.
+fn open_first(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<Opened> {
+    let mut left = repositories.to_vec();
+    let mut failed = None;
+    loop {
+        let choice = match choose_backup(&left, options) {
+            Ok(choice) => choice,
+            // None of the others has it: what keeps it from being read where it is says more.
+            Err(e) => return Err(failed.unwrap_or(e)),
+        };
+        let open = || -> Result<_> {
+            let index = choice.repository.load_index_to_read()?;
+            let source = Arc::new(ChunkSource::new(Arc::clone(&choice.repository), index, &options.stanza));
+            let manifest = Arc::new(Manifest::open(&source, &choice.backup)?);
+            Ok((source, manifest))
+        };
+        let e = match open() {
+            Ok((source, manifest)) => return Ok(Opened { choice, source, manifest }),
+            Err(e) => e,
+        };
+        let key = choice.repository.key();
+        left.retain(|r| r.key() != key);
+        if left.is_empty() || e.kind() == Kind::Interrupted {
+            return Err(failed.unwrap_or(e));
+        }
+        let label = &choice.backup.label;
+        tracing::warn!("repo{key}: backup set {label} cannot be read, trying the next repository: {}", e.chain());
+        failed.get_or_insert(e);
     }
+}
+
+/// What one repository has to choose from. Records that cannot be read are told and left out.
+fn candidates(repository: &Repository, stanza: &str, unreadable: &mut Vec<String>) -> Result<Candidates> {
+    let (backups, problems) = repository.backups_readable(stanza)?;
+    let history = repository.stanza_history(stanza).unwrap_or_else(|e| {
+        tracing::warn!("repo{}: the history of stanza '{stanza}' cannot be read: {}", repository.key(), e.chain());
+        Vec::new()
+    });
+    for e in problems {
+        let text = e.chain();
+        tracing::warn!("repo{}: a backup is passed over, as its record cannot be read: {text}", repository.key());
+        unreadable.push(text);
+    }
+    // Each backup tells which entry it belongs to; that is what there is to go by if the history is lost.
+    let newest = history.iter().map(|h| h.id).max();
+    let history_id = newest.or(backups.iter().map(|b| b.history_id).max()).unwrap_or(0);
+    Ok(Candidates { backups, history_id })
+}
+
+fn choose(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<(Arc<Repository>, Commit)> {
+    let (mut from, mut unreadable, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, repository) in repositories.iter().enumerate() {
+        match candidates(repository, &options.stanza, &mut unreadable) {
+            Ok(candidates) => from.push(candidates),
+            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+            Err(e) => {
+                failed.push((number, e));
+                from.push(Candidates { backups: Vec::new(), history_id: 0 });
+            }
+        }
+    }
+    if failed.len() == repositories.len()
+        && let Some((_, e)) = failed.pop()
+    {
+        return Err(e);
+    }
+    for (number, e) in &failed {
+        let key = repositories.get(*number).map_or(0, |r| r.key());
+        let text = e.chain();
+        tracing::warn!("repo{key} is passed over, as its backups cannot be read: {text}");
+        unreadable.push(text);
+    }
+    let mut candidates = from;
     let by = Selection {
         set: options.set.as_deref(),
         recovery: &options.recovery,
         force: options.force,
         time_zone: &options.time_zone,
     };
-    let (number, at) = select(&candidates, &by)?;
+    let (number, at) = select(&candidates, &by).map_err(|e| match unreadable.first() {
+        Some(first) if e.kind() == Kind::BackupSetInvalid => {
+            let text = format!("{e}; {} records could not be read, such as: {first}", unreadable.len());
+            Error::refused(Kind::BackupSetInvalid, text)
+        }
+        _ => e,
+    })?;
+    for (before, repository) in repositories.iter().enumerate().take(number) {
+        if !failed.iter().any(|(n, _)| *n == before) {
+            tracing::warn!("repo{} has no backup that fits what is asked: taking one of another", repository.key());
+        }
+    }
     let backup = candidates.get_mut(number).map(|c| c.backups.swap_remove(at));
     match (repositories.get(number), backup) {
         (Some(repository), Some(backup)) => Ok((Arc::clone(repository), backup)),
         _ => Err(Error::refused(Kind::Assert, "a backup was chosen that is not there")),
+    }
+}
+
+/// A time without zone is meant, and was taken for the choice, as this host's; the server would take it as its own. So it
+/// is told the offset.
+fn with_instant(recovery: RecoveryOptions, zone: &TimeZone) -> RecoveryOptions {
+    let Some(text) = recovery.target.as_deref().filter(|_| recovery.recovery_type == RecoveryType::Time) else {
+        return recovery;
+    };
+    match read_time(text, zone) {
+        Ok(time) => {
+            tracing::info!("recovery target time is {}, which is {}", time.text, time.instant);
+            RecoveryOptions { target: Some(time.text), ..recovery }
+        }
+        Err(_) => {
+            let text = text.escape_debug();
+            tracing::warn!("the target time '{text}' is left to the server, which reads it in its own time zone");
+            recovery
+        }
     }
 }
 

@@ -128,6 +128,22 @@ impl Target {
 /// # Errors
 /// `Format`.
 pub(super) fn parse_time(text: &str, zone: &TimeZone) -> Result<i64> {
+    Ok(read_time(text, zone)?.instant.as_second())
+}
+
+/// A target time as it was understood.
+pub(super) struct TargetTime {
+    /// The moment.
+    pub(super) instant: Timestamp,
+    /// The same for the server: what was given, and the offset if that was not given.
+    pub(super) text: String,
+}
+
+/// As [`parse_time`], with fractions of seconds, and in a form that every server reads the same.
+///
+/// # Errors
+/// `Format`.
+pub(super) fn read_time(text: &str, zone: &TimeZone) -> Result<TargetTime> {
     let bad = || {
         let text = text.escape_debug();
         Error::refused(
@@ -142,8 +158,14 @@ pub(super) fn parse_time(text: &str, zone: &TimeZone) -> Result<i64> {
         None => (clock, ""),
     };
     let time: DateTime = format!("{date}T{}", clock.trim()).parse().map_err(|_| bad())?;
-    let zone = if offset.is_empty() { zone.clone() } else { TimeZone::fixed(parse_offset(offset).ok_or_else(bad)?) };
-    Ok(zone.to_timestamp(time).map_err(|_| bad())?.as_second())
+    if !offset.is_empty() {
+        let zone = TimeZone::fixed(parse_offset(offset).ok_or_else(bad)?);
+        return Ok(TargetTime { instant: zone.to_timestamp(time).map_err(|_| bad())?, text: text.to_owned() });
+    }
+    let zoned = zone.to_zoned(time).map_err(|_| bad())?;
+    // An hour that the clocks skip has moved; what is written is what was taken.
+    let text = zoned.strftime("%Y-%m-%d %H:%M:%S%.f%:z").to_string();
+    Ok(TargetTime { instant: zoned.timestamp(), text })
 }
 
 /// `Z`, `+HH`, `+HHMM` or `+HH:MM`.

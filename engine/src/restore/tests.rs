@@ -2,6 +2,7 @@
 
 mod content;
 mod crash;
+mod fallback;
 mod guards;
 mod links;
 mod selection;

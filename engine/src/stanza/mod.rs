@@ -9,10 +9,12 @@
 
 mod delete;
 mod probe;
+mod rebuild;
 #[cfg(test)]
 mod tests;
 
 pub use delete::{DeleteOptions, Deleted, WhenRunning, delete};
+pub use rebuild::rebuild_history;
 
 use crate::clock::Clock;
 use crate::crypto::{Scope, SessionSealer};

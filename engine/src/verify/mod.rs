@@ -5,7 +5,8 @@
 //! recovery windows that end early. Objects that no backup uses are counted; they are no damage.
 //!
 //! Order: the catalogue first, then the index, then packs, so that whatever a backup of the catalogue needs was there
-//! when it was looked for. Backups that vanish meanwhile are not reported. Writes nothing to the repository.
+//! when it was looked for. Backups that vanish meanwhile are not reported. Nothing is written to the repository but a marker for each
+//! damaged pack, which keeps later backups from building on it.
 //!
 //! Threads: `jobs` workers, each with one pack or archived file in memory; besides them some 60 bytes a pack, a byte for
 //! each chunk of the backups being walked, and the local index. The index is on disk if the repository has a cache.
@@ -76,6 +77,7 @@ pub fn run(
         let place = repository.store().describe();
         return Err(Error::refused(Kind::FileMissing, format!("stanza '{unknown}' does not exist in {place}")));
     }
+    let referring = records::referring(repository, &findings)?;
     let mut targets = catalogue(repository, &chosen, options, &findings)?;
     // 2. Keys and records.
     records::check(repository, &chosen, &findings, cancel)?;
@@ -88,6 +90,7 @@ pub fn run(
     observer.begin("verify packs", packs.bytes());
     packs.scan(options.jobs, &findings, observer, cancel)?;
     observer.end();
+    let marked = packs.mark(&findings)?;
     // 5. Manifests.
     walk(repository, &index, &packs, &mut targets, options.jobs, &findings, cancel)?;
     // 6. WAL.
@@ -95,7 +98,9 @@ pub fn run(
     for stanza in &chosen {
         gaps.extend(check_wal(repository, stanza, &mut targets, options, &findings, observer, cancel)?);
     }
-    // 7. What has gone meanwhile was not damaged.
+    // 7. Sessions that ended without a word. Of all stanzas, as a reference record does not say whose it is.
+    records::warn_of_unended(repository, &all, referring, &findings)?;
+    // 8. What has gone meanwhile was not damaged.
     retain_visible(repository, &mut targets)?;
     let manifests_read =
         targets.iter().all(|t| !t.verdict.problems.iter().any(|p| matches!(p, BackupProblem::Manifest { .. })));
@@ -104,6 +109,7 @@ pub fn run(
     report.backups = targets.into_iter().map(|t| t.verdict).collect();
     report.backups.sort_by(|a, b| (&a.stanza, &a.label).cmp(&(&b.stanza, &b.label)));
     report.gaps = gaps;
+    report.marked = marked;
     Ok(report)
 }
 
@@ -129,6 +135,15 @@ fn catalogue(
         let (backups, problems) = repository.backups_readable(stanza)?;
         for problem in problems {
             findings.failure(&layout::backups(stanza), problem)?;
+        }
+        for prefix in [layout::backups(stanza), layout::stanza_histories(stanza)] {
+            repository.store().list(&prefix, Depth::All, &mut |l| {
+                let ours = layout::parse_backup(stanza, &l.key).is_some()
+                    || layout::parse_stanza_history(stanza, &l.key).is_some();
+                if !ours {
+                    findings.warn(format!("'{}' is not part of a repository", l.key));
+                }
+            })?;
         }
         let wanted = |b: &Backup| options.set.is_none_or(|set| b.label == set);
         targets.extend(backups.into_iter().filter(wanted).map(|backup| Target {
@@ -192,12 +207,22 @@ fn check_wal(
     cancel: &Cancel,
 ) -> Result<Vec<WalGap>> {
     let history = match repository.stanza_history(stanza) {
-        Ok(history) => history,
+        Ok(history) => Some(history),
         Err(e) => {
             findings.failure(&layout::stanza_histories(stanza), e)?;
-            Vec::new()
+            None
         }
     };
+    let named = targets.iter().filter(|t| t.stanza == stanza).map(|t| t.backup.history_id);
+    let lost: BTreeSet<u32> =
+        named.filter(|id| history.as_ref().is_some_and(|all| all.iter().all(|h| h.id != *id))).collect();
+    let history = history.unwrap_or_default();
+    for id in lost {
+        let name = layout::stanza_history(stanza, id);
+        let detail = "backups belong to this entry; without it nothing can be backed up or archived, nor WAL be fetched. \
+                      Put the object back from a copy of the repository, or have 'repair history' make it anew";
+        findings.damage(&name, Flaw::Missing, detail);
+    }
     let mut archives: BTreeSet<String> = repository.wal_archives(stanza)?.into_iter().collect();
     archives
         .extend(targets.iter().filter(|t| t.stanza == stanza && t.backup.wal.is_some()).map(|t| t.backup.archive_id()));

@@ -7,19 +7,23 @@
 use super::index::lookup;
 use super::report::{Findings, Flaw, Garbage, flaw_of};
 use super::workers;
+use crate::crypto::CryptoError;
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::observe::{Cancel, Counter, Observer};
 use crate::pack::{PackDomain, parse_footer, scope_tag};
 use crate::repository::{ChunkSource, Repository};
 use crate::store::{Depth, Range, StoreError};
-use crate::{Kind, Result};
+use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::index::{DOMAIN_DATA, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::{Footer, FooterEntry};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// What the system says of a sector that cannot be read.
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// What was seen of a pack.
 enum Scan {
@@ -51,6 +55,14 @@ pub(super) struct Packs {
     data: Arc<ChunkSource>,
     /// Chunks of opaque packs that were read.
     probed: Mutex<HashMap<(PackId, u16), bool>>,
+    /// Packs on which nothing more may be built, and packs in which everything was read and is whole.
+    verdicts: Mutex<Verdicts>,
+}
+
+#[derive(Default)]
+struct Verdicts {
+    damaged: BTreeSet<PackId>,
+    whole: HashSet<PackId>,
 }
 
 impl Packs {
@@ -80,6 +92,7 @@ impl Packs {
             repository: Arc::clone(repository),
             index: Arc::clone(index),
             probed: Mutex::default(),
+            verdicts: Mutex::default(),
         })
     }
 
@@ -113,6 +126,10 @@ impl Packs {
             // Taken by garbage collection since it was listed. If a backup needs it, its manifest will tell.
             Err(StoreError::NotFound { .. }) => return Ok(Scan::Gone),
             Err(e) => {
+                // A sector that the disk cannot read; what else keeps from reading says nothing of the pack.
+                if matches!(&e, StoreError::Io { source, .. } if source.raw_os_error() == Some(EIO)) {
+                    self.distrust(pack.id);
+                }
                 findings.failure(&name, e.into())?;
                 return Ok(Scan::Opaque);
             }
@@ -121,12 +138,27 @@ impl Packs {
             c.packs += 1;
             c.pack_bytes += bytes.len() as u64;
         });
-        if *blake3::hash(&bytes).as_bytes() != pack.id.0 {
+        let authentic = *blake3::hash(&bytes).as_bytes() == pack.id.0;
+        if !authentic {
+            self.distrust(pack.id);
             findings.damage(&name, Flaw::Damaged, "its bytes do not have the hash that is its name");
         }
         match parse_footer(&self.repository, pack.id, &mut bytes) {
-            Ok((facts, footer)) => self.scan_chunks(&name, &mut bytes, facts, &footer, findings, cancel),
+            Ok((facts, footer)) => {
+                let scan = self.scan_chunks(&name, &mut bytes, facts, &footer, findings, cancel)?;
+                match &scan {
+                    Scan::Read { bad, .. } if !bad.is_empty() => self.distrust(pack.id),
+                    Scan::Read { .. } if authentic => {
+                        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).whole.insert(pack.id);
+                    }
+                    _ => {}
+                }
+                Ok(scan)
+            }
             Err(e) => {
+                if e.kind() != Kind::FeatureNotSupported {
+                    self.distrust(pack.id);
+                }
                 findings.failure(&name, e)?;
                 Ok(Scan::Opaque)
             }
@@ -160,6 +192,15 @@ impl Packs {
                 }
                 // Without the session's key none of them opens; saying so once is enough.
                 Err(error) if opened == 0 && matches!(error.kind(), Kind::FileMissing | Kind::Crypto) => {
+                    // A key that is not for reading, or not of that epoch, says nothing of the pack; a wrap that was seen
+                    // damaged does, whatever its epoch seems to be now.
+                    let of_role = matches!(
+                        error.root(),
+                        Error::Crypto(CryptoError::RoleLacks { .. } | CryptoError::NoEpoch { .. })
+                    );
+                    if !of_role || findings.concerns(&format!("sk/{}/", facts.session)) {
+                        self.distrust(facts.pack);
+                    }
                     let (flaw, detail) = flaw_of(error)?;
                     let key = format!("sk/{}", facts.session);
                     findings.damage(&key, flaw, format!("no chunk of '{name}' can be opened: {detail}"));
@@ -189,6 +230,39 @@ impl Packs {
             c.plain_bytes += plain;
         });
         Ok(Scan::Read { chunks: footer.entries.len(), bad })
+    }
+
+    fn distrust(&self, pack: PackId) {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).damaged.insert(pack);
+    }
+
+    /// Leaves a marker for every damaged pack, so that no later backup builds on it, and takes those of packs that are
+    /// whole again. Returns how many packs are marked now of those read. A store that cannot be written is a warning.
+    pub(super) fn mark(&self, findings: &Findings) -> Result<u64> {
+        let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.repository.marked_packs()?;
+        for pack in known.iter().filter(|p| verdicts.whole.contains(p)) {
+            if let Err(e) = self.repository.unmark_pack(*pack) {
+                let name = layout::bad_pack(*pack);
+                findings.warn(format!("'{}' is whole again, but '{name}' stays: {}", layout::pack(*pack), e.chain()));
+            }
+        }
+        let mut marked = 0;
+        for pack in &verdicts.damaged {
+            if !known.contains(pack)
+                && let Err(e) = self.repository.mark_pack(*pack)
+            {
+                let text = format!(
+                    "{} damaged packs cannot be marked, so later backups may build on them: {}",
+                    verdicts.damaged.len() as u64 - marked,
+                    e.chain()
+                );
+                findings.warn(text);
+                break;
+            }
+            marked += 1;
+        }
+        Ok(marked)
     }
 
     /// Whether a chunk that a backup uses can be read, and where it is. Marks its pack as used.

@@ -13,14 +13,16 @@ use pgkeep_formats::repo::keyrecord::{EpochRecord, WrapPurpose, WrapRecord};
 use pgkeep_formats::repo::keyslot::Slot;
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::{Generation, SessionOpen};
+use std::collections::BTreeSet;
 
 /// What may be at the top of a repository. `packs/`, `idx/`, `backups/`, `stanzas/` and `wal/` are looked into elsewhere.
-const TOP: [&str; 15] = [
+const TOP: [&str; 16] = [
     layout::FORMAT,
     "keys/",
     "sk/",
     layout::PACKS,
     layout::INDEX,
+    layout::BAD_PACKS,
     layout::REFS,
     layout::SESSIONS,
     layout::STANZAS,
@@ -42,7 +44,7 @@ pub(super) fn check(repository: &Repository, stanzas: &[String], findings: &Find
         }
     })?;
     let mut prefixes: Vec<String> =
-        ["keys/", "sk/", layout::SESSIONS, layout::GENERATIONS, "pins/"].map(str::to_owned).into();
+        ["keys/", "sk/", layout::SESSIONS, layout::GENERATIONS, layout::BAD_PACKS, "pins/"].map(str::to_owned).into();
     prefixes
         .extend(stanzas.iter().flat_map(|s| [layout::expired_of(s), layout::annotations_of(s), layout::traces_of(s)]));
     for prefix in prefixes {
@@ -57,6 +59,49 @@ pub(super) fn check(repository: &Repository, stanzas: &[String], findings: &Find
                 Err(Error::Store(StoreError::NotFound { .. })) => {}
                 Err(e) => findings.failure(&name, e)?,
             }
+        }
+    }
+    Ok(())
+}
+
+/// The sessions that have a reference record, which is written just before the commit.
+pub(super) fn referring(repository: &Repository, findings: &Findings) -> Result<Vec<SessionId>> {
+    let mut sessions = Vec::new();
+    repository.store().list(layout::REFS, Depth::All, &mut |l| match l
+        .key
+        .strip_prefix(layout::REFS)
+        .and_then(|id| SessionId::parse(id).ok())
+    {
+        Some(session) => sessions.push(session),
+        None => findings.warn(format!("'{}' is not part of a repository", l.key)),
+    })?;
+    Ok(sessions)
+}
+
+/// Tells of sessions that were about to commit and left neither commit nor fence: a backup that was interrupted in that
+/// moment, or a record that was deleted. `stanzas` are all there are.
+pub(super) fn warn_of_unended(
+    repository: &Repository,
+    stanzas: &[String],
+    referring: Vec<SessionId>,
+    findings: &Findings,
+) -> Result<()> {
+    let mut unended: BTreeSet<SessionId> = referring.into_iter().collect();
+    for stanza in stanzas {
+        repository.store().list(&layout::backups(stanza), Depth::All, &mut |l| {
+            if let Some(session) = layout::parse_backup(stanza, &l.key) {
+                unended.remove(&session);
+            }
+        })?;
+    }
+    for session in unended {
+        let name = layout::refs(session);
+        // An expired backup's go with it, in that order.
+        if repository.store().get(&name, Range::Tail { len: 1 }).is_ok() {
+            findings.warn(format!(
+                "'{name}' is of a session that neither committed nor was fenced: a backup that was interrupted at its end, \
+                 or one whose record was deleted"
+            ));
         }
     }
     Ok(())
@@ -92,6 +137,8 @@ fn check_one(repository: &Repository, name: &str) -> Result<bool> {
             let generation = Generation::decode(&bytes).map_err(Error::damaged(name))?;
             same(name, layout::generation(generation.number) == name)
         }
+        // Its name says it all.
+        ["bad", _] => Ok(layout::parse_bad_pack(name).is_some()),
         ["pins", id, _] if session(id) => open(ObjectKind::Pin, Scope::Repo).map(|_| true),
         ["expired", _, id] if session(id) => open(ObjectKind::Expired, Scope::Repo).map(|_| true),
         ["annotations", stanza, id, n] if session(id) && number(n, 10) => {

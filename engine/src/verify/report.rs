@@ -55,11 +55,20 @@ pub enum BackupProblem {
         /// Last missing segment.
         last: String,
     },
-    /// Its reference record is missing, damaged or lacks a chunk: garbage collection could take what it needs.
+    /// Its reference record is missing, damaged or lacks a chunk: garbage collection could take what it needs. Until then
+    /// it can be restored.
     References {
         /// Why.
         detail: String,
     },
+}
+
+impl BackupProblem {
+    /// True if the backup cannot be restored, or not in whole.
+    #[must_use]
+    pub fn hinders_restore(&self) -> bool {
+        !matches!(self, Self::References { .. })
+    }
 }
 
 /// A recovery window that ends early: WAL beyond the gap is archived, but cannot be reached from this backup.
@@ -80,7 +89,7 @@ pub struct BackupVerdict {
     pub stanza: String,
     /// Its label.
     pub label: String,
-    /// Why it cannot be restored; empty if it can.
+    /// Why it cannot be restored, or not for long; empty if all is well.
     pub problems: Vec<BackupProblem>,
     /// Where recovery from it ends early.
     pub windows: Vec<WindowHit>,
@@ -165,11 +174,21 @@ pub struct VerifyReport {
     pub backups: Vec<BackupVerdict>,
     /// Gaps in the WAL.
     pub gaps: Vec<WalGap>,
+    /// Packs that were read and are marked as damaged: later backups store again what they held.
+    pub marked: u64,
     /// What is not used; none if only a part of the repository was verified, or manifests could not be read.
     pub garbage: Option<Garbage>,
 }
 
 impl VerifyReport {
+    /// True if something that was stored is gone or is not what was stored; missing WAL alone is not that, for it may
+    /// never have been archived.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        let not_wal = |p: &BackupProblem| !matches!(p, BackupProblem::Wal { .. });
+        self.damage_total > 0 || self.backups.iter().any(|b| b.problems.iter().any(not_wal))
+    }
+
     /// True if everything is there and whole.
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -214,6 +233,12 @@ impl Findings {
         let flaw = flaw_of(error)?;
         self.damage(object, flaw.0, flaw.1);
         Ok(())
+    }
+
+    /// True if an object whose name begins so was found damaged.
+    pub(super) fn concerns(&self, prefix: &str) -> bool {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        found.damage.iter().any(|d| d.object.starts_with(prefix))
     }
 
     pub(super) fn warn(&self, text: String) {
@@ -261,15 +286,5 @@ pub(super) fn flaw_of(error: Error) -> Result<(Flaw, String)> {
         (Error::Store(_), _) | (_, Kind::FeatureNotSupported | Kind::Crypto) => Flaw::Unreadable,
         _ => Flaw::Damaged,
     };
-    Ok((flaw, chain(&error)))
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    Ok((flaw, error.chain()))
 }

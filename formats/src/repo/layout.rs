@@ -11,6 +11,8 @@ pub const KEY_SLOTS: &str = "keys/slot/";
 pub const KEY_EPOCHS: &str = "keys/epoch/";
 /// Prefix of packs.
 pub const PACKS: &str = "packs/";
+/// Prefix of markers of damaged packs.
+pub const BAD_PACKS: &str = "bad/";
 /// Prefix of index segments.
 pub const INDEX: &str = "idx/";
 /// Prefix of wrapped session keys.
@@ -44,6 +46,20 @@ pub fn key_epoch(epoch: u32) -> String {
     format!("{KEY_EPOCHS}{epoch:010}")
 }
 
+/// The number in an epoch's object key.
+#[must_use]
+pub fn parse_key_epoch(key: &str) -> Option<u32> {
+    let n = key.strip_prefix(KEY_EPOCHS)?.parse().ok()?;
+    (key_epoch(n) == key).then_some(n)
+}
+
+/// The slot of an object key.
+#[must_use]
+pub fn parse_key_slot(key: &str) -> Option<SlotId> {
+    let id = SlotId::parse(key.strip_prefix(KEY_SLOTS)?).ok()?;
+    (key_slot(id) == key).then_some(id)
+}
+
 /// A session's data key, wrapped for an epoch.
 #[must_use]
 pub fn session_key(session: SessionId, epoch: u32) -> String {
@@ -70,6 +86,22 @@ pub fn parse_pack(key: &str) -> Option<PackId> {
     let (prefix, name) = key.strip_prefix(PACKS)?.split_once('/')?;
     let id = PackId::parse(name).ok()?;
     (format!("{:02x}", id.0[0]) == prefix).then_some(id)
+}
+
+/// What a marker of a damaged pack holds: magic, then version 1 and 0. Nothing goes by it.
+pub const BAD_PACK_MARK: &[u8; 8] = b"PGKD\x01\0\0\0";
+
+/// The marker of a pack that was found damaged.
+#[must_use]
+pub fn bad_pack(id: PackId) -> String {
+    format!("{BAD_PACKS}{id}")
+}
+
+/// The pack that an object key marks as damaged.
+#[must_use]
+pub fn parse_bad_pack(key: &str) -> Option<PackId> {
+    let id = PackId::parse(key.strip_prefix(BAD_PACKS)?).ok()?;
+    (bad_pack(id) == key).then_some(id)
 }
 
 /// An index segment of a session.
@@ -118,6 +150,13 @@ pub fn stanza_history(stanza: &str, id: u32) -> String {
     format!("{STANZAS}{stanza}/history/{id:010}")
 }
 
+/// The number in the object key of an entry of a stanza's cluster history.
+#[must_use]
+pub fn parse_stanza_history(stanza: &str, key: &str) -> Option<u32> {
+    let n = key.strip_prefix(&stanza_histories(stanza))?.parse().ok()?;
+    (stanza_history(stanza, n) == key).then_some(n)
+}
+
 /// Prefix of a stanza's commit and fence records.
 #[must_use]
 pub fn backups(stanza: &str) -> String {
@@ -128,6 +167,13 @@ pub fn backups(stanza: &str) -> String {
 #[must_use]
 pub fn backup(stanza: &str, session: SessionId) -> String {
     format!("backups/{stanza}/{session}")
+}
+
+/// The session in the object key of a commit or fence record.
+#[must_use]
+pub fn parse_backup(stanza: &str, key: &str) -> Option<SessionId> {
+    let session = SessionId::parse(key.strip_prefix(&backups(stanza))?).ok()?;
+    (backup(stanza, session) == key).then_some(session)
 }
 
 /// Prefix of a stanza's markers of expired backups.
@@ -216,6 +262,18 @@ mod tests {
         let (s, i) = (SessionId([1; 16]), IndexId([2; 32]));
         assert_eq!(parse_index_segment(&index_segment(s, 7, i)), Some((s, 7, i)));
         assert_eq!(parse_generation(&generation(12)), Some(12));
+        assert_eq!(parse_bad_pack(&bad_pack(p)), Some(p));
+        assert_eq!(parse_backup("demo", &backup("demo", s)), Some(s));
+        assert_eq!(parse_stanza_history("demo", &stanza_history("demo", 3)), Some(3));
+        assert_eq!(parse_key_epoch(&key_epoch(2)), Some(2));
+        assert_eq!(parse_key_slot(&key_slot(SlotId([7; 16]))), Some(SlotId([7; 16])));
+        for stray in [".nfs0000000000000001", "", "+1", &backup("demo", s)] {
+            assert_eq!(parse_bad_pack(&format!("{BAD_PACKS}{stray}")), None);
+            assert_eq!(parse_backup("demo", &format!("backups/demo/{stray}")), None);
+            assert_eq!(parse_stanza_history("demo", &format!("stanzas/demo/history/{stray}")), None);
+            assert_eq!(parse_key_epoch(&format!("{KEY_EPOCHS}{stray}")), None);
+            assert_eq!(parse_key_slot(&format!("{KEY_SLOTS}{stray}")), None);
+        }
         assert_eq!(
             wal("demo", "15-1", "000000010000000000000003"),
             "wal/demo/15-1/0000000100000000/000000010000000000000003"

@@ -2,19 +2,22 @@
 //!
 //! A descriptor names a directory whatever it is called by now, so renames invalidate nothing. A file opened by name is
 //! compared with the backing inode its node has; a name that leads elsewhere is not followed.
+//!
+//! The kernel has checked a request against the file's mode before it arrives here, so the mode must not hinder what is
+//! then done: reading a file may mean to fill it in, though its mode lets nobody write. Where this process is not root
+//! it lends itself the right for the moment of opening; nobody looks at modes meanwhile ([`Backing::modes`]).
 
-use super::base::{BaseFile, Maps};
+use super::base::{BaseFile, Shared};
 use super::nodes::{FileState, Node, Nodes, OpenFile, ROOT};
 use super::state::{BASE_ATTRIBUTE, FileTable};
 use crate::errno::{Outcome, chain, system};
 use fuser::{Errno, FileAttr, FileType, INodeNo};
-use pgkeep_engine::view::Snapshot;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 /// Directories kept open; a PGDATA has a few dozen that matter.
@@ -30,9 +33,9 @@ pub(super) struct Backing {
     root: Arc<OwnedFd>,
     directories: Mutex<Directories>,
     table: FileTable,
-    page_size: u32,
-    snapshot: Arc<dyn Snapshot>,
-    maps: Arc<Maps>,
+    shared: Arc<Shared>,
+    /// Held for writing while a file's mode is changed, for reading while modes are looked at.
+    modes: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -42,24 +45,26 @@ struct Directories {
 }
 
 impl Backing {
-    pub(super) fn new(
-        root: OwnedFd,
-        dirty_at_start: bool,
-        table: FileTable,
-        page_size: u32,
-        snapshot: Arc<dyn Snapshot>,
-        maps: Arc<Maps>,
-    ) -> std::io::Result<Self> {
+    pub(super) fn new(root: OwnedFd, dirty_at_start: bool, table: FileTable, shared: Shared) -> std::io::Result<Self> {
         let stat = rustix::fs::fstat(&root)?;
         Ok(Self {
             nodes: Nodes::new(stat.st_ino, dirty_at_start),
             root: Arc::new(root),
             directories: Mutex::default(),
             table,
-            page_size,
-            snapshot,
-            maps,
+            shared: Arc::new(shared),
+            modes: RwLock::new(()),
         })
+    }
+
+    /// While this is held every file has its own mode.
+    pub(super) fn modes(&self) -> RwLockReadGuard<'_, ()> {
+        self.modes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While this is held nobody else looks at modes or changes them. No other lock is taken meanwhile.
+    pub(super) fn modes_alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.modes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn root(&self) -> &OwnedFd {
@@ -120,12 +125,14 @@ impl Backing {
     pub(super) fn stat(&self, number: u64) -> Outcome<Stat> {
         let node = self.nodes.get(number)?;
         if let Some(open) = node.file.as_ref().and_then(|file| opened(file)) {
+            let _modes = self.modes();
             return rustix::fs::fstat(&open.file).map_err(system);
         }
         if number == ROOT {
             return rustix::fs::fstat(&*self.root).map_err(system);
         }
         self.named(&node, |parent, name| {
+            let _modes = self.modes();
             let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
             Ok((stat.st_ino, stat))
         })
@@ -160,47 +167,86 @@ impl Backing {
             drop(slot);
             return Ok((state, open));
         }
-        let (file, is_writable) = self.named(&node, |parent, name| {
-            // Appending, direct and synchronous modes are the kernel's and ours to honour, per request.
-            let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            let (fd, is_writable) = match rustix::fs::openat(parent, name, flags | OFlags::RDWR, Mode::empty()) {
-                Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) if !writable => {
-                    (rustix::fs::openat(parent, name, flags | OFlags::RDONLY, Mode::empty())?, false)
-                }
-                other => (other?, true),
-            };
-            let backing = rustix::fs::fstat(&fd)?.st_ino;
-            Ok((backing, (File::from(fd), is_writable)))
-        })?;
+        let Pair { open, mark } =
+            self.named(&node, |parent, name| self.open_named(parent, name, node.backing, writable))?;
         if state.base.get().is_none() {
-            let base = self.load_base(&file)?;
+            let base = self.load_base(&open.file, mark)?;
             state.base.get_or_init(|| base);
         }
-        let open = Arc::new(OpenFile { file, writable: is_writable });
+        let open = Arc::new(open);
         *slot = Arc::downgrade(&open);
         drop(slot);
         Ok((state, open))
+    }
+
+    /// Opens a file by name, twice if it is base-backed, and tells its inode. For writing if that is possible: reading a
+    /// page may mean to fill it in.
+    fn open_named(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        inode: u64,
+        writable: bool,
+    ) -> rustix::io::Result<(u64, Pair)> {
+        let by_name = |access| rustix::fs::openat(parent, name, access | HOW | OFlags::NOFOLLOW, Mode::empty());
+        match pair(&by_name, Access::ReadWrite) {
+            Err(rustix::io::Errno::ACCESS) => {}
+            Err(rustix::io::Errno::PERM | rustix::io::Errno::ROFS) if !writable => {
+                return pair(&by_name, Access::Read);
+            }
+            other => return other,
+        }
+        if !writable
+            && let Ok((inode, pair)) = pair(&by_name, Access::Read)
+            && pair.mark.is_none()
+        {
+            return Ok((inode, pair));
+        }
+        self.with_rights(parent, name, inode, |by_path| pair(by_path, Access::ReadWrite))
+    }
+
+    /// Runs `act` while the owner, who this process is, may read and write the file.
+    fn with_rights<T>(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        inode: u64,
+        act: impl FnOnce(&dyn Fn(OFlags) -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        let _alone = self.modes_alone();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&handle)?;
+        if stat.st_ino != inode {
+            return Err(rustix::io::Errno::NOENT);
+        }
+        let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let chmod = |mode| rustix::fs::chmod(&path, Mode::from_raw_mode(mode));
+        let mode = stat.st_mode & 0o7777;
+        chmod(mode | 0o600).map_err(|_| rustix::io::Errno::ACCESS)?;
+        let result = act(&|access| rustix::fs::open(&path, access | HOW, Mode::empty()));
+        chmod(mode)?;
+        result
+    }
+
+    /// The open file of a node that has one.
+    pub(super) fn opened(&self, node: &Node) -> Option<Arc<OpenFile>> {
+        node.file.as_ref().and_then(|file| opened(file))
     }
 
     /// Takes over a file that was just created: it has no base.
     pub(super) fn adopt(&self, number: u64, file: File) -> Outcome<(Arc<FileState>, Arc<OpenFile>)> {
         let state = self.nodes.file(number)?;
         state.base.get_or_init(|| None);
-        let open = Arc::new(OpenFile { file, writable: true });
+        let open = Arc::new(OpenFile { file, witness: None, writable: true });
         *state.open.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&open);
         Ok((state, open))
     }
 
-    fn load_base(&self, file: &File) -> Outcome<Option<Arc<BaseFile>>> {
-        let mut text = [0u8; NUMBER_BYTES_MAX];
-        let bytes = match rustix::fs::fgetxattr(file, BASE_ATTRIBUTE, &mut text) {
-            Ok(bytes) => bytes,
-            Err(rustix::io::Errno::NODATA) => return Ok(None),
-            Err(error) => return Err(system(error)),
-        };
-        let entry = text
-            .get(..bytes)
-            .and_then(|text| std::str::from_utf8(text).ok())
+    fn load_base(&self, file: &File, mark: Option<Vec<u8>>) -> Outcome<Option<Arc<BaseFile>>> {
+        let Some(mark) = mark else { return Ok(None) };
+        let entry = std::str::from_utf8(&mark)
+            .ok()
             .and_then(|text| text.parse().ok())
             .and_then(|number| self.table.get(number));
         let Some(entry) = entry else {
@@ -208,8 +254,7 @@ impl Backing {
             return Err(Errno::EIO);
         };
         let size = file.metadata().map_err(crate::errno::io)?.len();
-        let (snapshot, maps) = (Arc::clone(&self.snapshot), Arc::clone(&self.maps));
-        match BaseFile::load(entry, self.page_size, size, snapshot, maps) {
+        match BaseFile::load(entry, size, Arc::clone(&self.shared)) {
             Ok(base) => Ok(Some(Arc::new(base))),
             Err(error) => {
                 tracing::error!("cannot read the page map of '{}': {}", entry.path, chain(&error));
@@ -217,6 +262,50 @@ impl Backing {
             }
         }
     }
+}
+
+/// How files are opened: appending, direct and synchronous modes are the kernel's and ours to honour, per request.
+const HOW: OFlags = OFlags::CLOEXEC.union(OFlags::NONBLOCK);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    ReadWrite,
+}
+
+/// What [`pair`] finds.
+struct Pair {
+    open: OpenFile,
+    /// The base-backed file's number as it is stored.
+    mark: Option<Vec<u8>>,
+}
+
+/// Opens a file by `open`, twice if it is base-backed, and tells its inode.
+fn pair(open: &dyn Fn(OFlags) -> rustix::io::Result<OwnedFd>, access: Access) -> rustix::io::Result<(u64, Pair)> {
+    let flags = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    };
+    let file = File::from(open(flags)?);
+    let inode = rustix::fs::fstat(&file)?.st_ino;
+    // Now: reading an attribute later takes the right to read then.
+    let mut text = [0u8; NUMBER_BYTES_MAX];
+    let mark = match rustix::fs::fgetxattr(&file, BASE_ATTRIBUTE, &mut text) {
+        Ok(bytes) => Some(text.iter().take(bytes).copied().collect::<Vec<_>>()),
+        Err(rustix::io::Errno::NODATA) => None,
+        Err(error) => return Err(error),
+    };
+    let witness = match mark {
+        Some(_) => Some(File::from(open(OFlags::RDONLY)?)),
+        None => None,
+    };
+    if let Some(witness) = &witness
+        && rustix::fs::fstat(witness)?.st_ino != inode
+    {
+        // Renamed in between; another of its names may do, or the caller tries again.
+        return Err(rustix::io::Errno::STALE);
+    }
+    Ok((inode, Pair { open: OpenFile { file, witness, writable: access == Access::ReadWrite }, mark }))
 }
 
 fn opened(state: &FileState) -> Option<Arc<OpenFile>> {

@@ -2,40 +2,59 @@
 //!
 //! # State
 //! `limit` is the smallest size the file ever had. Bytes at and above it never come from the base, so a file that is
-//! truncated and extended reads zeros. Below it each page is *absent* (its content is the base's) or *present* (its
-//! content is the sparse file's). Pages only ever become present, `limit` only ever shrinks.
+//! truncated and extended reads zeros; it only ever shrinks. Below it a page is
+//! - *absent*: its content is the base's;
+//! - *fetched*: the base's bytes were written to the sparse file, and not seen on the disk yet. It counts as present in
+//!   memory only: for the next session it is absent;
+//! - *written*: the server's bytes are in the sparse file, and `present` says so;
+//! - *durable*: the sparse file was synced since the page became one of the two, and `durable` says so too.
 //!
 //! # Order of writes, and why nothing acknowledged is lost
 //! There are two maps on disk, `present` and `durable`, of the same layout (bytes cut off the base, then the bits).
-//! - A page becomes present: data `pwrite`, bit set in memory, word `pwrite` into `present`, then the request is
-//!   answered. All of it is in the page cache, so the death of this process at any point loses at most a request that
-//!   was not answered; its page is absent and reads as before.
-//! - A fetched page is written only while it is still absent, under the fill lock; a writer that turns an absent page
-//!   into a present one holds the same lock. So base bytes never overwrite newer ones.
-//! - `fsync`: copy the bits and the limit, sync the data, write the copy into `durable`, sync that. A bit in `durable`
-//!   therefore implies durable bytes.
+//! - The server writes: data `pwrite`, word `pwrite` into `present`, bits set in memory, then the request is answered.
+//!   All of it is in the page cache, so the death of this process at any point loses at most a request that was not
+//!   answered; its page reads as before.
+//! - A fetched page is written only while it is still absent, under the fill lock; a writer that turns a page into a
+//!   written one holds the same lock. So base bytes never overwrite newer ones.
+//! - A sync, the server's or the background's ([`super::settle`]): copy the bits and the limit, sync the data, write the
+//!   copy into `durable`, sync that, then into `present`. A bit in `durable` therefore implies durable bytes, and one in
+//!   `present` durable bytes or the server's.
 //! - Truncation: `ftruncate`, then the limit. After a death in between the limit is above the size and is lowered when
 //!   the file is next loaded, before anything can extend it.
-//! - The next session ([`super::recover`]) trusts `present` in the same boot or after an orderly end; after a power cut
-//!   it starts from `durable`. Pages written but not fsynced are then the base's or, if their bit was durable, whatever
-//!   reached the disk: what any file system promises, and what PostgreSQL's WAL repairs. They are never zeros.
+//! - The next session ([`super::recover`]) trusts `present` in the same boot or after an orderly end, if no write failed;
+//!   else it starts from `durable`. Pages written but not fsynced are then the base's or, if their bit was durable,
+//!   whatever reached the disk: what any file system promises, and what PostgreSQL's WAL repairs. Never zeros.
 //!
 //! # Failures
-//! A fetch that fails is EIO for that request and is tried again by the next. A failed sync is remembered for ever: the
-//! kernel forgets it, PostgreSQL must not.
+//! A fetch that fails is EIO for that request and is tried again by the next.
+//!
+//! Once a page could not be written to the disk, the page cache may hold anything of it ([`super::disk`]), and nobody
+//! can tell which page it was. So when a sync or a look at the file's note of failures finds one, only durable pages
+//! are trusted (`base/trust.rs`): fetched ones are absent and fetched again, also if they are read before any sync, for
+//! every read of a page that is not durable ends with such a look. If the server had written anything that is not
+//! durable the file has failed for ever: syncs and writes are EIO, and reads of everything but durable pages too. The
+//! kernel forgets a failure once it was told, PostgreSQL must not.
+//!
+//! Locks are taken in the order `syncing`, `verdict`, `fill`.
+
+mod trust;
 
 use super::bitmap::Bitmap;
+use super::disk::Disk;
+use super::nodes::OpenFile;
+use super::recover::Doubt;
+use super::settle::Queue;
 use super::state::{BLOCK_HEADER_BYTES, BaseEntry};
 use crate::errno::{self, Outcome, chain};
 use fuser::Errno;
 use pgkeep_engine::view::{Content, Snapshot};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// One miss fetches its neighbourhood: chunks are up to this large, and scans ask for what follows anyway.
 const FETCH_BYTES: u64 = 1 << 20;
@@ -44,53 +63,119 @@ const FETCH_BYTES: u64 = 1 << 20;
 pub(super) struct Maps {
     pub(super) present: File,
     pub(super) durable: File,
+    /// Set for ever by a failed sync of `durable`, which is told once though the words of many files may be lost.
+    failed: Mutex<bool>,
+}
+
+impl Maps {
+    pub(super) fn new(present: File, durable: File) -> Self {
+        Self { present, durable, failed: Mutex::new(false) }
+    }
+
+    /// Writes into `durable`, durably.
+    fn record(&self, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let mut failed = lock(&self.failed);
+        if *failed {
+            return Err(std::io::Error::other("the map of durable pages could not be written before"));
+        }
+        let result = self.durable.write_all_at(bytes, at).and_then(|()| self.durable.sync_data());
+        *failed = result.is_err();
+        result
+    }
+}
+
+/// What all base-backed files of a clone have in common.
+pub(super) struct Shared {
+    pub(super) page_size: u32,
+    pub(super) snapshot: Arc<dyn Snapshot>,
+    pub(super) maps: Arc<Maps>,
+    pub(super) disk: Box<dyn Disk>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) doubt: Arc<Doubt>,
 }
 
 /// See the module's header.
 pub(super) struct BaseFile {
     entry: BaseEntry,
     page: u64,
+    /// Pages that are not absent.
     bits: Bitmap,
+    /// Pages that `present` has: the written and the durable ones.
+    stored: Bitmap,
+    durable: Bitmap,
     limit: AtomicU64,
-    /// Held while an absent page is filled and while the limit changes.
+    /// Held while an absent page is filled and while the limit or the stored maps change.
     fill: Mutex<()>,
-    /// True if `durable` may lack something that `present` has.
+    /// True if `durable` may lack something that memory has.
     unrecorded: AtomicBool,
+    /// True if the server may have changed something since the last successful sync.
+    changed: AtomicBool,
+    /// Changes the server has begun and has finished.
+    begun: AtomicU64,
+    done: AtomicU64,
+    /// One sync at a time: a second one must not return before the first has recorded.
+    syncing: Mutex<()>,
+    /// Held from asking for failures until their consequences are visible.
+    verdict: Mutex<()>,
+    /// Counts the times that pages which are not durable were given up.
+    generation: AtomicU64,
+    failed: AtomicBool,
+    /// True once the failure at hand was logged.
+    told: AtomicBool,
+    /// Keeps the file open while it waits for the background's sync.
+    anchor: Mutex<Option<Arc<OpenFile>>>,
+    queued: AtomicBool,
+    settling: AtomicBool,
     flights: Mutex<HashSet<u64>>,
     landed: Condvar,
     content: OnceLock<Arc<dyn Content>>,
-    snapshot: Arc<dyn Snapshot>,
-    maps: Arc<Maps>,
+    shared: Arc<Shared>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BaseFile {
-    /// Loads the map of the file `entry`, whose sparse file has `size` bytes now.
-    pub(super) fn load(
-        entry: &BaseEntry,
-        page_size: u32,
-        size: u64,
-        snapshot: Arc<dyn Snapshot>,
-        maps: Arc<Maps>,
-    ) -> std::io::Result<Self> {
-        let page = u64::from(page_size);
+    /// Loads the maps of the file `entry`, whose sparse file has `size` bytes now.
+    pub(super) fn load(entry: &BaseEntry, size: u64, shared: Arc<Shared>) -> std::io::Result<Self> {
+        let page = u64::from(shared.page_size);
         let pages = entry.size.div_ceil(page);
-        let bytes = BLOCK_HEADER_BYTES + Bitmap::stored_bytes(pages);
-        let mut block = vec![0u8; usize::try_from(bytes).map_err(std::io::Error::other)?];
-        maps.present.read_exact_at(&mut block, entry.block)?;
-        let (header, words) = block.split_first_chunk::<8>().ok_or(std::io::ErrorKind::UnexpectedEof)?;
-        let limit = entry.size.saturating_sub(u64::from_le_bytes(*header));
+        let bytes = usize::try_from(BLOCK_HEADER_BYTES + Bitmap::stored_bytes(pages)).map_err(std::io::Error::other)?;
+        let read = |map: &File| -> std::io::Result<(u64, Bitmap)> {
+            let mut block = vec![0u8; bytes];
+            map.read_exact_at(&mut block, entry.block)?;
+            let (header, words) = block.split_first_chunk::<8>().ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            Ok((u64::from_le_bytes(*header), Bitmap::from_bytes(pages, words)))
+        };
+        let (cut, stored) = read(&shared.maps.present)?;
+        let (cut_durably, durable) = read(&shared.maps.durable)?;
+        stored.add_all(&durable);
+        let limit = entry.size.saturating_sub(cut.max(cut_durably));
         let base = Self {
             entry: entry.clone(),
             page,
-            bits: Bitmap::from_bytes(pages, words),
+            bits: stored.snapshot(),
+            stored,
+            durable,
             limit: AtomicU64::new(limit),
             fill: Mutex::new(()),
             unrecorded: AtomicBool::new(true),
+            changed: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            syncing: Mutex::new(()),
+            verdict: Mutex::new(()),
+            generation: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+            anchor: Mutex::new(None),
+            queued: AtomicBool::new(false),
+            settling: AtomicBool::new(false),
             flights: Mutex::new(HashSet::new()),
             landed: Condvar::new(),
             content: OnceLock::new(),
-            snapshot,
-            maps,
+            shared,
         };
         if size < limit {
             base.lower_limit(size)?;
@@ -118,12 +203,18 @@ impl BaseFile {
         if self.bits.is_full() { 0 } else { self.limit() }
     }
 
-    /// Fetches what is absent of `range`. Blocks on the store.
-    pub(super) fn ensure(&self, file: &File, range: Range<u64>) -> Outcome<()> {
+    /// Fetches what is absent of `range`. Blocks on the store. EROFS if nothing can be kept in the sparse file.
+    pub(super) fn ensure(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
         while let Some(page) = self.bits.first_absent(self.pages(range.clone())) {
+            if self.has_failed() {
+                return Err(Errno::EIO);
+            }
+            if !open.writable {
+                return Err(Errno::EROFS);
+            }
             let region = page * self.page / FETCH_BYTES;
             if let Some(_flight) = self.take_off(region) {
-                self.fetch(file, region)?;
+                self.fetch(open, region)?;
             }
         }
         Ok(())
@@ -131,7 +222,7 @@ impl BaseFile {
 
     /// Claims a region for fetching; `None` if another thread had it and is done by now.
     fn take_off(&self, region: u64) -> Option<Flight<'_>> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = lock(&self.flights);
         if flights.insert(region) {
             return Some(Flight { base: self, region });
         }
@@ -141,7 +232,7 @@ impl BaseFile {
         None
     }
 
-    fn fetch(&self, file: &File, region: u64) -> Outcome<()> {
+    fn fetch(self: &Arc<Self>, open: &Arc<OpenFile>, region: u64) -> Outcome<()> {
         let bytes = region * FETCH_BYTES..(region + 1) * FETCH_BYTES;
         let pages = self.pages(bytes);
         let Some(first) = self.bits.first_absent(pages.clone()) else { return Ok(()) };
@@ -156,7 +247,17 @@ impl BaseFile {
             tracing::error!("cannot fetch bytes {start}..{stop} of '{}': {}", self.entry.path, chain(&error));
             Errno::EIO
         })?;
-        let _fill = self.fill.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.fill_in(&open.file, start, &buffer);
+        // Also if it stopped half way: what it has written is present.
+        self.enqueue(open);
+        result
+    }
+
+    /// Writes what is still absent of the base's bytes from `start`.
+    fn fill_in(&self, file: &File, start: u64, buffer: &[u8]) -> Outcome<()> {
+        let _fill = lock(&self.fill);
+        let stop = start + buffer.len() as u64;
+        let times = self.times(file);
         // The limit may have shrunk and pages may have been written since the fetch began.
         let pages = self.pages(start..stop);
         let mut from = pages.start;
@@ -167,9 +268,49 @@ impl BaseFile {
             let within = usize::try_from(at - start).ok().zip(usize::try_from(upto - start).ok());
             let bytes = within.and_then(|(at, upto)| buffer.get(at..upto)).ok_or(Errno::EIO)?;
             file.write_all_at(bytes, at).map_err(errno::io)?;
-            self.mark(run)?;
+            self.bits.set(run);
+            self.unrecorded.store(true, Ordering::Release);
+        }
+        if let Some(times) = times {
+            self.restore_times(file, &times);
         }
         Ok(())
+    }
+
+    /// The time of the last change, if no change by the server is under way. The fill lock is held.
+    fn times(&self, file: &File) -> Option<Quiet> {
+        let begun = self.begun.load(Ordering::Acquire);
+        if self.done.load(Ordering::Acquire) != begun {
+            return None;
+        }
+        let stat = rustix::fs::fstat(file).ok()?;
+        let modified = Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).ok()? };
+        Some(Quiet { begun, modified })
+    }
+
+    /// Fetching is not a change: the file keeps its time, unless the server changed it meanwhile.
+    fn restore_times(&self, file: &File, quiet: &Quiet) {
+        let is_quiet = || self.begun.load(Ordering::Acquire) == quiet.begun;
+        if !is_quiet() {
+            return;
+        }
+        let omit = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+        let set = |last_modification| {
+            let times = Timestamps { last_access: omit(UTIME_OMIT), last_modification };
+            if let Err(error) = rustix::fs::futimens(file, &times) {
+                tracing::debug!("cannot keep the time of '{}': {error}", self.entry.path);
+            }
+        };
+        set(quiet.modified);
+        if !is_quiet() {
+            set(omit(UTIME_NOW));
+        }
+    }
+
+    /// Runs `change` on the file's facts while no fetch puts back what it found.
+    pub(super) fn with_facts<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _fill = lock(&self.fill);
+        change()
     }
 
     /// Fills `buffer` from `offset` without keeping what is fetched, for when the disk is full. Bytes at and above the
@@ -189,12 +330,12 @@ impl BaseFile {
         Ok(())
     }
 
-    /// The runs of absent pages in `range`.
-    pub(super) fn absent(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    /// The runs of pages in `range` whose content is the base's, kept or not.
+    pub(super) fn unchanged(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let pages = self.pages(range);
         let mut runs = Vec::new();
         let mut from = pages.start;
-        while let Some(run) = self.bits.absent_run(from..pages.end) {
+        while let Some(run) = self.stored.absent_run(from..pages.end) {
             from = run.end;
             runs.push(run);
         }
@@ -205,7 +346,7 @@ impl BaseFile {
         let content = match self.content.get() {
             Some(content) => content,
             None => {
-                let content = self.snapshot.open(&self.entry.path)?;
+                let content = self.shared.snapshot.open(&self.entry.path)?;
                 self.content.get_or_init(|| content)
             }
         };
@@ -221,15 +362,16 @@ impl BaseFile {
         Ok(())
     }
 
-    /// Stores the words with the new bits, then sets them. The fill lock is held, so no older word can overwrite a newer
-    /// one; if storing fails the pages are still absent.
+    /// Stores the words with the new bits of pages the server wrote, then sets them. The fill lock is held, so no older
+    /// word can overwrite a newer one; if storing fails the pages are for the next session what they were.
     fn mark(&self, pages: Range<u64>) -> Outcome<()> {
-        if self.bits.covers(pages.clone()) {
+        if self.stored.covers(pages.clone()) {
             return Ok(());
         }
-        let (first, bytes) = self.bits.to_bytes_with(pages.clone());
+        let (first, bytes) = self.stored.to_bytes_with(pages.clone());
         let at = self.entry.block + BLOCK_HEADER_BYTES + first * 8;
-        self.maps.present.write_all_at(&bytes, at).map_err(errno::io)?;
+        self.shared.maps.present.write_all_at(&bytes, at).map_err(errno::io)?;
+        self.stored.set(pages.clone());
         self.bits.set(pages);
         self.unrecorded.store(true, Ordering::Release);
         Ok(())
@@ -244,73 +386,108 @@ impl BaseFile {
     }
 
     /// Replaces `range` by what `change` does to the sparse file: a write, a hole, zeros.
-    fn replace(&self, file: &File, range: Range<u64>, change: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
-        let touched = self.pages(range.clone());
-        if self.bits.covers(touched.clone()) {
-            return change();
+    fn replace(
+        self: &Arc<Self>,
+        open: &Arc<OpenFile>,
+        range: Range<u64>,
+        change: impl FnOnce() -> Outcome<()>,
+    ) -> Outcome<()> {
+        if self.has_failed() {
+            return Err(Errno::EIO);
         }
-        let covered = self.covered(&range);
-        // Pages of which something remains are fetched first: at most the first and the last.
-        for page in [touched.start, touched.end - 1] {
-            if !covered.contains(&page) {
-                self.ensure(file, page * self.page..page * self.page + 1)?;
+        self.changing(open, || {
+            if self.stored.covers(self.pages(range.clone())) {
+                self.changed.store(true, Ordering::Release);
+                change()
+            } else {
+                self.take_over(open, range, change)
+            }
+        })
+    }
+
+    /// Runs a change by the server, which notes in `changed` that it begins, so that a failure that comes meanwhile is
+    /// taken for one of it; here it is noted again, for a sync that ran meanwhile may have missed it.
+    fn changing<T>(self: &Arc<Self>, open: &Arc<OpenFile>, change: impl FnOnce() -> T) -> T {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        let result = change();
+        self.changed.store(true, Ordering::Release);
+        self.done.fetch_add(1, Ordering::AcqRel);
+        self.enqueue(open);
+        result
+    }
+
+    fn take_over(
+        self: &Arc<Self>,
+        open: &Arc<OpenFile>,
+        range: Range<u64>,
+        change: impl FnOnce() -> Outcome<()>,
+    ) -> Outcome<()> {
+        loop {
+            let touched = self.pages(range.clone());
+            let covered = self.covered(&range);
+            // Pages of which something remains are fetched first: at most the first and the last.
+            let edges = [touched.start, touched.end.saturating_sub(1)];
+            let kept: Vec<_> =
+                edges.into_iter().filter(|page| touched.contains(page) && !covered.contains(page)).collect();
+            for page in &kept {
+                self.ensure(open, page * self.page..page * self.page + 1)?;
+            }
+            let generation = self.generation();
+            if kept.iter().any(|page| !self.durable.covers(*page..page + 1)) {
+                self.check(open);
+            }
+            let _fill = lock(&self.fill);
+            let are_there = kept.iter().all(|page| self.bits.covers(*page..page + 1));
+            if self.has_failed() {
+                return Err(Errno::EIO);
+            }
+            if are_there && self.generation() == generation {
+                self.changed.store(true, Ordering::Release);
+                change()?;
+                return self.mark(touched);
             }
         }
-        let _fill = self.fill.lock().unwrap_or_else(PoisonError::into_inner);
-        change()?;
-        self.mark(covered.start..covered.end.min(touched.end))
     }
 
     /// Writes all of `data`. A page that was absent and is only partly written when this fails stays absent.
-    pub(super) fn write(&self, file: &File, offset: u64, data: &[u8]) -> Outcome<()> {
+    pub(super) fn write(self: &Arc<Self>, open: &Arc<OpenFile>, offset: u64, data: &[u8]) -> Outcome<()> {
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
-        self.replace(file, offset..end, || file.write_all_at(data, offset).map_err(errno::io))
+        self.replace(open, offset..end, || open.file.write_all_at(data, offset).map_err(errno::io))
     }
 
     /// Makes `range` read as zeros, by `mode`, which punches a hole or zeroes.
-    pub(super) fn clear(&self, file: &File, range: Range<u64>, mode: FallocateFlags) -> Outcome<()> {
-        self.replace(file, range.clone(), || {
-            rustix::fs::fallocate(file, mode, range.start, range.end - range.start).map_err(errno::system)
+    pub(super) fn clear(
+        self: &Arc<Self>,
+        open: &Arc<OpenFile>,
+        range: Range<u64>,
+        mode: FallocateFlags,
+    ) -> Outcome<()> {
+        self.replace(open, range.clone(), || {
+            rustix::fs::fallocate(&open.file, mode, range.start, range.end - range.start).map_err(errno::system)
         })
     }
 
     /// Sets the size.
-    pub(super) fn truncate(&self, file: &File, size: u64) -> Outcome<()> {
-        let _fill = self.fill.lock().unwrap_or_else(PoisonError::into_inner);
-        file.set_len(size).map_err(errno::io)?;
-        if size < self.limit() { self.lower_limit(size).map_err(errno::io) } else { Ok(()) }
+    pub(super) fn truncate(self: &Arc<Self>, open: &Arc<OpenFile>, size: u64) -> Outcome<()> {
+        self.changing(open, || {
+            let _fill = lock(&self.fill);
+            self.changed.store(true, Ordering::Release);
+            open.file.set_len(size).map_err(errno::io)?;
+            if size < self.limit() { self.lower_limit(size).map_err(errno::io) } else { Ok(()) }
+        })
     }
 
     fn lower_limit(&self, size: u64) -> std::io::Result<()> {
         self.limit.store(size, Ordering::Release);
         self.unrecorded.store(true, Ordering::Release);
-        self.maps.present.write_all_at(&(self.entry.size - size).to_le_bytes(), self.entry.block)
+        self.shared.maps.present.write_all_at(&(self.entry.size - size).to_le_bytes(), self.entry.block)
     }
+}
 
-    /// Runs `sync` on the data and then records as durable what was present before it ran. The caller lets one thread in
-    /// at a time: a second one must not return before the first has recorded.
-    pub(super) fn sync(&self, sync: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
-        if !self.unrecorded.swap(false, Ordering::AcqRel) {
-            return sync();
-        }
-        let result = self.sync_and_record(sync);
-        if result.is_err() {
-            self.unrecorded.store(true, Ordering::Release);
-        }
-        result
-    }
-
-    fn sync_and_record(&self, sync: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
-        let block = {
-            let _fill = self.fill.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut block = (self.entry.size - self.limit()).to_le_bytes().to_vec();
-            block.extend_from_slice(&self.bits.to_bytes());
-            block
-        };
-        sync()?;
-        self.maps.durable.write_all_at(&block, self.entry.block).map_err(errno::io)?;
-        self.maps.durable.sync_data().map_err(errno::io)
-    }
+/// A file's time, and the changes the server had begun when it was taken.
+struct Quiet {
+    begun: u64,
+    modified: Timespec,
 }
 
 /// A region being fetched; the others are let in when it is dropped, also by a panic.
@@ -321,7 +498,10 @@ struct Flight<'a> {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.base.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.region);
+        lock(&self.base.flights).remove(&self.region);
         self.base.landed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Which pages of a base-backed file are present in the clone: one bit a page, in memory.
 //!
-//! Bits are only ever set. Any thread may call anything; who needs "absent, so I write" to be one step holds the
+//! Bits are set one by one and cleared all at once, by [`Bitmap::become_equal`]. Any thread may call anything; who needs "absent, so I write" to be one step holds the
 //! file's fill lock (see [`super::base`]).
 
 use std::ops::Range;
@@ -121,6 +121,38 @@ impl Bitmap {
         new != 0
     }
 
+    /// Adds the pages of another map of the same bound.
+    pub(super) fn add_all(&self, other: &Self) {
+        for (word, added) in self.words.iter().zip(&other.words) {
+            let added = added.load(Ordering::Acquire);
+            let before = word.fetch_or(added, Ordering::AcqRel);
+            self.present.fetch_add(u64::from((added & !before).count_ones()), Ordering::AcqRel);
+        }
+    }
+
+    /// Takes the pages of another map of the same bound and drops all others. Nobody may set bits meanwhile.
+    pub(super) fn become_equal(&self, other: &Self) {
+        // First the number, so that a map that is no longer full is not taken for one.
+        self.present.store(0, Ordering::Release);
+        let mut present = 0;
+        for (word, wanted) in self.words.iter().zip(&other.words) {
+            let wanted = wanted.load(Ordering::Acquire);
+            word.store(wanted, Ordering::Release);
+            present += u64::from(wanted.count_ones());
+        }
+        self.present.store(present, Ordering::Release);
+    }
+
+    /// Pages present.
+    pub(super) fn present_pages(&self) -> u64 {
+        self.present.load(Ordering::Acquire)
+    }
+
+    /// A copy as of now.
+    pub(super) fn snapshot(&self) -> Self {
+        Self::from_bytes(self.pages, &self.to_bytes())
+    }
+
     fn word(&self, number: u64) -> u64 {
         usize::try_from(number).ok().and_then(|at| self.words.get(at)).map_or(0, |word| word.load(Ordering::Acquire))
     }
@@ -171,6 +203,20 @@ mod tests {
             let again = Bitmap::from_bytes(pages, &bytes);
             prop_assert!((0..pages).all(|page| again.covers(page..page + 1) == model.contains(&page)));
         }
+    }
+
+    #[test]
+    fn maps_are_added_and_taken_over() {
+        let (a, b) = (Bitmap::from_bytes(130, &[]), Bitmap::from_bytes(130, &[]));
+        a.set(0..65);
+        b.set(64..130);
+        a.add_all(&b);
+        assert!(a.is_full() && a.snapshot().is_full());
+        a.become_equal(&b);
+        assert!(!a.is_full() && a.covers(64..130));
+        assert_eq!(a.absent_run(0..130), Some(0..64));
+        a.set(0..64);
+        assert!(a.is_full());
     }
 
     #[test]

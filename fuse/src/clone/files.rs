@@ -2,6 +2,7 @@
 
 use super::backing::Backing;
 use super::base::BaseFile;
+use super::disk::Disk as _;
 use super::nodes::{FileState, OpenFile};
 use crate::errno::{Outcome, io, system};
 use fuser::{Errno, TimeOrNow};
@@ -12,6 +13,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
+
+/// How often a read is tried again when the disk fails, before it is answered from the backup alone.
+const READ_TRIES: u32 = 2;
 
 /// An open file of the kernel.
 #[derive(Clone)]
@@ -38,8 +42,8 @@ pub(super) struct Facts {
 }
 
 impl Handle {
-    fn base(&self) -> Option<&BaseFile> {
-        self.state.base.get().and_then(|base| base.as_deref())
+    fn base(&self) -> Option<&Arc<BaseFile>> {
+        self.state.base.get().and_then(Option::as_ref)
     }
 
     fn file(&self) -> &File {
@@ -55,18 +59,36 @@ impl Handle {
     pub(super) fn read(&self, offset: u64, size: u32) -> Outcome<Vec<u8>> {
         let range = offset..offset.saturating_add(u64::from(size));
         let Some(base) = self.base() else { return self.read_native(offset, size) };
-        match base.ensure(self.file(), range.clone()) {
-            Ok(()) => self.read_native(offset, size),
-            // Reading goes on when nothing more can be kept. Which pages are absent is asked first: one that becomes
-            // present meanwhile reads as it was before, never as a hole.
-            Err(full) if matches!(full.code(), libc::ENOSPC | libc::EDQUOT) => {
-                let absent = base.absent(range);
-                let mut bytes = self.read_native(offset, size)?;
-                base.overlay(&absent, offset, &mut bytes)?;
-                Ok(bytes)
+        for _ in 0..READ_TRIES {
+            let generation = base.generation();
+            match base.ensure(&self.open, range.clone()) {
+                Ok(()) => {
+                    let bytes = self.read_native(offset, size)?;
+                    if base.vouches(&self.open, range.clone(), generation) {
+                        return Ok(bytes);
+                    }
+                }
+                // Reading goes on when nothing more can be kept.
+                Err(full) if matches!(full.code(), libc::ENOSPC | libc::EDQUOT | libc::EROFS) => break,
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
+        self.read_around(base, offset, size)
+    }
+
+    /// Reads without keeping what is fetched. Which pages are the base's is asked first: one that is written meanwhile
+    /// reads as it was before, never as a hole.
+    fn read_around(&self, base: &BaseFile, offset: u64, size: u32) -> Outcome<Vec<u8>> {
+        let range = offset..offset.saturating_add(u64::from(size));
+        let unchanged = base.unchanged(range.clone());
+        let generation = base.generation();
+        let mut bytes = self.read_native(offset, size)?;
+        // Pages the server wrote are all that counts here of what was read.
+        if !base.vouches(&self.open, range, generation) && base.has_failed() {
+            return Err(Errno::EIO);
+        }
+        base.overlay(&unchanged, offset, &mut bytes)?;
+        Ok(bytes)
     }
 
     fn read_native(&self, offset: u64, size: u32) -> Outcome<Vec<u8>> {
@@ -88,7 +110,7 @@ impl Handle {
     /// Writes all of `data`, and syncs if the file was opened so.
     pub(super) fn write(&self, offset: u64, data: &[u8], flags: i32) -> Outcome<()> {
         let result = match self.base() {
-            Some(base) => base.write(self.file(), offset, data),
+            Some(base) => base.write(&self.open, offset, data),
             None => self.file().write_all_at(data, offset).map_err(io),
         };
         self.state.touch_data();
@@ -104,7 +126,7 @@ impl Handle {
 
     pub(super) fn truncate(&self, size: u64) -> Outcome<()> {
         let result = match self.base() {
-            Some(base) => base.truncate(self.file(), size),
+            Some(base) => base.truncate(&self.open, size),
             None => self.file().set_len(size).map_err(io),
         };
         self.state.touch_data();
@@ -120,7 +142,7 @@ impl Handle {
             return Err(Errno::EOPNOTSUPP);
         }
         let result = match self.base() {
-            Some(base) if flags.intersects(clearing) => base.clear(self.file(), offset..end, flags),
+            Some(base) if flags.intersects(clearing) => base.clear(&self.open, offset..end, flags),
             _ => rustix::fs::fallocate(self.file(), flags, offset, length).map_err(system),
         };
         self.state.touch_data();
@@ -134,7 +156,7 @@ impl Handle {
         if start >= size {
             return Err(Errno::ENXIO);
         }
-        let opaque = self.base().map_or(0, BaseFile::opaque_bytes).min(size);
+        let opaque = self.base().map_or(0, |base| base.opaque_bytes()).min(size);
         let found = match whence {
             libc::SEEK_DATA if start < opaque => start,
             libc::SEEK_DATA => self.seek_native(SeekFrom::Data(start))?,
@@ -154,7 +176,7 @@ impl Handle {
     pub(super) fn sync(&self, scope: SyncScope) -> Outcome<()> {
         let state = &self.state;
         let _one_at_a_time = state.sync.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.failed.load(Ordering::Acquire) {
+        if state.failed.load(Ordering::Acquire) || self.base().is_some_and(|base| base.has_failed()) {
             return Err(Errno::EIO);
         }
         let data = state.dirty_data.swap(false, Ordering::AcqRel);
@@ -162,10 +184,10 @@ impl Handle {
         if !data && !facts {
             return Ok(());
         }
-        let sync = || if facts { self.file().sync_all() } else { self.file().sync_data() }.map_err(io);
+        let scope = if facts { SyncScope::DataAndFacts } else { SyncScope::Data };
         let result = match self.base() {
-            Some(base) => base.sync(sync),
-            None => sync(),
+            Some(base) => base.sync(&self.open, scope),
+            None => super::disk::Kernel.sync(self.file(), scope).map_err(io),
         };
         if let Err(error) = result {
             state.failed.store(true, Ordering::Release);
@@ -178,18 +200,28 @@ impl Handle {
 /// Sets mode, owner and times of any inode.
 pub(super) fn set_facts(backing: &Backing, number: u64, facts: &Facts) -> Outcome<()> {
     let node = backing.nodes.get(number)?;
-    if let Some(state) = &node.file {
-        let (_, open) = backing.open(number, false)?;
-        let result = set_by_descriptor(&open.file, facts);
+    if let Some(state) = &node.file
+        && let Some(open) = backing.opened(&node)
+    {
+        let set = || {
+            let _alone = backing.modes_alone();
+            set_by_descriptor(&open.file, facts)
+        };
+        let result = match state.base.get().and_then(Option::as_ref) {
+            Some(base) => base.with_facts(set),
+            None => set(),
+        };
         state.touch_facts();
         return result;
     }
-    let directory = backing.directory(number);
-    if let Ok(directory) = directory {
-        let result = set_by_descriptor(&*directory, facts);
-        return result;
+    if node.file.is_none()
+        && let Ok(directory) = backing.directory(number)
+    {
+        return set_by_descriptor(&*directory, facts);
     }
-    backing.named(&node, |parent, name| {
+    // Not opened for this: a file's mode may forbid that to its owner, who may change the mode all the same.
+    let result = backing.named(&node, |parent, name| {
+        let _alone = backing.modes_alone();
         let handle =
             rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let backing = rustix::fs::fstat(&handle)?.st_ino;
@@ -197,7 +229,11 @@ pub(super) fn set_facts(backing: &Backing, number: u64, facts: &Facts) -> Outcom
             set_by_name(parent, name, facts)?;
         }
         Ok((backing, ()))
-    })
+    });
+    if let Some(state) = &node.file {
+        state.touch_facts();
+    }
+    result
 }
 
 fn set_by_descriptor(fd: impl std::os::fd::AsFd, facts: &Facts) -> Outcome<()> {
@@ -215,7 +251,7 @@ fn set_by_descriptor(fd: impl std::os::fd::AsFd, facts: &Facts) -> Outcome<()> {
     }
 }
 
-/// For links, pipes and sockets, which cannot be opened for this.
+/// For what is not open, and for links, pipes and sockets, which cannot be opened for this.
 fn set_by_name(parent: &OwnedFd, name: &std::ffi::OsStr, facts: &Facts) -> rustix::io::Result<()> {
     if facts.uid.is_some() || facts.gid.is_some() {
         let (uid, gid) = owner(facts);

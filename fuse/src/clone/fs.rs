@@ -253,7 +253,10 @@ impl Filesystem for CloneFs {
         guard("getattr", || {
             let open = handle.and_then(|handle| self.file(handle).ok());
             let stat = match open {
-                Some(handle) => rustix::fs::fstat(&handle.open.file).map_err(system),
+                Some(handle) => {
+                    let _modes = self.backing.modes();
+                    rustix::fs::fstat(&handle.open.file).map_err(system)
+                }
                 None => self.backing.stat(number.0),
             };
             attr(reply, stat.and_then(|stat| attributes(number.0, &stat)));

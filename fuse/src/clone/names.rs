@@ -5,6 +5,7 @@
 use super::backing::{Backing, attributes};
 use super::identity::Identity;
 use super::nodes::{LastName, Link, Regular};
+use super::tablespaces;
 use crate::errno::{Outcome, system};
 use crate::owner::Owner;
 use fuser::{Errno, FileAttr};
@@ -49,11 +50,17 @@ impl Names {
     /// The inode of a name; `None` if there is no such name.
     pub(super) fn lookup(&self, backing: &Backing, parent: u64, name: &OsStr) -> Outcome<Option<FileAttr>> {
         let directory = backing.directory(parent)?;
-        match rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let found = {
+            let _modes = backing.modes();
+            rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        };
+        match found {
             Ok(stat) => {
                 let number = backing.nodes.looked_up(Link::new(parent, name), stat.st_ino, regular(&stat));
                 attributes(number, &stat).map(Some)
             }
+            // An error is not remembered by the kernel, an answer is.
+            Err(rustix::io::Errno::NOENT) if tablespaces::may_appear(backing, parent, name) => Err(Errno::ENOENT),
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(system(error)),
         }
@@ -119,7 +126,13 @@ impl Names {
         Ok(self.make(backing, new, |parent| rustix::fs::mknodat(parent, new.name, kind, mode, 0))?.0)
     }
 
+    /// Makes a link. One that makes a tablespace leads into the clone, whatever its target, see `clone/tablespaces.rs`.
     pub(super) fn symlink(&self, backing: &Backing, new: &New<'_>, target: &Path) -> Outcome<FileAttr> {
+        if tablespaces::is_link(backing, new.parent, new.name) {
+            let inside = tablespaces::make(backing, new.name, new.owner)?;
+            let link = |parent: &OwnedFd| rustix::fs::symlinkat(inside.as_str(), parent, new.name);
+            return Ok(self.make(backing, new, link)?.0);
+        }
         Ok(self.make(backing, new, |parent| rustix::fs::symlinkat(target, parent, new.name))?.0)
     }
 
@@ -127,6 +140,9 @@ impl Names {
         let _changing = self.change();
         let node = backing.nodes.get(number)?;
         let directory = backing.directory(parent)?;
+        if node.file.is_none() && tablespaces::is_link(backing, parent, name) {
+            return Err(Errno::EXDEV);
+        }
         backing.named(&node, |from, from_name| {
             let stat = rustix::fs::statat(from, from_name, AtFlags::SYMLINK_NOFOLLOW)?;
             if stat.st_ino == node.backing {
@@ -175,6 +191,15 @@ impl Names {
         let (old, new) = (backing.directory(from.0)?, backing.directory(to.0)?);
         let moved = facts(&old, from.1)?;
         let replaced = facts(&new, to.1).ok();
+        let is_tablespace = |place: (u64, &OsStr)| tablespaces::is_link(backing, place.0, place.1);
+        let comes_in = |stat: &Stat, from, to| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::Symlink && is_tablespace(to) && !is_tablespace(from)
+        };
+        let exchanged = replaced.as_ref().filter(|_| flags.contains(RenameFlags::EXCHANGE));
+        if comes_in(&moved, from, to) || exchanged.is_some_and(|other| comes_in(other, to, from)) {
+            // Nobody looked at its target when it was made. Told so, who moves it makes it anew at its new place.
+            return Err(Errno::EXDEV);
+        }
         rustix::fs::renameat_with(&*old, from.1, &*new, to.1, flags).map_err(system)?;
         if replaced.is_some_and(|replaced| replaced.st_ino == moved.st_ino) {
             // Two names of one inode: the system did nothing.

@@ -20,6 +20,9 @@ pub(super) const ROOT: u64 = 1;
 /// One open backing file, shared by all handles of a node.
 pub(super) struct OpenFile {
     pub(super) file: File,
+    /// The same file opened once more, for base-backed ones: a failed write is told once to each, so that one can be
+    /// asked while the other is being synced (see [`super::disk`]).
+    pub(super) witness: Option<File>,
     pub(super) writable: bool,
 }
 
@@ -67,6 +70,8 @@ impl FileState {
         self.dirty_data.load(Ordering::Acquire)
             || self.dirty_facts.load(Ordering::Acquire)
             || self.failed.load(Ordering::Acquire)
+            // A second state of the same file would know nothing of the pages that are not stored as present yet.
+            || self.base.get().and_then(Option::as_ref).is_some_and(|base| base.is_unsettled())
             // Whoever holds this lock is opening the file; waiting for it here would lock in the wrong order.
             || self.open.try_lock().map_or(true, |open| open.strong_count() > 0)
     }

@@ -3,18 +3,25 @@
 //! | the last session | the host and the file system since | what is trusted |
 //! |---|---|---|
 //! | ended in order | any | `present`: it was made durable |
-//! | died | stayed up | `present`: the page cache still has it and all data written before it |
+//! | died | stayed up | `present`: the page cache still has it and all data written before it; both are synced first, and if that fails `durable` |
 //! | died | restarted, or mounted anew | `durable`: `present` is overwritten with it before anything is served |
+//! | saw a write or a sync fail, its last ones included | any | `durable` |
 //!
-//! The record of the boot is replaced only after `present` is right and durable, so a death in between repeats it.
+//! The record of the boot is replaced only after `present` is right and durable, so a death in between repeats it. A
+//! failure is recorded by removing that record: the disk that cannot take data may still do that, and one that cannot
+//! must be mounted anew, which is a new boot.
+//!
+//! When serving begins the two maps are equal, and everything in them is on the disk.
 
 use super::base::Maps;
-use super::state::{CloneInfo, FileTable, Layout, SessionState, boot_id, invalid};
+use super::settle::Settler;
+use super::state::{CloneInfo, FileTable, Layout, SessionState, boot_id, invalid, sync_directory};
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes copied at once between the stored maps.
 const COPY_BYTES: usize = 1 << 20;
@@ -27,6 +34,34 @@ pub(super) struct Opened {
     /// Whether the last session may have left writes that are not durable.
     pub(super) dirty: bool,
     pub(super) lock: File,
+}
+
+/// Remembers, beyond this process, that the disk lost something.
+pub(super) struct Doubt {
+    layout: Layout,
+    raised: AtomicBool,
+}
+
+impl Doubt {
+    pub(super) fn new(layout: &Layout) -> Self {
+        Self { layout: layout.clone(), raised: AtomicBool::new(false) }
+    }
+
+    /// From now on only what is known to be durable counts for the next session.
+    pub(super) fn raise(&self) {
+        if self.raised.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let path = self.layout.file("session.json");
+        let removed = std::fs::remove_file(&path).map_err(FileError::at("remove", &path));
+        if let Err(error) = removed.map_err(Error::from).and_then(|()| sync_directory(&self.layout.meta())) {
+            tracing::error!("cannot record that the disk behind the clone failed: {}", crate::errno::chain(&error));
+        }
+    }
+
+    fn is_raised(&self) -> bool {
+        self.raised.load(Ordering::Acquire)
+    }
 }
 
 /// Locks a complete clone and brings its maps to a state that can be trusted.
@@ -44,27 +79,67 @@ pub(super) fn open(layout: &Layout) -> Result<Opened> {
         ));
     }
     let table = FileTable::load(layout, info.page_size)?;
-    let maps = Maps { present: map(layout, "present", &table)?, durable: map(layout, "durable", &table)? };
+    let maps = Maps::new(map(layout, "present", &table)?, map(layout, "durable", &table)?);
     let last = SessionState::load(layout)?;
     let boot = boot_id(layout)?;
-    if !last.clean && last.boot != boot {
-        tracing::info!(
-            "the host went down while clone '{}' was served; pages not synced then are the backup's again",
-            layout.root.display()
-        );
+    let root = layout.root.display();
+    let what_happened = match &last {
+        Some(last) if last.clean => None,
+        _ => {
+            // Also where nothing follows from it: a failure is told once, and this session's end must not be told of it.
+            let synced = sync_all(layout, &maps);
+            match (last.as_ref().map(|last| last.boot == boot), synced) {
+                (Some(true), Ok(())) => {
+                    copy(&maps.present, &maps.durable, &layout.file("durable"))?;
+                    None
+                }
+                (Some(true), Err(error)) => {
+                    let why = crate::errno::chain(&error);
+                    Some(format!("the process that served clone '{root}' died and the disk has failed: {why}"))
+                }
+                (Some(false), _) => Some(format!("the host went down while clone '{root}' was served")),
+                (None, _) => Some(format!("the disk failed while clone '{root}' was served")),
+            }
+        }
+    };
+    if let Some(what_happened) = what_happened {
+        tracing::info!("{what_happened}; pages not synced then are the backup's again");
         copy(&maps.durable, &maps.present, &layout.file("present"))?;
     }
     SessionState { boot, clean: false }.save(layout)?;
-    Ok(Opened { info, table, maps: Arc::new(maps), dirty: !last.clean, lock })
+    let dirty = !last.is_some_and(|last| last.clean);
+    Ok(Opened { info, table, maps: Arc::new(maps), dirty, lock })
 }
 
-/// Makes everything durable and says so. No request may be running.
-pub(super) fn close(layout: &Layout, maps: &Maps) -> Result<()> {
+/// Syncs the file system and `present`; fails also if a write failed before and nobody was told.
+fn sync_all(layout: &Layout, maps: &Maps) -> Result<()> {
     let data = File::open(layout.data()).map_err(FileError::at("open", layout.data()))?;
     rustix::fs::syncfs(&data).map_err(|error| FileError::at("sync", layout.data())(error.into()))?;
     maps.present.sync_all().map_err(FileError::at("sync", layout.file("present")))?;
-    copy(&maps.present, &maps.durable, &layout.file("durable"))?;
-    SessionState { boot: boot_id(layout)?, clean: true }.save(layout)
+    Ok(())
+}
+
+/// Makes everything durable and says so. No request may be running.
+pub(super) fn close(layout: &Layout, maps: &Maps, settler: Settler, doubt: &Doubt) -> Result<()> {
+    settler.finish();
+    let made_durable = || {
+        let synced = sync_all(layout, maps);
+        if doubt.is_raised() {
+            let message = format!(
+                "the disk failed while clone '{}' was served; only what was synced before is kept",
+                layout.root.display()
+            );
+            return Err(Error::refused(Kind::FileWrite, message));
+        }
+        synced?;
+        copy(&maps.present, &maps.durable, &layout.file("durable"))?;
+        SessionState { boot: boot_id(layout)?, clean: true }.save(layout)
+    };
+    let result = made_durable();
+    if result.is_err() {
+        doubt.raise();
+    }
+    result
 }
 
 fn map(layout: &Layout, name: &str, table: &FileTable) -> Result<File> {

@@ -30,9 +30,9 @@ pub(super) const MATERIALISED_BYTES_MAX: u64 = 64 << 10;
 /// Files waiting for a thread.
 const QUEUE_FILES_MAX: usize = 1024;
 /// Where tablespaces live inside PGDATA.
-const TABLESPACES: &str = ".tablespaces";
+pub(super) const TABLESPACES: &str = ".tablespaces";
 /// Written last, as everywhere: without it no server starts.
-const CONTROL_FILE: &str = "global/pg_control";
+pub(super) const CONTROL_FILE: &str = "global/pg_control";
 /// See the module's header.
 const TABLESPACE_MAP: &str = "tablespace_map";
 
@@ -282,7 +282,7 @@ impl Skeleton<'_> {
 
     fn make_sparse(&mut self, path: &str, entry: &Entry, owner: Owner) -> Result<()> {
         let full = self.data_path.join(path);
-        let file = new_file(&self.data, path, entry.mode).map_err(|e| at("create", &full, e))?;
+        let file = new_file(&self.data, path).map_err(|e| at("create", &full, e))?;
         file.set_len(entry.size).map_err(FileError::at("truncate", &full))?;
         let number = self.table.add(&entry.path, entry.size, self.page_size).to_string();
         rustix::fs::fsetxattr(&file, BASE_ATTRIBUTE, number.as_bytes(), XattrFlags::CREATE)
@@ -302,7 +302,7 @@ impl Skeleton<'_> {
         for added in &self.options.write {
             check_path(&added.path)?;
             let full = self.data_path.join(&added.path);
-            let mut file = new_file(&self.data, &added.path, added.mode).map_err(|e| at("create", &full, e))?;
+            let mut file = new_file(&self.data, &added.path).map_err(|e| at("create", &full, e))?;
             file.write_all(&added.bytes).map_err(FileError::at("write", &full))?;
             set(self.as_root, &file, &full, owner, added.mode, now())?;
             self.files += 1;
@@ -360,14 +360,15 @@ fn copy(snapshot: &dyn Snapshot, small: &Small, target: &Target) -> Result<()> {
             return Err(Error::refused(Kind::FileInvalid, message));
         }
     }
-    let mut file = new_file(&target.data, &small.to, small.mode).map_err(|e| at("create", &full, e))?;
+    let mut file = new_file(&target.data, &small.to).map_err(|e| at("create", &full, e))?;
     file.write_all(&bytes).map_err(FileError::at("write", &full))?;
     set(target.as_root, &file, &full, small.owner, small.mode, small.modified)
 }
 
-fn new_file(data: &OwnedFd, path: &str, mode: u32) -> rustix::io::Result<File> {
+fn new_file(data: &OwnedFd, path: &str) -> rustix::io::Result<File> {
+    // An attribute can be set only by who may write; the mode itself comes last, with the other facts.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(data, path, flags, Mode::from_raw_mode(mode & 0o7777)).map(File::from)
+    rustix::fs::openat(data, path, flags, Mode::RUSR | Mode::WUSR).map(File::from)
 }
 
 fn set(as_root: bool, file: &File, path: &Path, owner: Owner, mode: u32, modified: i64) -> Result<()> {

@@ -4,12 +4,13 @@
 //! D/            mode 0700, so that nobody starts PostgreSQL on a skeleton full of holes by mistake
 //!   data/       the skeleton: PGDATA
 //!   meta/
-//!     lock      held by the process that creates or serves the clone
+//!     lock      held by the process that creates or serves the clone; its content marks the directory as a clone
 //!     clone.json    what this is a clone of; written once
 //!     files     table of base-backed files, [`FileTable`]; written once
 //!     present   per base-backed file: bytes removed from its base, then one bit a page; see `super::base`
 //!     durable   the same, as far as it is known to have reached the disk
-//!     session.json  boot the present file belongs to, and whether the last session ended in order
+//!     session.json  boot the present file belongs to, and whether the last session ended in order; absent once the
+//!                   disk has failed, and then only `durable` is trusted
 //!     complete  exists once the skeleton is whole and durable
 //! ```
 
@@ -27,6 +28,11 @@ pub(super) const STATE_VERSION: u64 = 1;
 /// Extended attribute of a base-backed file: its number in the table, in digits. It moves and dies with the inode, so
 /// renames and removals need no bookkeeping and survive crashes exactly as the names do.
 pub(super) const BASE_ATTRIBUTE: &str = "user.pgkeep.base";
+/// Content of `lock`: nobody else's file of that name has it.
+const LOCK_TEXT: &str = "pgkeep clone\n";
+/// Everything `meta` may hold.
+pub(super) const META_NAMES: [&str; 8] =
+    ["lock", "clone.json", "files", "present", "durable", "session.json", "session.json.new", "complete"];
 /// First bytes of `files`.
 const FILES_MAGIC: &[u8; 8] = b"PGKCLN01";
 /// Before a file's bits: 8 bytes, how much of the base was cut off by truncation.
@@ -143,12 +149,16 @@ pub(super) struct SessionState {
 }
 
 impl SessionState {
-    pub(super) fn load(layout: &Layout) -> Result<Self> {
+    /// `None` if there is no record.
+    pub(super) fn load(layout: &Layout) -> Result<Option<Self>> {
         let path = layout.file("session.json");
+        if !path.try_exists().map_err(FileError::at("open", &path))? {
+            return Ok(None);
+        }
         let value = read_json(&path)?;
         let boot = value.get("boot").and_then(Value::as_str).ok_or_else(|| invalid(&path, "'boot' is missing"))?;
         let clean = value.get("clean").and_then(Value::as_bool).ok_or_else(|| invalid(&path, "'clean' is missing"))?;
-        Ok(Self { boot: boot.to_owned(), clean })
+        Ok(Some(Self { boot: boot.to_owned(), clean }))
     }
 
     /// Replaces the record durably.
@@ -255,13 +265,28 @@ pub(super) fn lock(layout: &Layout) -> Result<File> {
     let file =
         File::options().create(true).truncate(false).write(true).open(&path).map_err(FileError::at("open", &path))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            if file.metadata().map_err(FileError::at("stat", &path))?.len() == 0 {
+                (&file).write_all(LOCK_TEXT.as_bytes()).map_err(FileError::at("write", &path))?;
+            }
+            Ok(file)
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::refused(
             Kind::LockAcquire,
             format!("clone '{}' is in use by another process", layout.root.display()),
         )),
         Err(error) => Err(FileError::at("lock", &path)(error.into()).into()),
     }
+}
+
+/// True if `lock` or the record says that this is a clone.
+pub(super) fn is_marked(layout: &Layout) -> bool {
+    let is_lock = std::fs::symlink_metadata(layout.file("lock"))
+        .is_ok_and(|meta| meta.is_file() && meta.len() <= LOCK_TEXT.len() as u64);
+    // Clones of versions before the mark have an empty lock, and a record unless their creation died.
+    is_lock
+        && (std::fs::read(layout.file("lock")).is_ok_and(|text| text == LOCK_TEXT.as_bytes())
+            || CloneInfo::load(layout).is_ok())
 }
 
 /// Syncs a directory, so that the names in it are durable.
@@ -325,7 +350,9 @@ mod tests {
         assert_eq!(CloneInfo::load(&layout).unwrap(), info);
         let session = SessionState { boot: "b".into(), clean: true };
         session.save(&layout).unwrap();
-        assert_eq!(SessionState::load(&layout).unwrap(), session);
+        assert_eq!(SessionState::load(&layout).unwrap(), Some(session));
+        std::fs::remove_file(layout.file("session.json")).unwrap();
+        assert_eq!(SessionState::load(&layout).unwrap(), None);
         let mut table = FileTable::default();
         table.add("base/1/1", 100_000, 8192);
         table.add("base/1/2", 8192 * 65, 8192);

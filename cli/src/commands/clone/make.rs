@@ -5,7 +5,7 @@ use super::{check_apart, mount_options, open, required, stanza, told};
 use crate::commands::Context;
 use crate::daemon::Served;
 use crate::error::Failure;
-use crate::option::{Opt, Settings, restore_command_in};
+use crate::option::{Opt, Settings, restore_command_of_clone};
 use crate::{VERSION, mounts, repos, zone};
 use pgkeep_engine::restore::recovery::{self, OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
@@ -48,19 +48,24 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
 
     let clone = clone_settings(settings, &choice);
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
-    let command = restore_command_in(settings, Some(on_error), &mountpoint)?;
+    let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
-        identity: identity(stanza, &choice, &clone, &mountpoint, asked.recovery.target.as_deref()),
+        identity: identity(stanza, &choice, &clone, &mountpoint),
         owner: owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
-        ..server_files(&*snapshot, &choice, &clone, &command)?
+        ..server_files(&*snapshot, &choice, &clone, &command, &mountpoint)?
     };
     let info = clone::create(&dir, &*snapshot, &options)?;
     let dir = super::canonical(&dir)?;
-    match clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir)) {
+    let serve = || {
+        check_apart(&dir, &mountpoint)?;
+        let _claim = mounts::claim(&mountpoint)?;
+        Ok::<_, Failure>(clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?)
+    };
+    match serve() {
         Ok(session) => {
             let text = told(&info, &dir, session.mountpoint());
-            Ok(Served { session, text })
+            Ok(Served { session, clone: Some(dir), text })
         }
         Err(error) => {
             if let Err(e) = clone::destroy(&dir) {
@@ -70,7 +75,7 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
                     repos::chain(&e)
                 );
             }
-            Err(error.into())
+            Err(error)
         }
     }
 }
@@ -95,23 +100,20 @@ fn clone_settings(settings: &Settings, choice: &Choice) -> CloneSettings {
     let port = settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()).unwrap_or(PORT_DEFAULT);
     let socket = settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned();
     let name = format!("pgkeep_{}_{}", settings.stanza_name(), choice.backup.label);
-    CloneSettings { port, socket, name, major: choice.backup.version }
+    // As the server spells them.
+    let asked = settings.pairs(Opt::RecoveryOption).iter();
+    let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
+    CloneSettings { port, socket, name, major: choice.backup.version, asked }
 }
 
-fn identity(
-    stanza: &str,
-    choice: &Choice,
-    clone: &CloneSettings,
-    mountpoint: &Path,
-    target: Option<&str>,
-) -> Vec<(String, String)> {
+fn identity(stanza: &str, choice: &Choice, clone: &CloneSettings, mountpoint: &Path) -> Vec<(String, String)> {
     let pairs = [
         ("stanza", stanza.to_owned()),
         ("label", choice.backup.label.clone()),
         ("session", choice.backup.session.to_string()),
         ("repository", choice.repository.key().to_string()),
         ("type", choice.recovery.recovery_type.as_str().to_owned()),
-        ("target", target.unwrap_or_default().to_owned()),
+        ("target", choice.recovery.target.clone().unwrap_or_default()),
         ("mountpoint", mountpoint.display().to_string()),
         ("port", clone.port.to_string()),
         ("socket", clone.socket.clone()),
@@ -136,6 +138,7 @@ fn server_files(
     choice: &Choice,
     clone: &CloneSettings,
     command: &str,
+    mountpoint: &Path,
 ) -> Result<CreateOptions, Failure> {
     let now = zone::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
     let mut write = Vec::new();
@@ -143,23 +146,21 @@ fn server_files(
     let existing = text(snapshot, settings::AUTO_CONF)?.unwrap_or_default();
     let plan = recovery::plan(&existing, &choice.recovery, command, &now)?;
     let recovered = plan.auto_conf.unwrap_or(existing);
-    add(settings::AUTO_CONF, settings::append(recovered, clone, &now));
+    let auto_conf = settings::append(recovered, clone, &now);
+    add(settings::AUTO_CONF, settings::with_places(&auto_conf, settings::AUTO_CONF, mountpoint));
     if let Some(signal) = plan.create {
         add(signal.file_name(), Vec::new());
     }
     // A cluster whose configuration lies elsewhere, as Debian's, has none in its backup.
-    match text(snapshot, settings::CONF)? {
-        Some(conf) => {
-            if let Some(changed) = settings::without_places(&conf) {
-                add(settings::CONF, changed);
-            }
-        }
+    let conf = match text(snapshot, settings::CONF)? {
+        Some(conf) => conf,
         None => {
             let control = text(snapshot, "global/pg_control")?;
             let limits = control.and_then(|bytes| ControlFile::parse(&bytes).ok()).map(|c| c.standby_settings);
-            add(settings::CONF, settings::minimal(limits));
+            settings::minimal(limits)
         }
-    }
+    };
+    add(settings::CONF, settings::with_places(&conf, settings::CONF, mountpoint));
     for (path, content) in [(settings::HBA, settings::HBA_MINIMAL), (settings::IDENT, "")] {
         if snapshot.lookup(path)?.is_none() {
             add(path, content.as_bytes().to_vec());

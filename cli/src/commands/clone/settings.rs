@@ -1,11 +1,18 @@
 //! What a clone's server is told: enough to run beside the server it is a clone of, and never in its name.
 //!
-//! Settings are appended to `postgresql.auto.conf`, because the last line of a name counts. Those that name places of the
-//! data directory are not allowed there and are taken out of `postgresql.conf`: one that names the original's data
-//! directory would make `pg_ctl -D <clone>` start a server on the original.
+//! Settings are appended to `postgresql.auto.conf`, because the last line of a name counts; what the user asked for by
+//! `--recovery-option` is left alone. Those that name places are written at the end of `postgresql.conf`, behind all it
+//! includes, and again at each mount: a `data_directory` of the original would make `pg_ctl -D <clone>` start a server on
+//! the original. Those of them that `postgresql.auto.conf` may hold, which is read later, are there too.
 
+use crate::error::Failure;
+use pgkeep_engine::FileError;
 use pgkeep_engine::restore::recovery::quote;
 use pgkeep_formats::pg::control::StandbySettings;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 pub(super) const AUTO_CONF: &str = "postgresql.auto.conf";
 pub(super) const CONF: &str = "postgresql.conf";
@@ -18,12 +25,24 @@ pub(super) const HBA_MINIMAL: &str = "# The backup has no such file.\n\
     host all all 127.0.0.1/32 scram-sha-256\n\
     host all all ::1/128 scram-sha-256\n";
 
-/// Settings of places outside of the clone.
-const PLACES: [&str; 4] = ["data_directory", "hba_file", "ident_file", "external_pid_file"];
+/// Settings of places, and what each names in the data directory. An empty `external_pid_file` would be complained of.
+const PLACES: [(&str, &str); 4] =
+    [("data_directory", ""), ("hba_file", HBA), ("ident_file", IDENT), ("external_pid_file", "external.pid")];
+/// The one that the server does not take from `postgresql.auto.conf`.
+const NOT_AUTO: &str = "data_directory";
+/// Around the settings of places.
+const PLACES_BEGIN: &str = "# Places of the clone, written by pgkeep at each mount; they must come last.";
+const PLACES_END: &str = "# End of the places of the clone.";
 /// Longest name of a cluster, in bytes.
 const NAME_LEN_MAX: usize = 63;
 /// The first major that can be told how to make files durable before recovery.
 const INIT_SYNC_SINCE: u32 = 14;
+/// The last major that keeps statistics in files of a directory that can be set.
+const STATS_DIRECTORY_UNTIL: u32 = 14;
+/// The last major that a file can tell to promote.
+const TRIGGER_FILE_UNTIL: u32 = 15;
+/// The first major whose standbys can copy the slots of the primary.
+const SYNC_SLOTS_SINCE: u32 = 17;
 
 /// What differs from clone to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +54,8 @@ pub(super) struct CloneSettings {
     pub(super) name: String,
     /// PostgreSQL's major.
     pub(super) major: u32,
+    /// Settings that the user has given a value.
+    pub(super) asked: Vec<String>,
 }
 
 /// Appends the clone's settings to the content of `postgresql.auto.conf`.
@@ -51,14 +72,28 @@ pub(super) fn append(mut content: Vec<u8>, clone: &CloneSettings, now: &str) -> 
         ("primary_conninfo", String::new()),
         ("primary_slot_name", String::new()),
         ("synchronous_standby_names", String::new()),
+        // Nor take what a subscriber's slot has for it.
+        ("max_logical_replication_workers", "0".to_owned()),
+        // Nor run what tidies up behind the original, nor write over its logs.
+        ("archive_cleanup_command", String::new()),
+        ("recovery_end_command", String::new()),
+        ("log_directory", "log".to_owned()),
     ];
+    if clone.major <= STATS_DIRECTORY_UNTIL {
+        all.push(("stats_temp_directory", "pg_stat_tmp".to_owned()));
+    }
+    if clone.major <= TRIGGER_FILE_UNTIL {
+        all.push(("promote_trigger_file", String::new()));
+    }
+    if clone.major >= SYNC_SLOTS_SINCE {
+        all.push(("sync_replication_slots", "off".to_owned()));
+    }
     if clone.major >= INIT_SYNC_SINCE {
         // The other method does not reach a file system in user space.
         all.push(("recovery_init_sync_method", "fsync".to_owned()));
     }
-    if !content.is_empty() && !content.ends_with(b"\n") {
-        content.push(b'\n');
-    }
+    all.retain(|(name, _)| !clone.asked.iter().any(|asked| asked == name));
+    end_line(&mut content);
     if !content.is_empty() {
         content.push(b'\n');
     }
@@ -74,26 +109,74 @@ fn socket_list(path: &str) -> String {
     format!("\"{}\"", path.replace('"', "\"\""))
 }
 
-/// `postgresql.conf` with the settings of places turned into comments; `None` if it has none.
-pub(super) fn without_places(conf: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(conf.len() + 256);
-    let mut changed = false;
-    for line in conf.split_inclusive(|b| *b == b'\n') {
-        if names_a_place(line) {
-            out.extend_from_slice(b"# Not in a clone: ");
-            changed = true;
-        }
-        out.extend_from_slice(line);
+fn end_line(content: &mut Vec<u8>) {
+    if !content.is_empty() && !content.ends_with(b"\n") {
+        content.push(b'\n');
     }
-    changed.then_some(out)
+}
+
+/// A file of settings with those of places at its end, in place of what an earlier mount wrote. In
+/// `postgresql.auto.conf` that is by name: the server drops comments when it writes the file.
+pub(super) fn with_places(conf: &[u8], file: &str, mountpoint: &Path) -> Vec<u8> {
+    let auto = file == AUTO_CONF;
+    let places = || PLACES.iter().filter(|(name, _)| !(auto && *name == NOT_AUTO));
+    let mut out = Vec::with_capacity(conf.len() + 512);
+    let mut inside = false;
+    for line in conf.split_inclusive(|b| *b == b'\n') {
+        let text = line.trim_ascii();
+        let begins = text == PLACES_BEGIN.as_bytes();
+        let ours = (inside || auto) && places().any(|(name, _)| names(line, name));
+        // Whatever somebody wrote between the two lines stays.
+        if !(begins || ours || (inside && text == PLACES_END.as_bytes())) {
+            out.extend_from_slice(line);
+        }
+        inside = (begins || inside) && text != PLACES_END.as_bytes();
+    }
+    end_line(&mut out);
+    let mut block = format!("{PLACES_BEGIN}\n");
+    for (name, file) in places() {
+        let path = if file.is_empty() { mountpoint.to_path_buf() } else { mountpoint.join(file) };
+        block.push_str(&format!("{name} = {}\n", quote(&path.display().to_string())));
+    }
+    out.extend_from_slice(block.as_bytes());
+    out.extend_from_slice(format!("{PLACES_END}\n").as_bytes());
+    out
 }
 
 /// The server ignores case and the `=` is optional.
-fn names_a_place(line: &[u8]) -> bool {
+fn names(line: &[u8], setting: &str) -> bool {
     let line = line.trim_ascii_start();
     let end = line.iter().position(|b| !(b.is_ascii_alphanumeric() || *b == b'_')).unwrap_or(line.len());
-    let name = line.get(..end).unwrap_or_default();
-    PLACES.iter().any(|place| name.eq_ignore_ascii_case(place.as_bytes()))
+    line.get(..end).unwrap_or_default().eq_ignore_ascii_case(setting.as_bytes())
+}
+
+/// Writes the places into a clone that has just been mounted there.
+///
+/// # Errors
+/// What the file system said.
+pub(super) fn place(mountpoint: &Path) -> Result<(), Failure> {
+    for file in [CONF, AUTO_CONF] {
+        let path = mountpoint.join(file);
+        let before = std::fs::read(&path).map_err(|e| Failure::file(FileError::at("read", &path)(e)))?;
+        let after = with_places(&before, file, mountpoint);
+        if after != before {
+            replace(&path, &after).map_err(|e| Failure::file(FileError::at("write", &path)(e)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Replaces a file durably by one of the same owner and mode.
+fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let facts = std::fs::metadata(path)?;
+    let temporary = path.with_extension("pgkeep.tmp");
+    let mut file = File::create(&temporary)?;
+    file.set_permissions(facts.permissions())?;
+    std::os::unix::fs::fchown(&file, Some(facts.uid()), Some(facts.gid()))?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// A `postgresql.conf` for a backup without one. A standby needs room for as much as the primary had.
@@ -123,6 +206,7 @@ mod tests {
             socket: "/tmp/a, 'b'".into(),
             name: format!("pgkeep_é x_{}", "y".repeat(90)),
             major,
+            asked: Vec::new(),
         }
     }
 
@@ -139,12 +223,56 @@ mod tests {
     }
 
     #[test]
-    fn places_of_the_original_are_taken_out() {
-        let conf =
-            b"#data_directory = 'x'\n Data_Directory='/var/lib/x'\nhba_file '/etc/x'\ndata_directory_mode = 1\nport=1";
-        let expected = "#data_directory = 'x'\n# Not in a clone:  Data_Directory='/var/lib/x'\n\
-            # Not in a clone: hba_file '/etc/x'\ndata_directory_mode = 1\nport=1";
-        assert_eq!(without_places(conf).map(|c| String::from_utf8(c).unwrap()).as_deref(), Some(expected));
-        assert_eq!(without_places(b"port = 1\n"), None);
+    fn a_clone_keeps_to_itself_unless_the_user_says_otherwise() {
+        let text = |major, asked: &[&str]| {
+            let asked = asked.iter().map(|s| (*s).to_owned()).collect();
+            String::from_utf8(append(Vec::new(), &CloneSettings { asked, ..clone(major) }, "now")).unwrap()
+        };
+        let all = [
+            "max_logical_replication_workers = '0'",
+            "archive_cleanup_command = ''",
+            "recovery_end_command = ''",
+            "synchronous_standby_names = ''",
+            "primary_slot_name = ''",
+            "log_directory = 'log'",
+        ];
+        for major in 13..=18 {
+            let text = text(major, &[]);
+            for line in all {
+                assert!(text.lines().any(|l| l == line), "{line} in {major}");
+            }
+            assert_eq!(text.contains("sync_replication_slots = 'off'"), major >= 17);
+            assert_eq!(text.contains("stats_temp_directory = 'pg_stat_tmp'"), major <= 14);
+            assert_eq!(text.contains("promote_trigger_file = ''"), major <= 15);
+        }
+        let text = text(17, &["primary_conninfo", "recovery_end_command"]);
+        assert!(!text.contains("primary_conninfo") && !text.contains("recovery_end_command"));
+        assert!(text.contains("primary_slot_name = ''"));
+    }
+
+    #[test]
+    fn places_come_last_and_once() {
+        let conf = b"data_directory = '/x'\ninclude_dir 'conf.d'\nport=1";
+        let first = String::from_utf8(with_places(conf, CONF, Path::new("/m/o'r"))).unwrap();
+        let block = |on: &str| {
+            format!(
+                "{PLACES_BEGIN}\ndata_directory = '{on}'\nhba_file = '{on}/pg_hba.conf'\nident_file = '{on}/pg_ident.conf'\n\
+                 external_pid_file = '{on}/external.pid'\n{PLACES_END}\n"
+            )
+        };
+        let before = "data_directory = '/x'\ninclude_dir 'conf.d'\nport=1\n";
+        assert_eq!(first, format!("{before}{}", block("/m/o''r")));
+        assert_eq!(with_places(first.as_bytes(), CONF, Path::new("/m/o'r")), first.as_bytes());
+        let edited = first.replace(PLACES_END, &format!("work_mem = 1\n{PLACES_END}")) + "HBA_file '/y'\n";
+        let again = String::from_utf8(with_places(edited.as_bytes(), CONF, Path::new("/n"))).unwrap();
+        assert_eq!(again, format!("{before}work_mem = 1\nHBA_file '/y'\n{}", block("/n")));
+        // The server's own file loses its comments.
+        let auto = b"hba_file = '/old/pg_hba.conf'\nport = 2\nExternal_pid_file = '/x'\n";
+        let auto = String::from_utf8(with_places(auto, AUTO_CONF, Path::new("/n"))).unwrap();
+        assert_eq!(auto, format!("port = 2\n{}", block("/n").replace("data_directory = '/n'\n", "")));
+        // A block without its end takes nothing else away.
+        let cut = format!("{PLACES_BEGIN}\nhba_file = '/old'\nport = 2\n");
+        let again = String::from_utf8(with_places(cut.as_bytes(), CONF, Path::new("/n"))).unwrap();
+        assert_eq!(again, format!("port = 2\n{}", block("/n")));
     }
 }

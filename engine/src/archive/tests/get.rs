@@ -173,3 +173,18 @@ fn names_and_targets_are_checked_first() {
     std::fs::remove_file(&control).unwrap();
     assert_eq!(kind(cluster.get(&repositories, &name)), Kind::FileMissing);
 }
+
+#[test]
+fn nothing_is_certainly_absent_from_an_archive_that_is_not_mounted() {
+    let (store, repositories) = one(Version::V15);
+    let cluster = Cluster::new(Version::V15, SYSTEM);
+    let name = cluster.segment(3, 1);
+    assert_eq!(cluster.get(&repositories, &name).unwrap().0, GetOutcome::NotFound, "a new stanza has no WAL");
+    // Something that stands for a backup: with one that cannot be read nothing is certain.
+    let session = pgkeep_formats::id::SessionId([7; 16]);
+    store.put_if_absent(&layout::backup("main", session), b"a record").unwrap();
+    assert_eq!(kind(cluster.get(&repositories, &name)), Kind::PathMissing);
+    cluster.push(&repositories, &name).unwrap();
+    let other = cluster.segment(4, 1);
+    assert_eq!(cluster.get(&repositories, &other).unwrap().0, GetOutcome::NotFound);
+}

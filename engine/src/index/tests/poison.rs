@@ -232,3 +232,32 @@ fn a_source_that_fails_is_named() {
     let alone = CombinedIndex::new(Arc::new(MemoryIndex::new()), set, HashSet::new(), None);
     assert_eq!(alone.lookup(&id(1)).unwrap_err().rebuild(), Some("idx/none"));
 }
+
+#[test]
+fn any_number_of_damaged_segments_is_repaired_in_one_lookup() {
+    const SEGMENTS: u8 = 9;
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..SEGMENTS).map(|n| format!("idx/{n}")).collect();
+    // The same chunks in all of them, and only the last one's pack may be used: each lookup reads them all.
+    let of = |n: u8| payload((0..CHUNKS).map(|c| (id(c), at(n, c as u32))), &[]);
+    let payloads: BTreeMap<String, Vec<u8>> = names.iter().cloned().zip((0..SEGMENTS).map(of)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (set, _) = SegmentSet::open(dir.path(), &KEY, &wanted(&names)).unwrap();
+    for (name, bytes) in &payloads {
+        set.install(name, 1000, bytes).unwrap();
+        let path = file_of(dir.path(), name);
+        let len = fs::metadata(&path).unwrap().len() as usize;
+        Damage::Zero { at: 0.3, len: len / 3 }.apply(&path, &[]);
+    }
+    let (set, missing) = SegmentSet::open(dir.path(), &KEY, &wanted(&names)).unwrap();
+    assert!(missing.is_empty(), "{missing:?}");
+    let source = Arc::new(Source { payloads, asked: Mutex::default() });
+    let last = SEGMENTS - 1;
+    let condemned: HashSet<_> = (0..last).map(|n| at(n, 0).pack.pack).collect();
+    let index = CombinedIndex::new(Arc::new(MemoryIndex::new()), Arc::new(set), condemned, Some(source.clone()));
+    for c in 0..CHUNKS {
+        assert_eq!(index.lookup(&id(c)).unwrap(), Some(at(last, c as u32)));
+    }
+    // All are damaged at the same place, so one lookup met them all.
+    assert_eq!(source.asked.lock().unwrap().len(), usize::from(SEGMENTS));
+}

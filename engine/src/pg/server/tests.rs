@@ -65,6 +65,24 @@ fn databases_and_tablespaces_are_listed() {
 }
 
 #[test]
+fn names_that_are_no_text_are_escaped() {
+    let cluster = Cluster::start(&["-E", "SQL_ASCII", "--locale=C"], &[]);
+    let mut session = cluster.connect();
+    let location = cluster.directory("space");
+    session.client.batch_execute("create database one").unwrap();
+    session.client.batch_execute(&format!("create tablespace two location '{}'", location.display())).unwrap();
+    // `caf\xe9\`, which no client that speaks UTF-8 can write.
+    let name = "convert_from('\\x636166e95c'::bytea, 'SQL_ASCII')::name";
+    session.client.batch_execute(&format!("update pg_database set datname = {name} where datname = 'one'")).unwrap();
+    session.client.batch_execute(&format!("update pg_tablespace set spcname = {name} where spcname = 'two'")).unwrap();
+    let databases = session.databases().unwrap();
+    let names: Vec<_> = databases.iter().map(|d| d.name.as_str()).collect();
+    assert!(names.contains(&"caf\\xE9\\\\") && names.contains(&"postgres"), "{names:?}");
+    let tablespaces = session.tablespaces().unwrap();
+    assert_eq!((tablespaces[0].name.as_str(), &tablespaces[0].location), ("caf\\xE9\\\\", &location));
+}
+
+#[test]
 fn each_major_is_spoken_to_in_its_own_words() {
     for (major, programs) in cluster::majors() {
         let cluster = Cluster::start_with(programs, &["-k"], &["archive_mode=always", "archive_command=/bin/true"]);

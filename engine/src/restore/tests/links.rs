@@ -140,3 +140,48 @@ fn maps_that_fit_nothing_and_places_that_overlap_are_refused() {
         assert!(!rig.target().exists());
     }
 }
+
+#[test]
+fn a_refresh_that_forgets_the_map_leaves_the_other_servers_tablespace_alone() {
+    let rig = rig();
+    let room = rig.room.path();
+    let place = room.join("second");
+    let maps = space(place.clone());
+    rig.restore(&with(&rig, maps.clone())).unwrap();
+    let live = room.join("space").join(VERSION_DIRECTORY);
+    put(&live.join("5/2000"), b"what the first server wrote since");
+    let before = facts(&room.join("space"));
+    let delta = RestoreOptions { delta: true, ..rig.options() };
+    let link = rig.target().join("pg_tblspc/16400");
+    for state in ["elsewhere", "gone", "no link"] {
+        match state {
+            "gone" => std::fs::remove_file(&link).unwrap(),
+            "no link" => put(&link, b"a file"),
+            _ => {}
+        }
+        let error = rig.restore(&delta).unwrap_err();
+        assert_eq!(error.kind(), Kind::PathNotEmpty, "{state}: {error}");
+        let text = error.to_string();
+        for part in [live.to_str().unwrap(), link.to_str().unwrap(), "--tablespace-map"] {
+            assert!(text.contains(part), "{state}: {text}");
+        }
+        assert_eq!(text.contains(place.to_str().unwrap()), state == "elsewhere", "{text}");
+        assert_eq!(facts(&room.join("space")), before, "{state}");
+    }
+    // With the map it goes on; a link that is as it shall be needs no leave.
+    std::fs::remove_file(&link).unwrap();
+    symlink(&place, &link).unwrap();
+    rig.restore(&RestoreOptions { maps, ..delta.clone() }).unwrap();
+    // Asked for by name.
+    rig.restore(&RestoreOptions { force: true, ..delta }).unwrap();
+    assert_eq!(std::fs::read_link(&link).unwrap(), room.join("space"));
+    assert_same(&place.join(VERSION_DIRECTORY), &live);
+
+    // The same for other links.
+    let wal = room.join("wal");
+    put(&wal.join("000000010000000000000009"), b"the first server's");
+    let all = RestoreOptions { delta: true, ..with(&rig, MapOptions { link_all: true, ..space(room.join("space")) }) };
+    let text = rig.restore(&all).unwrap_err().to_string();
+    assert!(text.contains("--link-map") && text.contains(wal.to_str().unwrap()), "{text}");
+    assert!(wal.join("000000010000000000000009").exists());
+}

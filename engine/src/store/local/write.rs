@@ -110,6 +110,7 @@ impl LocalStore {
 
     fn write_temporary(&self, key: &str, bytes: &[u8]) -> Result<Temporary<'_>, StoreError> {
         let temporary = self.create_temporary().map_err(self.error("write", key))?;
+        self.give(&temporary.name);
         let mut rest = bytes;
         while !rest.is_empty() {
             let n = retry_on_intr(|| rustix::io::write(&temporary.file, rest)).map_err(self.error("write", key))?;
@@ -166,7 +167,7 @@ impl LocalStore {
             // Noted before it exists, so that nobody finds it there and not noted.
             made.note(dir);
             match rustix::fs::mkdirat(&self.root, dir, DIR_MODE) {
-                Ok(()) => (),
+                Ok(()) => self.give(dir),
                 Err(Errno::EXIST) => made.forget_last(),
                 Err(errno) => {
                     made.forget_last();
@@ -175,6 +176,21 @@ impl LocalStore {
             }
         }
         Ok(())
+    }
+
+    /// What root makes in somebody's repository becomes theirs, or their next writer could not even list it. Where that is
+    /// not allowed, as on NFS, root is nobody special anyway.
+    fn give(&self, name: &str) {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let given = rustix::fs::fstat(&self.root).and_then(|owner| {
+            let (user, group) = (rustix::fs::Uid::from_raw(owner.st_uid), rustix::fs::Gid::from_raw(owner.st_gid));
+            rustix::fs::chownat(&self.root, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+        });
+        if let Err(errno) = given {
+            tracing::debug!("'{name}' stays root's: {errno}");
+        }
     }
 
     /// Syncs the directory of `key`, then upwards those that name a directory made a moment ago, by whichever thread.

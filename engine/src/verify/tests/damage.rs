@@ -170,18 +170,64 @@ fn what_no_backup_uses_is_garbage_and_no_damage() {
     assert!(report.is_clean(), "{report:#?}");
     let garbage = report.garbage.unwrap();
     assert!(garbage.packs >= 3 && garbage.bytes > 27 * 8192, "{garbage:?}");
+    // Perhaps somebody deleted a backup.
+    let refs = layout::refs(second.session);
+    let told = report.warnings.iter().filter(|w| w.contains(&refs) && w.contains("neither committed nor was fenced"));
+    assert_eq!((told.count(), report.warnings_total), (1, 1), "{:?}", report.warnings);
+}
+
+#[test]
+fn a_backup_whose_manifest_is_in_no_index_is_damage_and_not_missing_wal() {
+    let repo = Repo::new();
+    three(&repo);
+    repo.keys("idx/").iter().for_each(|name| repo.store.delete(name).unwrap());
+    let report = repo.verify();
+    assert_eq!(hit(&report).len(), 3);
+    assert!(report.is_damaged(), "{report:#?}");
+    assert!(report.backups.iter().all(|b| b.problems.iter().any(BackupProblem::hinders_restore)));
+}
+
+#[test]
+fn missing_wal_alone_is_no_damage() {
+    let repo = Repo::new();
+    repo.backup("demo", "20240101-000000F", &files(1), super::fixture::needs((1, 1), 3));
+    [1, 3].iter().for_each(|n| repo.wal(1, *n));
+    let report = repo.verify();
+    assert!(!report.is_clean() && !report.is_damaged(), "{report:#?}");
+}
+
+#[test]
+fn a_lost_history_is_damage() {
+    let repo = Repo::new();
+    three(&repo);
+    let name = layout::stanza_history("demo", 1);
+    repo.store.delete(&name).unwrap();
+    let report = repo.verify();
+    let found: Vec<_> = report.damage.iter().map(|d| (d.object.as_str(), d.flaw)).collect();
+    assert_eq!(found, [(name.as_str(), Flaw::Missing)]);
+    assert!(report.damage[0].detail.contains("repair history"), "{report:#?}");
 }
 
 #[test]
 fn foreign_objects_are_warnings() {
     let repo = Repo::new();
     three(&repo);
-    for key in ["lost/and/found", "packs/aa/README", "idx/x", "gen/latest", "wal/demo/15-1/README", "wal/demo/14-9/x"] {
+    for key in [
+        "lost/and/found",
+        "packs/aa/README",
+        "idx/x",
+        "gen/latest",
+        "wal/demo/15-1/README",
+        "wal/demo/14-9/x",
+        "backups/demo/.nfs01",
+        "refs/x",
+        "bad/x",
+    ] {
         repo.store.put_if_absent(key, b"x").unwrap();
     }
     let report = repo.verify();
     assert!(report.is_clean(), "{report:#?}");
-    assert_eq!(report.warnings_total, 7, "{:#?}", report.warnings);
+    assert_eq!(report.warnings_total, 10, "{:#?}", report.warnings);
     for text in ["'lost/'", "'packs/aa/README'", "'idx/x'", "'gen/latest'", "README' is not an archived", "'14-9'"] {
         assert!(report.warnings.iter().any(|w| w.contains(text)), "{text}: {:#?}", report.warnings);
     }
@@ -209,7 +255,9 @@ fn references_that_lack_a_chunk_are_found() {
     );
     for backup in &report.backups {
         assert!(matches!(&backup.problems[..], [BackupProblem::References { .. }]), "{backup:?}");
+        assert!(!backup.problems[0].hinders_restore());
     }
+    assert!(report.is_damaged());
 }
 
 #[test]

@@ -1,0 +1,248 @@
+//! A disk that loses pages, behind one base-backed file.
+
+use super::*;
+use crate::clone::files::{Handle, SyncScope};
+use crate::clone::nodes::{Link, Nodes, Regular};
+use crate::clone::state::{FileTable, Layout, SessionState};
+use pgkeep_engine::view::Entry;
+use pgkeep_engine::{Error, Kind, Result};
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+
+const PAGE: u64 = 8192;
+const SIZE: u64 = 3 << 20;
+
+fn pattern(seed: u8, bytes: u64) -> Vec<u8> {
+    (0..bytes).map(|at| (at / PAGE) as u8 ^ (at as u8) ^ seed | 1).collect()
+}
+
+struct Backup {
+    fetched: Arc<AtomicU64>,
+}
+
+struct Bytes {
+    fetched: Arc<AtomicU64>,
+}
+
+impl Content for Bytes {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.fetched.fetch_add(buffer.len() as u64, Ordering::SeqCst);
+        buffer.copy_from_slice(&pattern(0, SIZE)[offset as usize..][..buffer.len()]);
+        Ok(buffer.len())
+    }
+}
+
+impl Snapshot for Backup {
+    fn page_size(&self) -> u32 {
+        PAGE as u32
+    }
+
+    fn entries(&self, _: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        Ok(())
+    }
+
+    fn lookup(&self, _: &str) -> Result<Option<Entry>> {
+        Ok(None)
+    }
+
+    fn children(&self, _: &str) -> Result<Vec<Entry>> {
+        Err(Error::refused(Kind::Assert, "not asked for"))
+    }
+
+    fn open(&self, _: &str) -> Result<Arc<dyn Content>> {
+        Ok(Arc::new(Bytes { fetched: Arc::clone(&self.fetched) }))
+    }
+}
+
+/// Tells each failure once to each descriptor, as the kernel does.
+#[derive(Clone, Default)]
+struct Fragile {
+    failures: Arc<AtomicU64>,
+    told: Arc<Mutex<HashMap<i32, u64>>>,
+}
+
+impl Disk for Fragile {
+    fn sync(&self, file: &File, _: SyncScope) -> std::io::Result<()> {
+        self.check(file)
+    }
+
+    fn check(&self, file: &File) -> std::io::Result<()> {
+        let failures = self.failures.load(Ordering::SeqCst);
+        let told = lock(&self.told).insert(file.as_raw_fd(), failures).unwrap_or(0);
+        if told == failures { Ok(()) } else { Err(std::io::Error::from_raw_os_error(libc::EIO)) }
+    }
+}
+
+struct Rig {
+    dir: tempfile::TempDir,
+    layout: Layout,
+    table: FileTable,
+    disk: Fragile,
+    fetched: Arc<AtomicU64>,
+    queue: Arc<Queue>,
+    doubt: Arc<Doubt>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        std::fs::create_dir(layout.meta()).unwrap();
+        let mut table = FileTable::default();
+        table.add("base/1/1", SIZE, PAGE as u32);
+        for name in ["present", "durable"] {
+            File::create(layout.file(name)).unwrap().set_len(table.map_bytes()).unwrap();
+        }
+        SessionState { boot: "b".into(), clean: false }.save(&layout).unwrap();
+        File::create(dir.path().join("sparse")).unwrap().set_len(SIZE).unwrap();
+        let doubt = Arc::new(Doubt::new(&layout));
+        Self { dir, layout, table, disk: Fragile::default(), fetched: Arc::default(), queue: Arc::default(), doubt }
+    }
+
+    fn open(&self) -> File {
+        File::options().read(true).write(true).open(self.dir.path().join("sparse")).unwrap()
+    }
+
+    fn handle(&self) -> Handle {
+        let map = |name| File::options().read(true).write(true).open(self.layout.file(name)).unwrap();
+        let shared = Arc::new(Shared {
+            page_size: PAGE as u32,
+            snapshot: Arc::new(Backup { fetched: Arc::clone(&self.fetched) }),
+            maps: Arc::new(Maps::new(map("present"), map("durable"))),
+            disk: Box::new(self.disk.clone()),
+            queue: Arc::clone(&self.queue),
+            doubt: Arc::clone(&self.doubt),
+        });
+        let base = BaseFile::load(self.table.get(0).unwrap(), SIZE, shared).unwrap();
+        let nodes = Nodes::new(1, false);
+        let number = nodes.looked_up(Link::new(1, "sparse".as_ref()), 2, Regular::Yes);
+        let state = nodes.file(number).unwrap();
+        assert!(state.base.set(Some(Arc::new(base))).is_ok());
+        let open = OpenFile { file: self.open(), witness: Some(self.open()), writable: true };
+        for file in [&open.file, open.witness.as_ref().unwrap()] {
+            lock(&self.disk.told).insert(file.as_raw_fd(), self.disk.failures.load(Ordering::SeqCst));
+        }
+        Handle { state, open: Arc::new(open) }
+    }
+
+    /// The kernel cannot write `range` back, notes that and drops the pages.
+    fn lose(&self, range: Range<u64>) {
+        let zeros = vec![0; (range.end - range.start) as usize];
+        self.open().write_all_at(&zeros, range.start).unwrap();
+        self.disk.failures.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn fetched(&self) -> u64 {
+        self.fetched.swap(0, Ordering::SeqCst)
+    }
+
+    /// Bits set in a stored map.
+    fn stored(&self, name: &str) -> u32 {
+        std::fs::read(self.layout.file(name)).unwrap()[8..].iter().map(|byte| byte.count_ones()).sum()
+    }
+}
+
+fn read_all(handle: &Handle) -> Vec<u8> {
+    let pieces = (0..SIZE / (1 << 17)).map(|piece| handle.read(piece << 17, 1 << 17).unwrap());
+    pieces.collect::<Vec<_>>().concat()
+}
+
+#[test]
+fn fetched_pages_are_present_on_disk_only_once_they_were_synced() {
+    let rig = Rig::new();
+    let handle = rig.handle();
+    assert!(read_all(&handle) == pattern(0, SIZE));
+    assert_eq!((rig.stored("present"), rig.stored("durable")), (0, 0));
+    assert!(handle.state.base.get().unwrap().as_ref().unwrap().is_unsettled());
+    rig.queue.settle();
+    assert!(!handle.state.base.get().unwrap().as_ref().unwrap().is_unsettled());
+    assert_eq!((rig.stored("present"), rig.stored("durable")), (384, 384));
+    assert_eq!(rig.fetched(), SIZE);
+    assert!(read_all(&rig.handle()) == pattern(0, SIZE));
+    assert_eq!(rig.fetched(), 0);
+}
+
+#[test]
+fn fetched_pages_that_the_disk_lost_are_fetched_again_and_never_read_as_zeros() {
+    let rig = Rig::new();
+    let handle = rig.handle();
+    assert!(read_all(&handle) == pattern(0, SIZE));
+    // Dropped before anyone synced: the next reader finds out.
+    rig.lose(0..SIZE);
+    assert!(read_all(&handle) == pattern(0, SIZE));
+    assert!(!rig.layout.file("session.json").exists());
+    // The background's sync finds out.
+    rig.lose(100 * PAGE..200 * PAGE);
+    rig.queue.settle();
+    assert_eq!((rig.stored("present"), rig.stored("durable")), (0, 0));
+    rig.fetched();
+    assert!(read_all(&handle) == pattern(0, SIZE));
+    assert_eq!(rig.fetched(), SIZE);
+    // And once the disk takes them they stay.
+    rig.queue.settle();
+    assert_eq!((rig.stored("present"), rig.stored("durable")), (384, 384));
+    handle.sync(SyncScope::Data).unwrap();
+    assert!(read_all(&rig.handle()) == pattern(0, SIZE));
+}
+
+#[test]
+fn a_partly_written_page_is_not_completed_with_what_the_disk_lost() {
+    let rig = Rig::new();
+    let handle = rig.handle();
+    let mut model = pattern(0, SIZE);
+    assert!(read_all(&handle) == model);
+    rig.lose(0..SIZE);
+    handle.write(PAGE + 100, b"part", 0).unwrap();
+    model[PAGE as usize + 100..][..4].copy_from_slice(b"part");
+    assert!(read_all(&handle) == model);
+}
+
+#[test]
+fn what_the_server_wrote_and_the_disk_lost_is_an_error_for_ever() {
+    let rig = Rig::new();
+    let handle = rig.handle();
+    handle.write(0, &pattern(7, PAGE), 0).unwrap();
+    handle.sync(SyncScope::Data).unwrap();
+    handle.write(PAGE, &pattern(8, PAGE), 0).unwrap();
+    assert_eq!((rig.stored("present"), rig.stored("durable")), (2, 1));
+    rig.lose(PAGE..2 * PAGE);
+    rig.queue.settle();
+    for _ in 0..2 {
+        assert_eq!(handle.sync(SyncScope::Data).unwrap_err().code(), libc::EIO);
+        assert_eq!(handle.read(PAGE, PAGE as u32).unwrap_err().code(), libc::EIO);
+        assert_eq!(handle.write(PAGE, &pattern(9, PAGE), 0).unwrap_err().code(), libc::EIO);
+    }
+    assert!(handle.read(0, PAGE as u32).unwrap() == pattern(7, PAGE));
+    assert_eq!((rig.stored("present"), rig.stored("durable")), (1, 1));
+    // The next session has what was synced, and the backup's for the rest.
+    let again = rig.handle();
+    assert!(again.read(0, PAGE as u32).unwrap() == pattern(7, PAGE));
+    assert!(again.read(PAGE, PAGE as u32).unwrap() == pattern(0, SIZE)[PAGE as usize..][..PAGE as usize]);
+}
+
+#[test]
+fn a_failed_sync_by_the_server_is_told_and_stays() {
+    let rig = Rig::new();
+    let handle = rig.handle();
+    handle.write(5, b"x", 0).unwrap();
+    rig.lose(0..PAGE);
+    assert_eq!(handle.sync(SyncScope::DataAndFacts).unwrap_err().code(), libc::EIO);
+    assert_eq!(handle.sync(SyncScope::DataAndFacts).unwrap_err().code(), libc::EIO);
+    assert_eq!(handle.read(0, 10).unwrap_err().code(), libc::EIO);
+}
+
+#[test]
+fn fetching_keeps_the_time_and_writing_does_not() {
+    let rig = Rig::new();
+    let then = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000, 5);
+    rig.open().set_modified(then).unwrap();
+    let handle = rig.handle();
+    assert!(read_all(&handle) == pattern(0, SIZE));
+    assert_eq!(rig.open().metadata().unwrap().modified().unwrap(), then);
+    handle.write(5, b"x", 0).unwrap();
+    assert!(rig.open().metadata().unwrap().modified().unwrap() > then);
+}

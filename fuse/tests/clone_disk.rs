@@ -1,0 +1,149 @@
+//! A clone on a disk that takes no more data and says so late: a file system on a loop device over a full tmpfs.
+#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
+
+mod support;
+
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use support::{Place, noise};
+
+/// Room for what a session writes beside pages.
+const RECORDS_BYTES: u64 = 128 << 10;
+const IMAGE_BYTES: u64 = 48 << 20;
+
+fn command(program: &str, arguments: &[&std::ffi::OsStr]) {
+    let output = std::process::Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The memory behind the disk; mounted as long as this lives.
+struct Memory {
+    path: PathBuf,
+}
+
+impl Memory {
+    fn mount(path: &Path) -> Self {
+        fs::create_dir(path).unwrap();
+        let options = format!("size={}", IMAGE_BYTES + (1 << 20));
+        command(
+            "mount",
+            &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), options.as_ref(), "tmpfs".as_ref(), path.as_ref()],
+        );
+        Self { path: path.to_path_buf() }
+    }
+
+    /// Takes what is free but for the small records of a session, so that the disk can take no relation's pages.
+    fn exhaust(&self) {
+        let mut ballast = File::create(self.path.join("ballast")).unwrap();
+        while ballast.write_all(&[1; 4096]).is_ok() {}
+        ballast.set_len(ballast.metadata().unwrap().len() - RECORDS_BYTES).unwrap();
+    }
+
+    fn relieve(&self) {
+        fs::remove_file(self.path.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// Makes a clone on a disk of which only what the clone uses now is really there.
+fn create_on_thin_disk(place: &Place) -> Memory {
+    let memory = Memory::mount(&place.path("memory"));
+    let image = memory.path.join("image");
+    File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
+    command("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), "-b".as_ref(), "4096".as_ref(), image.as_ref()]);
+    let whole = OpenOptions::new().write(true).open(&image).unwrap();
+    fallocate(&whole, FallocateFlags::empty(), 0, IMAGE_BYTES).unwrap();
+    drop(whole);
+    let dir = place.clone_dir();
+    fs::create_dir(&dir).unwrap();
+    command("mount", &["-o".as_ref(), "loop,noinit_itable".as_ref(), image.as_ref(), dir.as_ref()]);
+    fs::remove_dir(dir.join("lost+found")).unwrap();
+    place.create();
+    command("sync", &["-f".as_ref(), dir.as_ref()]);
+    command("fstrim", &[dir.as_ref()]);
+    memory.exhaust();
+    memory
+}
+
+/// Lets the kernel write a file back and forget its pages, as it does in time.
+fn write_back_and_forget(path: &Path) -> std::io::Result<()> {
+    let file = File::open(path).unwrap();
+    let result = file.sync_data();
+    fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    result
+}
+
+fn forget(path: &Path) {
+    fadvise(File::open(path).unwrap(), 0, None, Advice::DontNeed).unwrap();
+}
+
+#[test]
+fn fetched_pages_that_could_not_be_kept_are_fetched_again() {
+    let place = Place::new();
+    fs::write(place.base().join("relation"), noise(2, 3 << 20)).unwrap();
+    let memory = create_on_thin_disk(&place);
+    let (path, behind) = (place.mountpoint().join("relation"), place.clone_dir().join("data/relation"));
+
+    let session = place.serve();
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    write_back_and_forget(&behind).expect_err("the disk took what it has no room for");
+    assert!(fs::read(&behind).unwrap().contains(&0) && fs::read(&behind).unwrap() != noise(2, 3 << 20));
+    forget(&path);
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20), "read what the disk lost");
+    memory.relieve();
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    session.unmount().expect_err("the session did not say that the disk had failed");
+
+    for _ in 0..2 {
+        let session = place.serve();
+        assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+        session.unmount().unwrap();
+    }
+}
+
+#[test]
+fn a_clone_whose_end_failed_is_taken_up_from_what_was_durable() {
+    let place = Place::new();
+    fs::write(place.base().join("relation"), noise(2, 3 << 20)).unwrap();
+    let memory = create_on_thin_disk(&place);
+    let (path, behind) = (place.mountpoint().join("relation"), place.clone_dir().join("data/relation"));
+
+    let session = place.serve();
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    session.unmount().expect_err("the disk took what it has no room for");
+    forget(&behind);
+    memory.relieve();
+    let session = place.serve();
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20), "read what the disk lost");
+    session.unmount().unwrap();
+}
+
+#[test]
+fn a_page_the_server_wrote_and_the_disk_lost_is_told_for_ever() {
+    let place = Place::new();
+    fs::write(place.base().join("relation"), noise(2, 3 << 20)).unwrap();
+    let memory = create_on_thin_disk(&place);
+    let path = place.mountpoint().join("relation");
+    let session = place.serve();
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    file.write_all_at(&noise(9, 3 << 20), 0).unwrap();
+    file.sync_data().expect_err("the disk took what it has no room for");
+    memory.relieve();
+    assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(libc::EIO));
+    drop(file);
+    let again = OpenOptions::new().write(true).open(&path).unwrap();
+    assert_eq!(again.sync_data().unwrap_err().raw_os_error(), Some(libc::EIO));
+    drop(again);
+    session.unmount().unwrap_err();
+    let session = place.serve();
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    session.unmount().unwrap();
+}
