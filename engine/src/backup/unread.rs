@@ -58,12 +58,7 @@ pub(super) enum Part {
 
 /// Splits `units` units of a file from `first` on into what is the parent's and what must be read, in file order.
 /// `extents` are the parent's, each with its first unit, from the one that holds `first` on.
-pub(super) fn split(
-    extents: impl Iterator<Item = (u64, Extent)>,
-    set: &BlockSet,
-    first: u64,
-    units: u64,
-) -> Vec<Part> {
+pub(super) fn split(extents: impl Iterator<Item = (u64, Extent)>, set: &BlockSet, first: u64, units: u64) -> Vec<Part> {
     let (mut parts, end) = (Vec::new(), first + units);
     let mut read = first;
     for (start, extent) in extents.take_while(|(start, _)| *start < end) {
@@ -119,7 +114,8 @@ mod tests {
 
     #[test]
     fn extents_without_changes_are_taken_over() {
-        let extents = with_starts(&[chunk(4, 1, 0), Extent { units: 4, at: ExtentAt::Zero }, chunk(4, 7, 2), chunk(4, 8, 0)]);
+        let extents =
+            with_starts(&[chunk(4, 1, 0), Extent { units: 4, at: ExtentAt::Zero }, chunk(4, 7, 2), chunk(4, 8, 0)]);
         let split = |changed: &[u32], end, first: u64, units| {
             let from = extents.iter().copied().filter(move |(start, e)| start + u64::from(e.units) > first);
             shown(&split(from, &BlockSet::of(end, changed), first, units))
@@ -158,7 +154,11 @@ mod tests {
                         prop_assert!(at + u64::from(units) <= start + u64::from(extent.units));
                         let ordinal = extents.iter().position(|(s, _)| *s == start).unwrap() as u32;
                         let expected = (ordinal, ordinal + (at - start) as u32);
-                        prop_assert!(matches!(what, What::Parent { ordinal, offset } if (ordinal, offset) == expected));
+                        let found = match what {
+                            What::Parent { ordinal, offset } => Some((ordinal, offset)),
+                            _ => None,
+                        };
+                        prop_assert_eq!(found, Some(expected));
                         at += u64::from(units);
                     }
                 }

@@ -68,7 +68,7 @@ fn rounds(major: u32, checksums: bool) {
             let load = world.cluster.load(2);
             assert!(world.ok(["--start-fast", "--type=incr", "backup"]).says("WAL summaries spared reading"));
             load.stop();
-            world.cluster.checkpoint();
+            Workload::settle(&world.cluster);
             let reached =
                 "SELECT summarized_lsn >= redo_lsn FROM pg_get_wal_summarizer_state(), pg_control_checkpoint()";
             world.cluster.wait_for(reached);
