@@ -1,4 +1,5 @@
-//! Summaries with a hole, damaged ones, none: everything is compared, and the log says why.
+//! Summaries with a hole, damaged ones, none: everything is compared, and the log says why. Otherwise only what they
+//! list is read.
 
 use std::{fs, path::PathBuf};
 
@@ -74,4 +75,40 @@ fn a_hole_is_told_and_makes_everything_be_read() {
     restored.start();
     restored.wait_promoted();
     assert!(restored.fingerprint() == prints, "{}", restored.log_tail());
+}
+
+/// A summary that lists nothing.
+fn empty() -> Vec<u8> {
+    [&0x652b_137b_u32.to_le_bytes()[..], &[0; 24], &0x4b16_71b8_u32.to_le_bytes()].concat()
+}
+
+/// What the other tests rely on: the backup reads what is listed, and nothing else.
+#[test]
+fn what_is_not_listed_is_not_read() {
+    let world = World::of(builder(summarizing()[0]), &[]);
+    world.cluster.psql("CREATE TABLE big AS SELECT n, repeat('x', 500) FROM generate_series(1, 50000) n");
+    world.cluster.psql("VACUUM FREEZE");
+    world.backup("full");
+    let path = world.cluster.psql("SELECT pg_relation_filepath('big')");
+    let file = |name: &str| fs::read(world.path(name).join(&path)).unwrap();
+    world.restore("before", ["--type=immediate"]);
+
+    change(&world);
+    for summary in summaries(&world) {
+        fs::write(summary, empty()).unwrap();
+    }
+    let run = incr(&world, &[]);
+    assert!(run.says(USED), "{run}");
+    world.restore("unlisted", ["--type=immediate"]);
+    assert!(file("unlisted") == file("before"), "something was read");
+
+    // The same with the lists as they are.
+    change(&world);
+    assert!(incr(&world, &["--delta"]).says("new backup label"));
+    change(&world);
+    let run = incr(&world, &[]);
+    assert!(run.says(USED), "{run}");
+    world.restore("listed", ["--type=immediate"]);
+    assert!(file("listed") == fs::read(world.cluster.data_dir().join(&path)).unwrap());
+    assert!(file("listed") != file("before"));
 }
