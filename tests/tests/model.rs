@@ -49,7 +49,7 @@ impl Life {
         let name = self.tables[table].clone();
         let cluster = &self.world.cluster;
         let pages = fs::metadata(cluster.path().join(&name)).map_or(0, |f| f.len() / 8192);
-        let what = self.seed.below(8);
+        let what = self.seed.below(11);
         match what {
             0 => {
                 let name = format!("base/{}/{}", [1, 5][self.seed.below(2) as usize], self.next_table);
@@ -67,6 +67,10 @@ impl Life {
             5 => {
                 let text = format!("setting = {}\n", self.seed.bits()).repeat(self.seed.below(1500) as usize);
                 cluster.write("postgresql.auto.conf", text.as_bytes());
+            }
+            8..=10 => {
+                let blocks: Vec<u32> = (0..1 + self.seed.below(90)).map(|_| self.seed.below(pages + 1) as u32).collect();
+                cluster.edit(&name, &blocks);
             }
             _ => {
                 let blocks: Vec<u32> =

@@ -151,6 +151,22 @@ impl FakeCluster {
         self.write(name, &bytes);
     }
 
+    /// Changes a few bytes of some pages, as updates of rows do. Pages behind the end, and new ones, stay as they are.
+    pub fn edit(&self, name: &str, blocks: &[u32]) {
+        let mut bytes = fs::read(self.pgdata.join(name)).expect("cannot read");
+        let mut seed = self.seed.lock().unwrap_or_else(PoisonError::into_inner);
+        for block in blocks {
+            let at = *block as usize * PAGE;
+            let Some(page) = bytes.get_mut(at..at + PAGE).filter(|page| page.iter().any(|b| *b != 0)) else { continue };
+            let row = 64 + seed.below(PAGE as u64 - 128) as usize;
+            seed.fill(&mut page[row..row + 24]);
+            let sum = checksum(page, *block);
+            page[8..10].copy_from_slice(&sum.to_le_bytes());
+        }
+        drop(seed);
+        self.write(name, &bytes);
+    }
+
     /// Makes some pages new: all zeros.
     pub fn hole(&self, name: &str, first: usize, pages: usize) {
         let mut bytes = fs::read(self.pgdata.join(name)).expect("cannot read");
