@@ -60,7 +60,16 @@ fn read(
             continue;
         }
         for id in ids.iter() {
-            if session.index().lookup(id)?.is_none() {
+            // A delta whose base is lost is lost as well.
+            let mut whole = true;
+            match session.index().lookup(id)? {
+                Some(at) => session.repository().dependencies(&at, &mut |base| {
+                    whole &= session.index().lookup(base)?.is_some();
+                    Ok(())
+                })?,
+                None => whole = false,
+            }
+            if !whole {
                 tracing::info!("backup {} needs a pack that is lost or damaged: all files are read", commit.label);
                 return Ok(None);
             }
