@@ -123,6 +123,7 @@ impl Walk<'_> {
         let at = self.packs.check(id, self.source, self.findings)?;
         if let (Some(at), Some(refs)) = (&at, &self.refs)
             && !refs.contains(at.pack.pack, at.ordinal)
+            && !self.packs.has_copy(id, |pack, ordinal| refs.contains(pack, ordinal))
         {
             self.lacking.get_or_insert(*id);
         }

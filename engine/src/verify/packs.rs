@@ -1,6 +1,7 @@
 //! Packs: every byte is read and hashed against the name, every chunk opened, decoded and compared with its name.
 //!
-//! What is kept of a pack is how many chunks it has and which of them are bad, so memory grows by some 60 bytes a pack.
+//! What is kept of a pack is how many chunks it has and which of them are bad, so memory grows by some 60 bytes a pack,
+//! and by as much for each chunk that lies in two.
 //! Each thread has one pack in memory and one decoded chunk. A pack whose footer cannot be read is *opaque*: its chunks
 //! are then read one by one when a manifest asks for them, since they may be whole.
 
@@ -55,6 +56,8 @@ pub(super) struct Packs {
     data: Arc<ChunkSource>,
     /// Chunks of opaque packs that were read.
     probed: Mutex<HashMap<(PackId, u16), bool>>,
+    /// Good copies of chunks in packs other than the one the index names: what was stored again lies in two.
+    copies: Mutex<HashMap<ChunkId, Vec<(PackId, u16)>>>,
     /// Packs on which nothing more may be built, and packs in which everything was read and is whole.
     verdicts: Mutex<Verdicts>,
 }
@@ -92,6 +95,7 @@ impl Packs {
             repository: Arc::clone(repository),
             index: Arc::clone(index),
             probed: Mutex::default(),
+            copies: Mutex::default(),
             verdicts: Mutex::default(),
         })
     }
@@ -214,15 +218,20 @@ impl Packs {
                 }
             }
             // The index may name another pack that holds the same chunk, or none yet; but if this one, then rightly.
-            if let Some(found) = lookup(&*self.index, &e.id, findings)?.filter(|f| f.pack.pack == facts.pack)
-                && found != at
-            {
-                findings.damage(
-                    name,
-                    Flaw::Inconsistent,
-                    format!("an index segment has chunk {} elsewhere in it", e.id),
-                );
-                bad.push(ordinal as u16);
+            match lookup(&*self.index, &e.id, findings)? {
+                Some(found) if found.pack.pack == facts.pack && found != at => {
+                    findings.damage(
+                        name,
+                        Flaw::Inconsistent,
+                        format!("an index segment has chunk {} elsewhere in it", e.id),
+                    );
+                    bad.push(ordinal as u16);
+                }
+                Some(found) if found.pack.pack != facts.pack => {
+                    let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+                    copies.entry(e.id).or_default().push((facts.pack, ordinal as u16));
+                }
+                _ => {}
             }
         }
         findings.count(|c| {
@@ -288,6 +297,17 @@ impl Packs {
             }
         };
         Ok(good.then_some(at))
+    }
+
+    /// Whether one of the good copies of a chunk, besides the one that the index names, is where `keeps` says. Its pack is
+    /// then used.
+    pub(super) fn has_copy(&self, id: &ChunkId, keeps: impl Fn(PackId, u16) -> bool) -> bool {
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = copies.get(id).into_iter().flatten().find(|(pack, ordinal)| keeps(*pack, *ordinal));
+        if let Some(pack) = kept.and_then(|(pack, _)| self.by_id.get(pack)).and_then(|n| self.packs.get(*n)) {
+            pack.used.store(true, Ordering::Relaxed);
+        }
+        kept.is_some()
     }
 
     /// Reads one chunk of a pack that was not read as a whole.
