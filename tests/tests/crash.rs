@@ -172,6 +172,8 @@ fn incremental() -> Scenario {
     let full = Tree::of_files(world.cluster.path());
     let label = world.backup(BackupType::Full).commit.label;
     world.cluster.churn();
+    // More than what is gathered into one pack.
+    world.cluster.relation("base/5/18000", 150);
     let scenario = Scenario::new(world, BackupType::Incr, [(label, full)].into());
     assert!(scenario.steps >= 8, "{} steps", scenario.steps);
     scenario

@@ -69,7 +69,8 @@ impl Life {
                 cluster.write("postgresql.auto.conf", text.as_bytes());
             }
             8..=10 => {
-                let blocks: Vec<u32> = (0..1 + self.seed.below(90)).map(|_| self.seed.below(pages + 1) as u32).collect();
+                let blocks: Vec<u32> =
+                    (0..1 + self.seed.below(90)).map(|_| self.seed.below(pages + 1) as u32).collect();
                 cluster.edit(&name, &blocks);
             }
             _ => {

@@ -15,6 +15,11 @@ pub const SUB_BLOCK: usize = 512;
 /// Reaches over 4 MiB of old pages and 1 MiB of new ones.
 const WINDOW_LOG_MAX: u32 = 23;
 
+/// Least level of a delta.
+const LEVEL_MIN: i32 = 3;
+/// Up to this window zstd's own tables hold every place.
+const SMALL_LOG: u32 = 17;
+
 fn damaged(text: impl Into<String>) -> Error {
     Error::refused(Kind::Checksum, text)
 }
@@ -36,8 +41,13 @@ pub fn encode_prefix(plain: &[u8], base: &[u8], page: usize, level: i32, out: &m
     out.push(page_log(page)?);
     let mut context = CCtx::create();
     let window = (plain.len() + base.len()).max(1 << 10).next_power_of_two().trailing_zeros().min(WINDOW_LOG_MAX);
-    context.set_parameter(CParameter::CompressionLevel(level)).map_err(failed)?;
+    // Levels below do not remember where in half a megabyte of old pages something was, and gain nothing here.
+    context.set_parameter(CParameter::CompressionLevel(level.max(LEVEL_MIN))).map_err(failed)?;
     context.set_parameter(CParameter::WindowLog(window)).map_err(failed)?;
+    if level <= LEVEL_MIN && window > SMALL_LOG {
+        context.set_parameter(CParameter::HashLog(18)).map_err(failed)?;
+        context.set_parameter(CParameter::ChainLog(17)).map_err(failed)?;
+    }
     context.ref_prefix(base).map_err(failed)?;
     let mut frame = Vec::with_capacity(zstd::zstd_safe::compress_bound(plain.len()));
     context.compress2(&mut frame, plain).map_err(failed)?;
