@@ -15,6 +15,7 @@ use pgkeep_formats::repo::index::PackFacts;
 use pgkeep_formats::repo::layout;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of footers and page hashes a repository keeps.
@@ -125,6 +126,12 @@ impl Repository {
 }
 
 impl ChunkSource {
+    /// Bytes fetched so far to decode deltas.
+    #[must_use]
+    pub fn base_bytes(&self) -> u64 {
+        self.base_bytes.load(Ordering::Relaxed)
+    }
+
     /// Keeps a decoded chunk that deltas may soon need.
     pub fn offer_base(&self, id: ChunkId, plain: &Plain) {
         self.bases.0.put(id, Arc::clone(plain), plain.capacity());
@@ -206,6 +213,7 @@ impl ChunkSource {
                 let ids = now.first().map_or_else(String::new, |(id, _)| id.to_string());
                 Error::from(e).during(format!("cannot read base chunk {ids}"))
             })?;
+            self.base_bytes.fetch_add(stop - start, Ordering::Relaxed);
             for (id, at) in now {
                 let from = (u64::from(at.offset) - start) as usize;
                 let sealed = blob.get_mut(from..from + at.stored_len as usize).unwrap_or_default();

@@ -14,6 +14,7 @@ use pgkeep_formats::repo::index::DOMAIN_DATA;
 use pgkeep_formats::repo::layout;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Checked plaintext of a chunk.
@@ -32,6 +33,8 @@ pub struct ChunkSource {
     stanza: String,
     meta_openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
     pub(super) bases: BaseCache,
+    /// Bytes fetched for bases.
+    pub(super) base_bytes: AtomicU64,
 }
 
 impl ChunkSource {
@@ -44,6 +47,7 @@ impl ChunkSource {
             stanza: stanza.to_owned(),
             meta_openers: Mutex::default(),
             bases: BaseCache::default(),
+            base_bytes: AtomicU64::new(0),
         }
     }
 

@@ -129,7 +129,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     finish::arm(&place, &owners, control)?;
 
     report.written = totals.written.load(Ordering::Relaxed);
-    report.fetched = totals.fetched.load(Ordering::Relaxed);
+    report.fetched = totals.fetched.load(Ordering::Relaxed) + source.base_bytes();
     report.files_kept = totals.files_kept.load(Ordering::Relaxed);
     report.files_written = totals.files_written.load(Ordering::Relaxed);
     report.elapsed_ms = u64::try_from(env.clock.now().saturating_sub(started).as_millis()).unwrap_or(u64::MAX);
