@@ -185,6 +185,7 @@ impl Ground {
             archive_timeout: Duration::from_secs(1),
             process_max: 1,
             compress_level: 1,
+            deltas: Default::default(),
             lock_path: self.path("lock"),
             exec_id: "1-bench".to_owned(),
             host: "host".to_owned(),

@@ -164,6 +164,7 @@ impl World {
             process_max: 2,
             limits: Limits::none(),
             compress_level: 1,
+            deltas: Default::default(),
             lock_path: self.path("lock"),
             exec_id: "1-test".to_owned(),
             host: "host".to_owned(),

@@ -6,7 +6,7 @@ use crate::exit::Status;
 use crate::option::Opt;
 use crate::size::{cpus, human_size};
 use crate::{VERSION, repos, zone};
-use pgkeep_engine::backup::{self, BackupOptions};
+use pgkeep_engine::backup::{self, BackupOptions, Deltas};
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::limit::Limits;
 use pgkeep_engine::{Error, Kind};
@@ -43,6 +43,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             context.cancel,
         ),
         compress_level: settings.compress_level().unwrap_or(3),
+        deltas: Deltas {
+            // The option's words are the type's.
+            mode: repo.text(Opt::RepoDelta).and_then(|word| word.parse().ok()).unwrap_or_default(),
+            cache_bytes: repo.size(Opt::RepoDeltaCacheSize),
+        },
         lock_path: settings.lock_path().to_path_buf(),
         exec_id: repos::exec_id(),
         host: repos::host(),

@@ -346,6 +346,15 @@ impl<'a> Repo<'a> {
         int(self.settings.value(opt, self.key))
     }
 
+    /// Any size of it, in bytes.
+    #[must_use]
+    pub fn size(self, opt: Opt) -> Option<u64> {
+        match self.settings.value(opt, self.key) {
+            Some(Value::Size(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
     /// Any yes or no of it; no if unset.
     #[must_use]
     pub fn flag(self, opt: Opt) -> bool {

@@ -336,6 +336,10 @@ options! {
     RepoCipherPass "repo-cipher-pass" "passphrase" = repo(text()).secret().was(&["repo-cipher-pass"]);
     RepoCipherPassFile "repo-cipher-pass-file" "file whose first line is the passphrase" = repo(path());
     RepoKeyFile "repo-key-file" "file that holds the key itself" = repo(path());
+    RepoDelta "repo-delta" "old pages that increments may be encoded against: all, those kept on this host, or none"
+        = repo(word(&["fetch", "cache", "off"], "fetch")).on(BACKUP);
+    RepoDeltaCacheSize "repo-delta-cache-size" "size of what is kept of old pages in cache-path"
+        = repo(Def::new(Type::Size(0, PIB), None)).on(BACKUP);
     RepoBundle "repo-bundle" "put small files together" = repo(flag("n")).on(BACKUP).ignored(PACKS);
     RepoBundleLimit "repo-bundle-limit" "greatest size of a small file" = repo(size(8 * KIB, PIB, "2MiB")).on(BACKUP).ignored(PACKS);
     RepoBundleSize "repo-bundle-size" "size of what is put together" = repo(size(MIB, PIB, "20MiB")).on(BACKUP).ignored(PACKS);

@@ -5,16 +5,17 @@
 //! was stored in full, however many deltas lie between. A page of which the delta saves little is stored in full, and is
 //! the base from then on. Memory: the open gather and those under way, each at most [`BYTES_MAX`] and as much of old pages.
 
+use super::old_pages::{OldPages, Way};
 use super::pages::{ChangedPage, ChangedPages};
 use super::stages::Activity;
 use super::task::{NamedChunk, NewChunk, Worker};
 use crate::Result;
-use crate::chunk::delta::encode_prefix;
-use crate::index::ChunkIndex;
+use crate::chunk::delta::{bitmap_len, encode_patch, encode_prefix};
+use crate::index::{ChunkAt, ChunkIndex};
 use crate::pack::BasePages;
 use crate::repository::seal_data;
 use pgkeep_formats::id::ChunkId;
-use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
+use pgkeep_formats::repo::chunk::{ChunkKind, Encoding as How};
 
 /// Pages of a gathered chunk: a delta of more is hardly smaller, and reading one page reads them all.
 const PAGES_MAX: usize = 64;
@@ -34,7 +35,7 @@ pub(super) struct Gather {
 
 /// Where gathered pages went.
 pub(super) struct Gathered {
-    /// One chunk or two: deltas, and pages stored in full.
+    /// Up to three chunks: deltas, patches, and pages stored in full.
     pub(super) chunks: Vec<NamedChunk>,
     /// For each page the number of its chunk and its page there.
     pub(super) places: Vec<(usize, u32)>,
@@ -99,72 +100,209 @@ impl Gatherer {
 pub(super) fn encode(worker: &mut Worker<'_>, gather: &Gather) -> Result<Gathered> {
     worker.shared.limits.pace()?;
     let _span = worker.shared.stages.span(Activity::Work);
-    let page = worker.shared.page_size as usize;
-    let all = &gather.changed;
-    let content = |i: usize| all.bytes.get(i * page..(i + 1) * page).unwrap_or_default();
-    let based = |i: &usize| worker.shared.old_pages.is_some() && all.pages.get(*i).is_some_and(|p| p.base.is_some());
-    let (mut deltas, mut full): (Vec<usize>, Vec<usize>) = (0..all.pages.len()).partition(based);
-    let mut gathered = Gathered { chunks: Vec::new(), places: vec![(0, 0); all.pages.len()] };
-    let joined = |of: &[usize]| of.iter().flat_map(|i| content(*i)).copied().collect::<Vec<u8>>();
-    let place = |gathered: &mut Gathered, of: &[usize], chunk: NamedChunk| {
-        for (at, i) in of.iter().enumerate() {
-            if let Some(place) = gathered.places.get_mut(*i) {
-                *place = (gathered.chunks.len(), at as u32);
-            }
-        }
-        gathered.chunks.push(chunk);
-    };
-    let hashes = |of: &[usize]| of.iter().filter_map(|i| all.pages.get(*i)).map(|p| p.hash).collect::<Vec<_>>();
-
-    if !deltas.is_empty() {
-        let plain = joined(&deltas);
-        let id = worker.shared.keyring.chunk_id(ChunkKind::Relation.as_u8(), &plain)?;
-        if worker.shared.index.lookup(&id)?.is_some() {
-            let chunk = NamedChunk { id, kind: ChunkKind::Relation, plain_len: plain.len() as u32, new: None };
-            place(&mut gathered, &deltas, chunk);
-        } else if let Some(old) = old_pages(worker, all, &deltas) {
-            let mut encoded = Vec::new();
-            encode_prefix(&plain, &old, page, worker.shared.level, &mut encoded)?;
-            if encoded.len() * GOOD_SHARE <= plain.len() {
-                let bases = runs(all, &deltas);
-                let chunk = delta_chunk(worker, id, &plain, &encoded, bases, hashes(&deltas))?;
-                place(&mut gathered, &deltas, chunk);
-            } else {
-                let (good, bad) = judge(worker, &plain, &old, page, &deltas)?;
-                full.extend(bad);
-                full.sort_unstable();
-                if !good.is_empty() {
-                    let (plain, old) = (joined(&good), pick(&deltas, &good, &old, page));
-                    let id = worker.shared.keyring.chunk_id(ChunkKind::Relation.as_u8(), &plain)?;
-                    encode_prefix(&plain, &old, page, worker.shared.level, &mut encoded)?;
-                    let chunk = delta_chunk(worker, id, &plain, &encoded, runs(all, &good), hashes(&good))?;
-                    place(&mut gathered, &good, chunk);
-                }
-            }
-        } else {
-            full.append(&mut deltas);
-            full.sort_unstable();
-        }
-    }
-    if !full.is_empty() {
-        let plain = joined(&full);
-        let id = worker.shared.keyring.chunk_id(ChunkKind::Relation.as_u8(), &plain)?;
-        let chunk = worker.store(id, &plain, ChunkKind::Relation, Some(hashes(&full)))?;
-        place(&mut gathered, &full, chunk);
-    }
-    Ok(gathered)
+    Encoding { worker, all: &gather.changed, out: Gathered::new(gather.changed.pages.len()) }.run()
 }
 
-/// The old versions of these pages, joined; `None` if they cannot be read, and then the pages are stored in full.
-fn old_pages(worker: &Worker<'_>, all: &ChangedPages, of: &[usize]) -> Option<Vec<u8>> {
-    let source = worker.shared.old_pages.as_ref()?;
-    match source.join_pages(&runs(all, of), worker.shared.page_size as usize) {
-        Ok(old) => Some(old),
-        Err(error) => {
-            tracing::warn!("{error}: changed pages are stored in full; 'verify' tells what else the damage concerns");
-            None
-        }
+impl Gathered {
+    fn new(pages: usize) -> Self {
+        Self { chunks: Vec::new(), places: vec![(0, 0); pages] }
     }
+
+    /// These pages, in this order, are that chunk.
+    fn place(&mut self, of: &[usize], chunk: NamedChunk) {
+        for (at, i) in of.iter().enumerate() {
+            if let Some(place) = self.places.get_mut(*i) {
+                *place = (self.chunks.len(), at as u32);
+            }
+        }
+        self.chunks.push(chunk);
+    }
+}
+
+/// A gather being encoded. Pages are meant by their numbers in it, in ascending order.
+struct Encoding<'a, 'b> {
+    worker: &'a mut Worker<'b>,
+    all: &'a ChangedPages,
+    out: Gathered,
+}
+
+impl Encoding<'_, '_> {
+    fn run(mut self) -> Result<Gathered> {
+        let Some(old) = &self.worker.shared.old_pages else {
+            self.full(&(0..self.all.pages.len()).collect::<Vec<_>>())?;
+            return Ok(self.out);
+        };
+        let based = |i: &usize| self.all.pages.get(*i).is_some_and(|p| p.base.is_some());
+        let (with, mut full): (Vec<usize>, Vec<usize>) = (0..self.all.pages.len()).partition(based);
+        // By a run of this backup that was interrupted, or by one of another stanza.
+        if !with.is_empty() && !self.known(&with)? {
+            let [mut prefix, mut patch, mut rest] = [const { Vec::new() }; 3];
+            for i in with {
+                match self.way(old, i)? {
+                    Way::Prefix => prefix.push(i),
+                    Way::Patch => patch.push(i),
+                    Way::Full => rest.push(i),
+                }
+            }
+            match self.prefixes(old, &prefix)? {
+                Prefixed::Stored { left } => rest.extend(left),
+                Prefixed::Unreadable => {
+                    // What does not come from the base cache may still have hashes there.
+                    let (hashed, bare): (Vec<usize>, _) =
+                        prefix.iter().partition(|i| self.sub_hashes(old, **i).is_some());
+                    patch.extend(hashed);
+                    patch.sort_unstable();
+                    rest.extend(bare);
+                }
+            }
+            rest.extend(self.patches(old, &patch)?);
+            full.extend(rest);
+            full.sort_unstable();
+        }
+        old.pages.add(Way::Full, full.len());
+        self.full(&full)?;
+        Ok(self.out)
+    }
+
+    fn page_size(&self) -> usize {
+        self.worker.shared.page_size as usize
+    }
+
+    fn content(&self, i: usize) -> &[u8] {
+        self.all.bytes.get(i * self.page_size()..(i + 1) * self.page_size()).unwrap_or_default()
+    }
+
+    fn joined(&self, of: &[usize]) -> Vec<u8> {
+        of.iter().flat_map(|i| self.content(*i)).copied().collect()
+    }
+
+    fn hashes(&self, of: &[usize]) -> Vec<u64> {
+        of.iter().filter_map(|i| self.all.pages.get(*i)).map(|p| p.hash).collect()
+    }
+
+    fn id(&self, plain: &[u8]) -> Result<ChunkId> {
+        Ok(self.worker.shared.keyring.chunk_id(ChunkKind::Relation.as_u8(), plain)?)
+    }
+
+    /// Where the old page's bytes are: pack, chunk there, page in it.
+    fn old_place(&self, i: usize) -> Result<Option<(ChunkAt, u32)>> {
+        let Some((chunk, page)) = self.all.pages.get(i).and_then(|p| p.base) else { return Ok(None) };
+        Ok(self.worker.shared.index.lookup(&chunk)?.map(|at| (at, page)))
+    }
+
+    fn way(&self, old: &OldPages, i: usize) -> Result<Way> {
+        Ok(self.old_place(i)?.map_or(Way::Full, |(at, page)| old.way(at.pack.pack, at.ordinal, page)))
+    }
+
+    fn sub_hashes(&self, old: &OldPages, i: usize) -> Option<Vec<u64>> {
+        let (at, page) = self.old_place(i).ok().flatten()?;
+        old.sub_hashes(at.pack.pack, at.ordinal, page)
+    }
+
+    /// Places pages that the repository has as they are.
+    fn known(&mut self, of: &[usize]) -> Result<bool> {
+        let plain = self.joined(of);
+        let id = self.id(&plain)?;
+        let found = self.worker.shared.index.lookup(&id)?.is_some();
+        if found {
+            let chunk = NamedChunk { id, kind: ChunkKind::Relation, plain_len: plain.len() as u32, new: None };
+            self.out.place(of, chunk);
+        }
+        Ok(found)
+    }
+
+    fn full(&mut self, of: &[usize]) -> Result<()> {
+        if of.is_empty() {
+            return Ok(());
+        }
+        let plain = self.joined(of);
+        let (id, hashes) = (self.id(&plain)?, self.hashes(of));
+        let chunk = self.worker.store(id, &plain, ChunkKind::Relation, Some(hashes))?;
+        self.out.place(of, chunk);
+        Ok(())
+    }
+
+    /// Encodes pages against their old versions. What gains little is left.
+    fn prefixes(&mut self, old: &OldPages, of: &[usize]) -> Result<Prefixed> {
+        if of.is_empty() {
+            return Ok(Prefixed::Stored { left: Vec::new() });
+        }
+        let before = match old.join(&runs(self.all, of)) {
+            Ok(before) => before,
+            Err(error) => {
+                tracing::warn!(
+                    "{error}: changed pages are stored in full; 'verify' tells what else the damage concerns"
+                );
+                return Ok(Prefixed::Unreadable);
+            }
+        };
+        let (page, level) = (self.page_size(), self.worker.shared.level);
+        let (plain, mut encoded) = (self.joined(of), Vec::new());
+        self.timed(|| encode_prefix(&plain, &before, page, level, &mut encoded))?;
+        if encoded.len() * GOOD_SHARE <= plain.len() {
+            self.delta(old, of, &plain, How::ZstdPrefix, &encoded)?;
+            return Ok(Prefixed::Stored { left: Vec::new() });
+        }
+        let (good, left) = judge(self.worker, &plain, &before, page, of)?;
+        if !good.is_empty() {
+            let (plain, before) = (self.joined(&good), pick(of, &good, &before, page));
+            self.timed(|| encode_prefix(&plain, &before, page, level, &mut encoded))?;
+            self.delta(old, &good, &plain, How::ZstdPrefix, &encoded)?;
+        }
+        Ok(Prefixed::Stored { left })
+    }
+
+    /// Encodes pages against the hashes of their old versions' sub-blocks. Those that changed too much are returned.
+    fn patches(&mut self, old: &OldPages, of: &[usize]) -> Result<Vec<usize>> {
+        let page = self.page_size();
+        let (mut good, mut left, mut bitmaps) = (Vec::new(), Vec::new(), Vec::new());
+        for i in of {
+            let now = old.hash(self.content(*i));
+            let before = self.sub_hashes(old, *i).filter(|before| before.len() == now.len());
+            let changed = |at: usize| before.as_ref().is_none_or(|before| before.get(at) != now.get(at));
+            let ones: Vec<usize> = (0..now.len()).filter(|at| changed(*at)).collect();
+            if now.is_empty() || ones.len() * 2 > now.len() {
+                left.push(*i);
+                continue;
+            }
+            let start = bitmaps.len();
+            bitmaps.resize(start + bitmap_len(page), 0u8);
+            for at in ones {
+                if let Some(byte) = bitmaps.get_mut(start + at / 8) {
+                    *byte |= 1 << (at % 8);
+                }
+            }
+            good.push(*i);
+        }
+        if !good.is_empty() {
+            let (plain, level, mut encoded) = (self.joined(&good), self.worker.shared.level, Vec::new());
+            self.timed(|| encode_patch(&plain, &bitmaps, page, level, &mut encoded))?;
+            self.delta(old, &good, &plain, How::Patch, &encoded)?;
+        }
+        Ok(left)
+    }
+
+    fn timed(&self, encode: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.worker.shared.stages.time(Activity::Encode, encode)
+    }
+
+    fn delta(&mut self, old: &OldPages, of: &[usize], plain: &[u8], how: How, encoded: &[u8]) -> Result<()> {
+        let (id, hashes, bases) = (self.id(plain)?, self.hashes(of), runs(self.all, of));
+        let (shared, kind, plain_len) = (self.worker.shared, ChunkKind::Relation, plain.len() as u32);
+        old.pages.add(if how == How::Patch { Way::Patch } else { Way::Prefix }, of.len());
+        let sealed = seal_data(&shared.sealer, id, kind, how, plain_len, encoded)?;
+        let new = NewChunk { encoding: how, sealed, bases, hashes, sub_hashes: Vec::new() };
+        self.out.place(of, NamedChunk { id, kind, plain_len, new: Some(new) });
+        Ok(())
+    }
+}
+
+/// What became of pages that were to be encoded against old ones.
+enum Prefixed {
+    /// They are stored, but for these.
+    Stored { left: Vec<usize> },
+    /// The old pages cannot be read.
+    Unreadable,
 }
 
 /// The bases of these pages, neighbours as one run.
@@ -202,18 +340,4 @@ fn judge(
 fn pick(from: &[usize], of: &[usize], old: &[u8], page: usize) -> Vec<u8> {
     let pages = from.iter().zip(old.chunks(page)).filter(|(i, _)| of.binary_search(i).is_ok());
     pages.flat_map(|(_, p)| p).copied().collect()
-}
-
-fn delta_chunk(
-    worker: &mut Worker<'_>,
-    id: ChunkId,
-    plain: &[u8],
-    encoded: &[u8],
-    bases: Vec<BasePages>,
-    hashes: Vec<u64>,
-) -> Result<NamedChunk> {
-    let (shared, kind, plain_len) = (worker.shared, ChunkKind::Relation, plain.len() as u32);
-    let sealed = seal_data(&shared.sealer, id, kind, Encoding::ZstdPrefix, plain_len, encoded)?;
-    let new = NewChunk { encoding: Encoding::ZstdPrefix, sealed, bases, hashes };
-    Ok(NamedChunk { id, kind, plain_len, new: Some(new) })
 }

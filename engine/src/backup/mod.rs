@@ -2,7 +2,7 @@
 //!
 //! - `plan`: which backup to compare with and what of it to trust   - `parent`: reading it   - `label`: names
 //! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does, with `pages` (what the parent knows)
-//! - `gather`: changed pages together   - `sequence`: order and packs
+//! - `gather`: changed pages together   - `old_pages`: what they can be encoded against   - `sequence`: order and packs
 //! - `stages`: how busy each of them was
 //! - `summaries`, `unread`: what WAL summaries spare reading
 //!
@@ -14,6 +14,7 @@ mod dispatch;
 mod finish;
 mod gather;
 mod label;
+mod old_pages;
 mod pages;
 mod parent;
 mod plan;
@@ -27,6 +28,8 @@ mod unread;
 
 use self::cluster::Cluster;
 use self::finish::{Wal, late_entries, links};
+use self::old_pages::OldPages;
+pub use self::old_pages::{BASE_CACHE_BYTES, DeltaMode, Deltas};
 use self::plan::{Plan, Survey};
 use self::sequence::{Copied, Copy, UPLOADERS};
 use self::stages::Stages;
@@ -39,11 +42,10 @@ use crate::lock::{Lock, LockName, LockType, check_stopped};
 use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pg::datadir::{self, Exclusions, WalkOptions};
 use crate::pg::server::{BackupStart, CheckpointPace, ConnectOptions, Connection};
-use crate::repository::manifests::{Manifest, ManifestBuilder};
+use crate::repository::manifests::ManifestBuilder;
 use crate::repository::{ChunkSource, Repository, WriterSession};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::page::PageCheck;
-use pgkeep_formats::repo::keyslot::Role;
 use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -85,6 +87,8 @@ pub struct BackupOptions {
     pub limits: Arc<Limits>,
     /// zstd level.
     pub compress_level: i32,
+    /// Whether and how changed pages are encoded against old ones.
+    pub deltas: Deltas,
     /// Directory of lock files.
     pub lock_path: PathBuf,
     /// Name of this run in lock files.
@@ -208,7 +212,7 @@ pub fn run(
             _ => None,
         };
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
-        let shared = shared(repository, &session, options, &plan, parent_manifest.as_ref())?;
+        let shared = shared(repository, &session, options, &plan, parent_manifest.is_some())?;
         observer.begin("backup", survey.bytes);
         let (jobs, parent) = (jobs(options), parent_manifest);
         let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
@@ -217,6 +221,9 @@ pub fn run(
         observer.end();
         let copied = copied?;
         tracing::debug!(target: DETAIL, "{}", shared.stages.utilisation(&options.limits.totals()));
+        if let Some(old) = &shared.old_pages {
+            tracing::debug!(target: DETAIL, "{}", old.pages.told());
+        }
         if plan.changed.is_some() {
             let spared = plan.spared.load(Ordering::Relaxed);
             tracing::info!("WAL summaries spared reading {spared} of {} bytes", copied.size);
@@ -372,11 +379,11 @@ fn shared(
     session: &WriterSession,
     options: &BackupOptions,
     plan: &Plan,
-    parent: Option<&Arc<Manifest>>,
+    has_parent: bool,
 ) -> Result<Shared> {
     let cut = repository.config().cut;
     let table = repository.keyring().gear_table()?;
-    let reads_data = matches!(repository.keyring().role(), Role::All | Role::Reader);
+    let old_pages = OldPages::open(repository, session.index(), &options.stanza, options.deltas, plan.page_size)?;
     Ok(Shared {
         keyring: Arc::clone(repository.keyring()),
         sealer: Arc::clone(session.sealer()),
@@ -387,8 +394,8 @@ fn shared(
         page_size: plan.page_size,
         level: options.compress_level,
         hasher: repository.keyring().page_hasher()?,
-        has_parent: parent.is_some(),
-        old_pages: parent.filter(|_| reads_data).map(|p| Arc::clone(p.source())),
+        has_parent,
+        old_pages,
         limits: Arc::clone(&options.limits),
         stages: Stages::new(jobs(options), UPLOADERS),
         spared: Arc::clone(&plan.spared),

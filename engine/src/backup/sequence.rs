@@ -164,6 +164,9 @@ fn work(
 fn upload(shared: &Shared, store: &dyn Store, packs: &Receiver<FinishedPack>, durable: &Sender<Result<FinishedPack>>) {
     for mut pack in packs {
         let put = shared.stages.time(Activity::Upload, || put_new(store, &layout::pack(pack.facts.pack), &pack.bytes));
+        if let (Ok(()), Some(old)) = (&put, &shared.old_pages) {
+            shared.stages.time(Activity::Upload, || old.keep(&pack));
+        }
         pack.bytes = Vec::new();
         if durable.send(put.map(|()| pack)).is_err() {
             return;
@@ -335,6 +338,9 @@ impl Sequencer<'_> {
             && !self.session.knows(&id)?
         {
             self.copy.observer.add(Counter::New, plain_len.into());
+            if let Some(old) = &self.copy.shared.old_pages {
+                old.note(id, new.sub_hashes);
+            }
             let chunk = PackedChunk { id, kind, encoding: new.encoding, plain_len };
             if let Some(pack) = self.session.add_data(chunk, &new.sealed, &new.bases, &new.hashes)? {
                 self.upload(pack)?;

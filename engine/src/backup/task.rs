@@ -7,6 +7,7 @@
 //! but the index and the session's counter.
 
 use super::gather::{Gather, Gathered};
+use super::old_pages::OldPages;
 use super::pages::{ChangedPages, KnownPages, ParentFile, Then};
 use super::stages::{Activity, Stages};
 use super::unread::{Part, split};
@@ -18,7 +19,7 @@ use crate::limit::Limits;
 use crate::pack::BasePages;
 use crate::pg::read::{Pages, RegionReader, is_zero};
 use crate::pg::summaries::BlockSet;
-use crate::repository::{ChunkSource, RepositoryIndex, seal_data};
+use crate::repository::{RepositoryIndex, seal_data};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::config::CutMode;
@@ -106,6 +107,8 @@ pub(super) struct NewChunk {
     pub(super) sealed: Vec<u8>,
     pub(super) bases: Vec<BasePages>,
     pub(super) hashes: Vec<u64>,
+    /// Of its sub-blocks, for the base cache; none of a delta.
+    pub(super) sub_hashes: Vec<u64>,
 }
 
 /// One file of a finished pool.
@@ -167,8 +170,8 @@ pub(super) struct Shared {
     pub(super) hasher: PageHasher,
     /// There is a parent: what is small and new is gathered.
     pub(super) has_parent: bool,
-    /// Where old pages are read; `None` if deltas are not wanted or data cannot be opened.
-    pub(super) old_pages: Option<Arc<ChunkSource>>,
+    /// What there is of old pages; `None` if deltas are not wanted.
+    pub(super) old_pages: Option<OldPages>,
     pub(super) limits: Arc<Limits>,
     pub(super) stages: Stages,
     /// Bytes that summaries spared reading.
@@ -383,10 +386,17 @@ impl<'a> Worker<'a> {
             return Ok(NamedChunk { id, kind, plain_len, new: None });
         }
         let hashes = hashes.unwrap_or_else(|| self.shared.page_hashes(kind, plain));
+        let old_pages = self.shared.old_pages.as_ref().filter(|_| kind == ChunkKind::Relation);
+        let sub_hashes = old_pages.map_or_else(Vec::new, |old| old.hash(plain));
         let _span = self.shared.stages.span(Activity::Encode);
         let (encoding, encoded) = self.encoder.encode(plain)?;
         let sealed = seal_data(&self.shared.sealer, id, kind, encoding, plain_len, encoded)?;
-        Ok(NamedChunk { id, kind, plain_len, new: Some(NewChunk { encoding, sealed, bases: Vec::new(), hashes }) })
+        Ok(NamedChunk {
+            id,
+            kind,
+            plain_len,
+            new: Some(NewChunk { encoding, sealed, bases: Vec::new(), hashes, sub_hashes }),
+        })
     }
 
     /// Stores gathered pages.

@@ -105,6 +105,14 @@ pub fn encode_patch(plain: &[u8], changed: &[u8], page: usize, level: i32, out: 
         }
     }
     let packed = zstd::bulk::compress(&literals, level).map_err(|e| codec("compress a patch", &e))?;
+    // The old pages are not at hand, so what can be compared is this.
+    let check = zstd::bulk::decompress(&packed, literals.len()).map_err(|e| codec("decompress a patch", &e))?;
+    if check != literals {
+        return Err(Error::refused(
+            Kind::Assert,
+            "a patch does not decode to what was read: memory or processor are not reliable",
+        ));
+    }
     out.clear();
     out.push(log);
     out.push(u8::from(packed.len() < literals.len()));

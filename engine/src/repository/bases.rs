@@ -1,10 +1,12 @@
 //! What decoding a delta needs: which old pages, from the pack's footer, and these pages, from their chunks.
 //!
-//! *Owns* two caches, each bounded in bytes, least recently used out first: contents of packs ([`PackContents`]) of a
-//! repository, and decoded base chunks of one reader. Gathered pages and their bases both lie in file order, so a few dozen
+//! *Owns* two caches in memory, each bounded in bytes, least recently used out first: contents of packs ([`PackContents`]) of
+//! a repository, and decoded base chunks of one reader. Sealed bases may also come from the disk, see [`BaseCache`]. Gathered pages and their bases both lie in file order, so a few dozen
 //! chunks make scattered bases a sequential read. Two threads that miss the same thing both fetch it: harmless, and no
 //! thread ever waits for another. The lock is held for look-ups only.
 
+#[cfg(doc)]
+use super::BaseCache;
 use super::{ChunkSource, Plain, Repository};
 use crate::index::{ChunkAt, Encoding};
 use crate::pack::{BasePages, PackContents};
@@ -28,7 +30,7 @@ const GAP_BYTES: u64 = 256 << 10;
 const SPAN_BYTES: u64 = 4 << 20;
 
 /// Things by key, the least recently used dropped beyond a number of bytes.
-struct Bounded<K, V> {
+pub(super) struct Bounded<K, V> {
     limit: usize,
     state: Mutex<State<K, V>>,
 }
@@ -41,12 +43,12 @@ struct State<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V: Clone> Bounded<K, V> {
-    fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         let state = State { items: HashMap::new(), order: BTreeMap::new(), clock: 0, bytes: 0 };
         Self { limit, state: Mutex::new(state) }
     }
 
-    fn get(&self, key: &K) -> Option<V> {
+    pub(super) fn get(&self, key: &K) -> Option<V> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;
         let now = state.clock;
@@ -57,7 +59,7 @@ impl<K: Copy + Eq + Hash, V: Clone> Bounded<K, V> {
         Some(value)
     }
 
-    fn put(&self, key: K, value: V, weight: usize) {
+    pub(super) fn put(&self, key: K, value: V, weight: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;
         let now = state.clock;
@@ -88,9 +90,9 @@ impl Default for ContentsCache {
 }
 
 /// Base chunks decoded last.
-pub(super) struct BaseCache(Bounded<ChunkId, Plain>);
+pub(super) struct DecodedBases(Bounded<ChunkId, Plain>);
 
-impl Default for BaseCache {
+impl Default for DecodedBases {
     fn default() -> Self {
         Self(Bounded::new(BASES_BYTES))
     }
@@ -207,23 +209,42 @@ impl ChunkSource {
                 fits
             });
             let (now, later) = rest.split_at(joined.count().max(1));
-            let name = layout::pack(first.pack.pack);
-            let span = Range::Span { offset: start, len: (stop - start) as usize };
-            let mut blob = self.store().get(&name, span).map_err(|e| {
-                let ids = now.first().map_or_else(String::new, |(id, _)| id.to_string());
-                Error::from(e).during(format!("cannot read base chunk {ids}"))
-            })?;
-            self.base_bytes.fetch_add(stop - start, Ordering::Relaxed);
-            for (id, at) in now {
-                let from = (u64::from(at.offset) - start) as usize;
-                let sealed = blob.get_mut(from..from + at.stored_len as usize).unwrap_or_default();
-                let plain = Arc::new(self.open(id, at, sealed)?);
-                self.offer_base(*id, &plain);
-                found.insert(*id, plain);
+            for (id, plain) in self.span_of_bases(now, start, (stop - start) as usize)? {
+                self.offer_base(id, &plain);
+                found.insert(id, plain);
             }
             rest = later;
         }
         Ok(found)
+    }
+
+    /// Chunks that lie together in a pack, from `start` on: from the base cache if it has them, else from the store.
+    fn span_of_bases(&self, chunks: &[(ChunkId, ChunkAt)], start: u64, len: usize) -> Result<Vec<(ChunkId, Plain)>> {
+        let Some(pack) = chunks.first().map(|(_, at)| at.pack.pack) else { return Ok(Vec::new()) };
+        let open = |mut blob: Vec<u8>| {
+            let each = chunks.iter().map(|(id, at)| {
+                let from = (u64::from(at.offset) - start) as usize;
+                let sealed = blob.get_mut(from..from + at.stored_len as usize).unwrap_or_default();
+                Ok((*id, Arc::new(self.open(id, at, sealed)?)))
+            });
+            each.collect::<Result<Vec<_>>>()
+        };
+        if let Some(cache) = &self.base_cache
+            && let Some(blob) = cache.read(pack, start, len)
+        {
+            match open(blob) {
+                Ok(opened) => return Ok(opened),
+                Err(e) => cache.forget(pack, &e),
+            }
+        }
+        let ids = || chunks.first().map_or_else(String::new, |(id, _)| id.to_string());
+        if !self.fetches_bases {
+            return Err(Error::refused(Kind::FileMissing, format!("base chunk {} is not in the base cache", ids())));
+        }
+        let blob = self.store().get(&layout::pack(pack), Range::Span { offset: start, len });
+        let blob = blob.map_err(|e| Error::from(e).during(format!("cannot read base chunk {}", ids())))?;
+        self.base_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        open(blob)
     }
 }
 

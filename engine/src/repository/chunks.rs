@@ -1,7 +1,7 @@
 //! Reading chunks: from its place in a pack to checked plaintext.
 
-use super::Repository;
-use super::bases::BaseCache;
+use super::bases::DecodedBases;
+use super::{BaseCache, Repository};
 use crate::chunk::{Decoder, delta};
 use crate::crypto::{ChunkOpener, Scope};
 use crate::index::{ChunkAt, ChunkIndex};
@@ -32,7 +32,11 @@ pub struct ChunkSource {
     index: Arc<dyn ChunkIndex>,
     stanza: String,
     meta_openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
-    pub(super) bases: BaseCache,
+    pub(super) bases: DecodedBases,
+    /// Where sealed bases are looked for before the store is asked.
+    pub(super) base_cache: Option<Arc<BaseCache>>,
+    /// Whether the store is asked for bases at all.
+    pub(super) fetches_bases: bool,
     /// Bytes fetched for bases.
     pub(super) base_bytes: AtomicU64,
 }
@@ -46,9 +50,18 @@ impl ChunkSource {
             index,
             stanza: stanza.to_owned(),
             meta_openers: Mutex::default(),
-            bases: BaseCache::default(),
+            bases: DecodedBases::default(),
+            base_cache: None,
+            fetches_bases: true,
             base_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// The same, but bases of deltas are looked for in `cache` first and, unless `fetches`, nowhere else.
+    #[must_use]
+    pub fn with_base_cache(mut self, cache: Option<Arc<BaseCache>>, fetches: bool) -> Self {
+        (self.base_cache, self.fetches_bases) = (cache, fetches);
+        self
     }
 
     /// The repository.

@@ -1,13 +1,15 @@
 //! A repository: its objects by meaning instead of by name.
 //!
 //! Owns the order in which objects are created and the rules of DESIGN's sections 4 and 5 that concern one object; the
-//! operations decide what to write. Submodules: `chunks` (reading chunks), `bases` (what deltas need), `session` (a writer's run), `manifests`
+//! operations decide what to write. Submodules: `chunks` (reading chunks), `bases` (what deltas need), `base_cache` (what a host
+//! keeps of it), `session` (a writer's run), `manifests`
 //! (reading and building manifests), `catalogue` (which backups are visible), `index` and `rebuild` (where chunks are),
 //! `wal` (archived files).
 //!
 //! Opening costs a handful of small reads and no index: `archive-push` and `archive-get` need no more. The index is
 //! loaded by [`Repository::load_index`], once, by who needs it. Any thread may call any method.
 
+mod base_cache;
 mod bases;
 mod catalogue;
 mod chunks;
@@ -18,6 +20,7 @@ mod rebuild;
 mod session;
 pub mod wal;
 
+pub use base_cache::{BaseCache, PendingHashes, SubHashes};
 pub use catalogue::Backup;
 pub use chunks::{ChunkSource, Plain};
 pub use index::RepositoryIndex;

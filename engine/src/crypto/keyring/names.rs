@@ -102,6 +102,14 @@ impl Keyring {
         Ok(PageHasher(self.subkey("page hash")?))
     }
 
+    /// Hashes sub-blocks of pages, for what a host keeps of old pages.
+    ///
+    /// # Errors
+    /// [`CryptoError::RoleLacks`] without the id key.
+    pub fn sub_block_hasher(&self) -> Result<PageHasher, CryptoError> {
+        Ok(PageHasher(self.subkey("sub-block hash")?))
+    }
+
     /// A key for a purpose of the caller's: every keyring with the id key derives the same.
     /// `purpose` is a constant of the program, never input.
     ///

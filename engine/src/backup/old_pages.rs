@@ -1,0 +1,177 @@
+//! How the old version of a changed page is to be had: its bytes, hashes of its sub-blocks, or not at all.
+//!
+//! Bytes give the smallest deltas but must be read, from this host's base cache or from the repository. Hashes of
+//! sub-blocks need no old page: what they say is unchanged is left out. Both are optional; a page of which nothing is at
+//! hand is stored in full and becomes a base itself.
+
+use crate::Result;
+use crate::chunk::delta::SUB_BLOCK;
+use crate::crypto::PageHasher;
+use crate::index::ChunkIndex;
+use crate::pack::{BasePages, FinishedPack};
+use crate::repository::{BaseCache, ChunkSource, PendingHashes, Repository, RepositoryIndex};
+use pgkeep_formats::id::{ChunkId, PackId};
+use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
+use pgkeep_formats::repo::keyslot::Role;
+use pgkeep_formats::repo::pack::FooterEntry;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes a base cache may grow to if nothing is said.
+pub const BASE_CACHE_BYTES: u64 = 1 << 30;
+
+/// Where old pages may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeltaMode {
+    /// From the base cache if it has them, else from the repository.
+    #[default]
+    Fetch,
+    /// From the base cache, which also keeps hashes of sub-blocks for pages it has no room for.
+    Cache,
+    /// From nowhere: changed pages are stored in full.
+    Off,
+}
+
+impl FromStr for DeltaMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        match text {
+            "fetch" => Ok(Self::Fetch),
+            "cache" => Ok(Self::Cache),
+            "off" => Ok(Self::Off),
+            _ => Err(()),
+        }
+    }
+}
+
+/// How increments use old pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Deltas {
+    /// Where they come from.
+    pub mode: DeltaMode,
+    /// Bytes the base cache of the repository may grow to; `None` is [`BASE_CACHE_BYTES`] with [`DeltaMode::Cache`], else
+    /// no cache.
+    pub cache_bytes: Option<u64>,
+}
+
+/// How a page can be encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Against the bytes of the old page.
+    Prefix,
+    /// Against hashes of its sub-blocks.
+    Patch,
+    /// In full.
+    Full,
+}
+
+/// Pages encoded in each way.
+#[derive(Default)]
+pub(super) struct Pages([AtomicU64; 3]);
+
+impl Pages {
+    pub(super) fn add(&self, way: Way, pages: usize) {
+        if let Some(of) = self.0.get(way as usize) {
+            of.fetch_add(pages as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// For the log.
+    pub(super) fn told(&self) -> String {
+        let [prefix, patch, full] = self.0.each_ref().map(|n| n.load(Ordering::Relaxed));
+        format!("changed pages: {prefix} stored as deltas, {patch} as patches, {full} in full")
+    }
+}
+
+/// Old pages of a repository.
+pub(super) struct OldPages {
+    source: ChunkSource,
+    cache: Option<Arc<BaseCache>>,
+    /// Data can be opened, and may be fetched.
+    opens: bool,
+    fetches: bool,
+    /// Hashes are kept.
+    hasher: Option<PageHasher>,
+    pending: Mutex<PendingHashes>,
+    page_size: u32,
+    pub(super) pages: Pages,
+}
+
+impl OldPages {
+    /// `None` if no page is to be encoded against another.
+    pub(super) fn open(
+        repository: &Arc<Repository>,
+        index: &Arc<RepositoryIndex>,
+        stanza: &str,
+        deltas: Deltas,
+        page_size: u32,
+    ) -> Result<Option<Self>> {
+        let limit = match (deltas.mode, deltas.cache_bytes) {
+            (DeltaMode::Off, _) => return Ok(None),
+            (DeltaMode::Cache, limit) => limit.unwrap_or(BASE_CACHE_BYTES),
+            (DeltaMode::Fetch, limit) => limit.unwrap_or(0),
+        };
+        let cache = if limit > 0 { BaseCache::open(repository, limit)?.map(Arc::new) } else { None };
+        let opens = matches!(repository.keyring().role(), Role::All | Role::Reader);
+        let fetches = deltas.mode == DeltaMode::Fetch;
+        let patches = cache.is_some() && !(fetches && opens) && page_size as usize >= SUB_BLOCK;
+        let hasher = patches.then(|| repository.keyring().sub_block_hasher()).transpose()?;
+        let index = Arc::clone(index) as Arc<dyn ChunkIndex>;
+        let source = ChunkSource::new(Arc::clone(repository), index, stanza).with_base_cache(cache.clone(), fetches);
+        let (pending, pages) = Default::default();
+        Ok(Some(Self { source, cache, opens, fetches, hasher, pending, page_size, pages }))
+    }
+
+    /// How pages of a base chunk that is in this pack can be used.
+    pub(super) fn way(&self, pack: PackId, ordinal: u16, page: u32) -> Way {
+        let cached = |cache: &Arc<BaseCache>| cache.has(pack);
+        if self.opens && (self.fetches || self.cache.as_ref().is_some_and(cached)) {
+            return Way::Prefix;
+        }
+        match self.sub_hashes(pack, ordinal, page) {
+            Some(_) => Way::Patch,
+            None => Way::Full,
+        }
+    }
+
+    /// Hashes of the sub-blocks of an old page.
+    pub(super) fn sub_hashes(&self, pack: PackId, ordinal: u16, page: u32) -> Option<Vec<u64>> {
+        self.hasher.as_ref()?;
+        let hashes = self.cache.as_ref()?.sub_hashes(pack)?;
+        hashes.of_page(ordinal, page).map(<[u64]>::to_vec)
+    }
+
+    /// Hashes of the sub-blocks of pages that are stored in full; none if they are not kept.
+    pub(super) fn hash(&self, plain: &[u8]) -> Vec<u64> {
+        match &self.hasher {
+            Some(hasher) if plain.len().is_multiple_of(self.page_size as usize) => {
+                plain.chunks(SUB_BLOCK).map(|block| hasher.hash(block)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Old pages, joined.
+    pub(super) fn join(&self, runs: &[BasePages]) -> Result<Vec<u8>> {
+        self.source.join_pages(runs, self.page_size as usize)
+    }
+
+    /// Notes the hashes of a chunk that is to be packed.
+    pub(super) fn note(&self, id: ChunkId, hashes: Vec<u64>) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).note(id, hashes);
+    }
+
+    /// Keeps a pack that is durable.
+    pub(super) fn keep(&self, pack: &FinishedPack) {
+        let Some(cache) = &self.cache else { return };
+        let ids = pack.entries.iter().map(|e| e.id);
+        let hashes = self.pending.lock().unwrap_or_else(PoisonError::into_inner).take(self.page_size, ids);
+        // Deltas are no bases.
+        let is_base =
+            |e: &FooterEntry| e.kind == ChunkKind::Relation && matches!(e.encoding, Encoding::Raw | Encoding::Zstd);
+        let copy = self.opens && pack.entries.iter().any(is_base);
+        cache.keep(pack.facts.pack, &hashes, copy.then_some(&pack.bytes));
+    }
+}
