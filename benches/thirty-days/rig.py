@@ -120,7 +120,7 @@ class Cluster:
         summaries = "summarize_wal=on\n" if self.major >= 17 else ""
         return (f"port={self.port}\nunix_socket_directories='{self.home}'\nlisten_addresses=''\nshared_buffers=256MB\nmax_wal_size=8GB\n"
                 f"checkpoint_timeout=1h\nautovacuum=off\nfsync=off\nwal_level=replica\nmax_wal_senders=8\narchive_mode=on\n{summaries}"
-                f"archive_command='cp %p {self.archive}/%f'\nmaintenance_work_mem=256MB\n")
+                f"archive_command='cp %p {self.archive}/%f.new && mv {self.archive}/%f.new {self.archive}/%f'\nmaintenance_work_mem=256MB\n")
 
     def init(self):
         self.runner.mkdir(self.archive)

@@ -23,7 +23,7 @@ import pairs
 import report
 from data import Data, fingerprint
 from rig import Cluster, Runner, clean, evict, fail
-from tools import BaseBackup, Pgkeep, PgBackRest, Restic, parse_variant
+from tools import BaseBackup, Pgkeep, PgBackRest, Restic, parse_variant, segments
 
 WEEK = 7
 KEEP = 7
@@ -92,10 +92,6 @@ def make_cluster(a):
         raise
     print(f"cluster of {cluster.bytes() / 2**20:,.0f} MiB made in {time.monotonic() - began:.0f} s", flush=True)
     return runner, cluster, data
-
-
-def segments(cluster):
-    return sorted(f for f in cluster.archive.iterdir() if re.fullmatch("[0-9A-F]{24}", f.name))
 
 
 def push_wal(tools, cluster, pushed):
@@ -176,10 +172,10 @@ def run(a):
         pushed = {s.name for s in segments(cluster)}
         result["tools"] = [t.name for t in tools]
         for day in range(1, a.days + 1):
+            before = {t.name: t.wal_bytes() for t in tools}
             found = one_day(a, day, cluster, data, tools, rng, lsn)
             lsn = cluster.lsn()
             cluster.switch_wal()
-            before = {t.name: t.wal_bytes() for t in tools}
             found["wal_bytes"] = push_wal(tools if a.wal else [], cluster, pushed)
             for tool in tools:
                 found["tools"][tool.name]["wal_bytes"] = tool.wal_bytes() - before[tool.name]

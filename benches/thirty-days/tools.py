@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from rig import clean, fail, tree_bytes
@@ -14,6 +16,11 @@ JOBS = 2
 # What PostgreSQL says need not be copied, for tools that do not know a cluster when they see one.
 SKIPPED = ("pg_wal/*", "pg_replslot/*", "pg_dynshmem/*", "pg_notify/*", "pg_serial/*", "pg_snapshots/*", "pg_stat_tmp/*", "pg_subtrans/*", "postmaster.pid",
            "postmaster.opts", "pgsql_tmp*", "pg_internal.init")
+
+
+def segments(cluster):
+    """The WAL that the server has archived."""
+    return sorted(f for f in cluster.archive.iterdir() if re.fullmatch("[0-9A-F]{24}", f.name))
 
 
 class Tool:
@@ -57,6 +64,7 @@ class Pgkeep(Tool):
     def __init__(self, runner, name, binary, options):
         super().__init__(runner, name)
         self.binary, self.options = binary, options
+        self.pushed = set()
 
     def setup(self, cluster, stanza="b"):
         super().setup(cluster)
@@ -84,10 +92,35 @@ class Pgkeep(Tool):
 
     def backup(self, full, *more):
         kind = "full" if full else "incr"
-        return self.runner.measure(*self.command(f"--type={kind}", "--no-archive-check", *more, "backup"), server=self.cluster)
+        with self.archiving():
+            return self.runner.measure(*self.command(f"--type={kind}", *more, "backup"), server=self.cluster)
 
     def push(self, segment):
-        self.runner.run(*self.command("archive-push", segment))
+        if segment.name not in self.pushed:
+            self.runner.run(*self.command("archive-push", segment))
+            self.pushed.add(segment.name)
+
+    @contextmanager
+    def archiving(self):
+        """Pushes what the server has archived, and goes on while the backup waits for more: without an archive WAL summaries are not used."""
+        ended = threading.Event()
+
+        def follow():
+            while not ended.wait(0.05):
+                self.push_all()
+
+        self.push_all()
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def push_all(self):
+        for segment in segments(self.cluster):
+            self.push(segment)
 
     def labels(self):
         told = json.loads(self.runner.run(*self.command("--output=json", "info")))

@@ -230,9 +230,7 @@ impl Encoding<'_, '_> {
         let before = match old.join(&runs(self.all, of)) {
             Ok(before) => before,
             Err(error) => {
-                tracing::warn!(
-                    "{error}: changed pages are stored in full; 'verify' tells what else the damage concerns"
-                );
+                old.tell(&error);
                 return Ok(Prefixed::Unreadable);
             }
         };

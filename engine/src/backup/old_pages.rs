@@ -4,12 +4,12 @@
 //! sub-blocks need no old page: what they say is unchanged is left out. Both are optional; a page of which nothing is at
 //! hand is stored in full and becomes a base itself.
 
-use crate::Result;
 use crate::chunk::delta::SUB_BLOCK;
 use crate::crypto::PageHasher;
 use crate::index::ChunkIndex;
 use crate::pack::{BasePages, FinishedPack};
 use crate::repository::{BaseCache, ChunkSource, PendingHashes, Repository, RepositoryIndex};
+use crate::{Error, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::keyslot::Role;
@@ -156,6 +156,16 @@ impl OldPages {
     /// Old pages, joined.
     pub(super) fn join(&self, runs: &[BasePages]) -> Result<Vec<u8>> {
         self.source.join_pages(runs, self.page_size as usize)
+    }
+
+    /// Tells why old pages could not be read.
+    pub(super) fn tell(&self, error: &Error) {
+        if self.fetches {
+            tracing::warn!("{error}: changed pages are stored in full; 'verify' tells what else the damage concerns");
+        } else {
+            // Made room for another, or damaged, which the cache has told.
+            tracing::debug!("{error}: changed pages are stored as patches or in full");
+        }
     }
 
     /// Notes the hashes of a chunk that is to be packed.

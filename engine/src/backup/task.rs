@@ -298,9 +298,7 @@ impl<'a> Worker<'a> {
             // Nothing of it is known, and it is worth a chunk of its own.
             let unknown = parent.is_none_or(|p| p.is_behind(first));
             if unknown && region.len() * 2 >= self.shared.region {
-                let what =
-                    if is_zero(region) { What::Zero } else { self.chunk(region, ChunkKind::Relation, |_| Ok(None))? };
-                pieces.push(Piece { units: pages, what });
+                pieces.extend(self.cut(region, first * page_size as u64, page_size as u32, None)?);
                 continue;
             }
             for (page, number) in region.chunks(page_size).zip(first..) {

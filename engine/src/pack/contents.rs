@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use pgkeep_formats::FormatError;
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::pack::{Dependency, Footer, HEADER_LEN, PackHeader, SEAL_OVERHEAD};
+use pgkeep_formats::repo::pack::{Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer, SEAL_OVERHEAD};
 
 /// Footer and page hashes of one pack.
 #[derive(Debug)]
@@ -30,20 +30,28 @@ impl PackContents {
         let name = layout::pack(pack);
         let (header, mut tail, trailer) = read_tail(repository, pack, size)?;
         let sealed_len = (trailer.footer_offset - trailer.hashes_offset) as usize;
-        let mut hashes = Vec::new();
-        if sealed_len > 0 {
-            let parsed = PackHeader::decode(&header).map_err(Error::damaged(&name))?;
-            let wrong = FormatError::OutOfRange { offset: 0, what: "length of page hashes", found: sealed_len as u64 };
-            let plain_len = sealed_len.checked_sub(SEAL_OVERHEAD).ok_or(wrong).map_err(Error::damaged(&name))?;
-            let sealed = tail.get_mut(..sealed_len).unwrap_or_default();
-            let opener = repository.keyring().meta_opener(&parsed.session, &Scope::Index)?;
-            let plain = opener
-                .open_chunk(&section_head(&parsed, HASHES_KIND, plain_len as u32), sealed)
-                .map_err(|e| Error::from(e).during(format!("cannot open the page hashes of '{name}'")))?;
-            hashes = plain.as_chunks::<8>().0.iter().map(|h| u64::from_le_bytes(*h)).collect();
-        }
+        let sealed = tail.get_mut(..sealed_len).unwrap_or_default();
+        let hashes = open_hashes(repository, &name, &header, sealed)?;
         let (_, footer) =
             open_footer(repository, pack, size, header.get(..HEADER_LEN).unwrap_or_default(), &mut tail, &trailer)?;
+        Self::new(&name, footer, hashes)
+    }
+
+    /// From all bytes of a pack whose footer was read; the sealed hashes are opened in place.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_bytes(repository: &Repository, pack: PackId, footer: Footer, bytes: &mut [u8]) -> Result<Self> {
+        let name = layout::pack(pack);
+        let trailer = PackTrailer::decode(bytes, bytes.len() as u64).map_err(Error::damaged(&name))?;
+        let (header, rest) = bytes.split_at_mut(HEADER_LEN.min(bytes.len()));
+        let place = |offset: u32| (offset as usize).saturating_sub(HEADER_LEN);
+        let sealed = rest.get_mut(place(trailer.hashes_offset)..place(trailer.footer_offset)).unwrap_or_default();
+        let hashes = open_hashes(repository, &name, header, sealed)?;
+        Self::new(&name, footer, hashes)
+    }
+
+    fn new(name: &str, footer: Footer, hashes: Vec<u64>) -> Result<Self> {
         let mut starts = Vec::with_capacity(footer.entries.len());
         let mut total = 0u32;
         for entry in &footer.entries {
@@ -52,7 +60,7 @@ impl PackContents {
         }
         if total as usize != hashes.len() {
             let error = FormatError::OutOfRange { offset: 0, what: "number of page hashes", found: total.into() };
-            return Err(Error::damaged(&name)(error));
+            return Err(Error::damaged(name)(error));
         }
         Ok(Self { footer, starts, hashes })
     }
@@ -124,11 +132,26 @@ impl PackContents {
     /// Bytes of memory, about.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let runs = |e: &pgkeep_formats::repo::pack::FooterEntry| match &e.dependency {
+        let runs = |e: &FooterEntry| match &e.dependency {
             Dependency::Bases(runs) => runs.len() * 12,
             _ => 0,
         };
         let entries: usize = self.footer.entries.iter().map(|e| size_of_val(e) + 4 + runs(e)).sum();
         entries + self.footer.bases.len() * ChunkId::LEN + self.hashes.len() * 8
     }
+}
+
+/// `sealed` is the section between chunks and footer, empty if there is none.
+fn open_hashes(repository: &Repository, name: &str, header: &[u8], sealed: &mut [u8]) -> Result<Vec<u64>> {
+    if sealed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let header = PackHeader::decode(header).map_err(Error::damaged(name))?;
+    let wrong = FormatError::OutOfRange { offset: 0, what: "length of page hashes", found: sealed.len() as u64 };
+    let plain_len = sealed.len().checked_sub(SEAL_OVERHEAD).ok_or(wrong).map_err(Error::damaged(name))?;
+    let opener = repository.keyring().meta_opener(&header.session, &Scope::Index)?;
+    let plain = opener
+        .open_chunk(&section_head(&header, HASHES_KIND, plain_len as u32), sealed)
+        .map_err(|e| Error::from(e).during(format!("cannot open the page hashes of '{name}'")))?;
+    Ok(plain.as_chunks::<8>().0.iter().map(|h| u64::from_le_bytes(*h)).collect())
 }

@@ -8,10 +8,10 @@
 use super::index::lookup;
 use super::report::{Findings, Flaw, Garbage, flaw_of};
 use super::workers;
-use crate::crypto::CryptoError;
+use crate::crypto::{CryptoError, PageHasher};
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::observe::{Cancel, Counter, Observer};
-use crate::pack::{PackDomain, parse_footer, scope_tag};
+use crate::pack::{PackContents, PackDomain, parse_footer, scope_tag};
 use crate::repository::{ChunkSource, Repository};
 use crate::store::{Depth, Range, StoreError};
 use crate::{Error, Kind, Result};
@@ -54,6 +54,8 @@ pub(super) struct Packs {
     /// Sources of metadata by the tag of their stanza, and of data.
     meta: HashMap<[u8; 8], Arc<ChunkSource>>,
     data: Arc<ChunkSource>,
+    /// Of pages; none if the key at hand names no chunks.
+    hasher: Option<PageHasher>,
     /// Chunks of opaque packs that were read.
     probed: Mutex<HashMap<(PackId, u16), bool>>,
     /// Good copies of chunks in packs other than the one the index names: what was stored again lies in two.
@@ -92,6 +94,7 @@ impl Packs {
             packs,
             meta: stanzas.iter().map(|s| (tag(s), source(s))).collect(),
             data: source(""),
+            hasher: repository.keyring().page_hasher().ok(),
             repository: Arc::clone(repository),
             index: Arc::clone(index),
             probed: Mutex::default(),
@@ -149,10 +152,11 @@ impl Packs {
         }
         match parse_footer(&self.repository, pack.id, &mut bytes) {
             Ok((facts, footer)) => {
-                let scan = self.scan_chunks(&name, &mut bytes, facts, &footer, findings, cancel)?;
+                let contents = self.contents(&name, pack.id, &footer, &mut bytes, findings)?;
+                let scan = self.scan_chunks(&name, &mut bytes, facts, &footer, contents.as_ref(), findings, cancel)?;
                 match &scan {
                     Scan::Read { bad, .. } if !bad.is_empty() => self.distrust(pack.id),
-                    Scan::Read { .. } if authentic => {
+                    Scan::Read { .. } if authentic && contents.is_some() && !self.is_distrusted(pack.id) => {
                         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).whole.insert(pack.id);
                     }
                     _ => {}
@@ -169,12 +173,42 @@ impl Packs {
         }
     }
 
+    /// What the pack says of its chunks' pages; `None` if that cannot be read, which is a finding.
+    fn contents(
+        &self,
+        name: &str,
+        pack: PackId,
+        footer: &Footer,
+        bytes: &mut [u8],
+        findings: &Findings,
+    ) -> Result<Option<PackContents>> {
+        match PackContents::of_bytes(&self.repository, pack, footer.clone(), bytes) {
+            Ok(contents) => Ok(Some(contents)),
+            Err(e) => {
+                self.distrust(pack);
+                findings.failure(name, e)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// A wrong hash would let a later backup take a changed page for unchanged.
+    fn check_hashes(&self, content: &[u8], hashes: &[u64]) -> bool {
+        let (Some(hasher), Some(pages)) = (&self.hasher, std::num::NonZero::new(hashes.len())) else { return true };
+        let page = content.len() / pages;
+        page > 0
+            && content.len() == page * hashes.len()
+            && content.chunks(page).zip(hashes).all(|(page, hash)| hasher.hash(page) == *hash)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a pack, and where to tell")]
     fn scan_chunks(
         &self,
         name: &str,
         bytes: &mut [u8],
         facts: PackFacts,
         footer: &Footer,
+        contents: Option<&PackContents>,
         findings: &Findings,
         cancel: &Cancel,
     ) -> Result<Scan> {
@@ -193,6 +227,12 @@ impl Packs {
                 Ok(content) => {
                     opened += 1;
                     plain += content.len() as u64;
+                    let hashes = contents.map_or(&[][..], |c| c.hashes(ordinal as u16));
+                    if !self.check_hashes(&content, hashes) {
+                        self.distrust(facts.pack);
+                        let text = format!("chunk {} is whole, but the hashes of its pages are not theirs", e.id);
+                        findings.damage(name, Flaw::Inconsistent, text);
+                    }
                 }
                 // Without the session's key none of them opens; saying so once is enough.
                 Err(error) if opened == 0 && matches!(error.kind(), Kind::FileMissing | Kind::Crypto) => {
@@ -239,6 +279,10 @@ impl Packs {
             c.plain_bytes += plain;
         });
         Ok(Scan::Read { chunks: footer.entries.len(), bad })
+    }
+
+    fn is_distrusted(&self, pack: PackId) -> bool {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).damaged.contains(&pack)
     }
 
     fn distrust(&self, pack: PackId) {

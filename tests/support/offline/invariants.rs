@@ -44,7 +44,8 @@ impl Ledger {
         let session = PackHeader::decode(bytes).expect("a pack's header").session;
         let trailer = PackTrailer::decode(bytes, bytes.len() as u64).expect("a pack's trailer");
         let places = footers[&pack].entries.iter().map(|e| e.offset);
-        for at in places.chain([trailer.footer_offset]) {
+        let hashes = (trailer.hashes_offset < trailer.footer_offset).then_some(trailer.hashes_offset);
+        for at in places.chain(hashes).chain([trailer.footer_offset]) {
             let at = at as usize;
             let counter = bytes[at..at + 8].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
             self.nonce(session, counter, key, at);

@@ -90,6 +90,20 @@ fn every_flip_truncation_and_removal_is_found_in_every_object() {
 }
 
 #[test]
+fn page_hashes_that_are_not_the_pages_are_found_and_nothing_more_is_built_on_them() {
+    let repo = Repo::new();
+    repo.lies.set(true);
+    repo.backup("demo", "20240101-000000F", &files(1), |_| ());
+    let report = repo.verify();
+    assert!(!report.is_clean());
+    let told = report.damage.iter().filter(|d| d.detail.contains("hashes of its pages")).count();
+    // Six chunks of four pages or fewer in one file, one whole one in the other.
+    assert_eq!(told, 7, "{report:#?}");
+    assert!(hit(&report).is_empty(), "every chunk is whole: {report:#?}");
+    assert!(!repo.open().marked_packs().unwrap().is_empty());
+}
+
+#[test]
 fn swapped_objects_are_found() {
     let made = Repo::new();
     three(&made);

@@ -37,6 +37,8 @@ pub(crate) const CLUSTER: ClusterIdentity =
 pub(crate) struct Repo {
     pub(crate) store: MemoryStore,
     cache: Option<tempfile::TempDir>,
+    /// Page hashes are written wrong.
+    pub(crate) lies: std::cell::Cell<bool>,
 }
 
 impl Repo {
@@ -51,7 +53,7 @@ impl Repo {
     }
 
     fn with(cache: Option<tempfile::TempDir>) -> Self {
-        let repo = Self { store: MemoryStore::new(), cache };
+        let repo = Self { store: MemoryStore::new(), cache, lies: false.into() };
         repo.stanza(STANZA);
         repo
     }
@@ -98,8 +100,11 @@ impl Repo {
                     let (encoding, encoded) = encoder.encode(plain).unwrap();
                     let plain_len = plain.len() as u32;
                     let sealed = seal_data(session.sealer(), id, kind, encoding, plain_len, encoded).unwrap();
-                    let full =
-                        session.add_data(PackedChunk { id, kind, encoding, plain_len }, &sealed, &[], &[]).unwrap();
+                    let hasher = repository.keyring().page_hasher().unwrap();
+                    let pages = plain.chunks(PAGE).filter(|_| plain.len().is_multiple_of(PAGE));
+                    let hashes: Vec<u64> = pages.map(|p| hasher.hash(p) ^ u64::from(self.lies.get())).collect();
+                    let chunk = PackedChunk { id, kind, encoding, plain_len };
+                    let full = session.add_data(chunk, &sealed, &[], &hashes).unwrap();
                     assert!(full.is_none());
                     packed += 1;
                     if packed % PACK_CHUNKS == 0 {
