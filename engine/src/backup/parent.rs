@@ -74,8 +74,7 @@ pub(super) fn open(
         None => found.iter().filter(|f| f.stanza == stanza).take(TRIES_MAX).cloned().collect(),
     };
     let sources = HashMap::from([(stanza.clone(), Arc::clone(source))]);
-    let mut reader =
-        Reader { session, sources, cancel, open: HashMap::new(), refused: HashSet::new(), again: false };
+    let mut reader = Reader { session, sources, cancel, open: HashMap::new(), refused: HashSet::new(), again: false };
     loop {
         let mut built_on = reader.first(&own)?;
         let newest = reader.first(found)?;
