@@ -114,26 +114,28 @@ impl Known {
     }
 }
 
+/// What became of a page.
+pub(super) enum Sought {
+    /// It is where it was.
+    Unchanged(What),
+    /// It changed. The chunk and number of the page to encode it against, if there is one.
+    Changed { base: Option<(ChunkId, u32)> },
+}
+
 /// Chunks that a worker met last, by manifest (true: the page parent's) and ordinal there.
 #[derive(Default)]
 pub(super) struct KnownPages(HashMap<(bool, u32), Option<Arc<Known>>>);
 
 impl KnownPages {
-    /// What a page turns out to be: unchanged, or to be encoded against the page named.
-    pub(super) fn find(
-        &mut self,
-        index: &RepositoryIndex,
-        file: &EarlierFile,
-        unit: u64,
-        hash: u64,
-    ) -> Result<(Option<What>, Option<(ChunkId, u32)>)> {
+    /// Looks for a page in the place where it was.
+    pub(super) fn find(&mut self, index: &RepositoryIndex, file: &EarlierFile, unit: u64, hash: u64) -> Result<Sought> {
         let mut base = None;
         if let Some(own) = &file.own
             && let Some((ordinal, offset)) = own.page(unit)
             && let Some(known) = self.of(index, &own.manifest, false, ordinal)?
         {
             if known.hash(offset) == Some(hash) {
-                return Ok((Some(What::Parent { ordinal, offset }), None));
+                return Ok(Sought::Unchanged(What::Parent { ordinal, offset }));
             }
             base = known.base(offset);
         }
@@ -142,11 +144,11 @@ impl KnownPages {
             && let Some(known) = self.of(index, &newest.manifest, true, ordinal)?
         {
             if known.hash(offset) == Some(hash) {
-                return Ok((Some(What::Kept { id: known.id, offset }), None));
+                return Ok(Sought::Unchanged(What::Kept { id: known.id, offset }));
             }
             base = known.base(offset).or(base);
         }
-        Ok((None, base))
+        Ok(Sought::Changed { base })
     }
 
     /// The chunk under an ordinal of a manifest; `None` if it cannot be built on.

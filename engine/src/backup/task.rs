@@ -8,7 +8,7 @@
 //! but the index and the session's counter.
 
 use super::gather::{Gather, Gathered};
-use super::pages::{ChangedPages, EarlierFile, KnownPages, ParentFile};
+use super::pages::{ChangedPages, EarlierFile, KnownPages, ParentFile, Sought};
 use super::stages::{Activity, Stages};
 use super::unread::{Part, split};
 use crate::Result;
@@ -335,11 +335,12 @@ impl<'a> Worker<'a> {
             return Ok(What::Zero);
         }
         let hash = self.shared.hasher.hash(page);
-        let (unchanged, base) = match earlier {
-            Some(earlier) => self.known.find(&self.shared.index, earlier, number, hash)?,
-            None => (None, None),
+        let base = match earlier.map(|e| self.known.find(&self.shared.index, e, number, hash)).transpose()? {
+            Some(Sought::Unchanged(what)) => return Ok(what),
+            Some(Sought::Changed { base }) => base,
+            None => None,
         };
-        Ok(unchanged.unwrap_or_else(|| What::Changed { first: changed.push(page, hash, base) }))
+        Ok(What::Changed { first: changed.push(page, hash, base) })
     }
 
     /// Cuts as at first sight. What the parent has in the same place under the same name is its.
