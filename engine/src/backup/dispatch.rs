@@ -1,11 +1,15 @@
-//! From the walk and the parent's manifest to items and tasks, in path order.
+//! From the walk and the manifests of earlier backups to items and tasks, in path order.
+//!
+//! What need not be read is the prior's; what is read is compared with all there is (`parent`).
 //!
 //! One thread. Items say what an entry of the new manifest waits for; tasks are numbered, and only as many are under way as
 //! there are permits. Small files wait for a pool to fill, but never for longer than [`POOL_ITEMS_MAX`] entries, so the
 //! entries held back behind them stay few.
 
 use super::Plan;
-use super::pages::ParentFile;
+use super::newest::concerns_the_run;
+use super::pages::{EarlierFile, ParentFile};
+use super::parent::Earlier;
 use super::stages::Activity;
 use super::task::{PoolFile, Shared, TASK_BYTES_MAX, Task, Work};
 use super::unread::Known;
@@ -63,7 +67,7 @@ enum Held {
 pub(super) struct Dispatcher<'a> {
     pub(super) plan: &'a Plan,
     pub(super) shared: &'a Shared,
-    pub(super) parent: Option<Arc<Manifest>>,
+    pub(super) earlier: &'a Earlier,
     pub(super) tasks: Sender<Task>,
     pub(super) items: Sender<Result<Item>>,
     pub(super) permits: Receiver<()>,
@@ -71,7 +75,8 @@ pub(super) struct Dispatcher<'a> {
 }
 
 struct State {
-    records: Option<Peekable<ManifestReader>>,
+    own: Option<Peekable<ManifestReader>>,
+    newest: Option<Peekable<ManifestReader>>,
     sequence: u64,
     pools: [Pool; 2],
     held: std::collections::VecDeque<Held>,
@@ -95,7 +100,8 @@ impl Dispatcher<'_> {
     fn walk(&self) -> Result<()> {
         let pool = |unit| Pool { unit, files: Vec::new(), bytes: 0, items: Vec::new() };
         let mut state = State {
-            records: self.parent.as_ref().map(|m| m.files().peekable()),
+            own: self.earlier.own.as_ref().map(|m| m.files().peekable()),
+            newest: self.earlier.newest.as_ref().map(|m| m.files().peekable()),
             sequence: 0,
             pools: [pool(self.plan.page_size), pool(1)],
             held: std::collections::VecDeque::new(),
@@ -111,14 +117,14 @@ impl Dispatcher<'_> {
         if self.plan.is_late(&path) {
             return Ok(());
         }
-        let record = parent_record(state.records.as_mut(), &path)?;
+        let record = parent_record(state.own.as_mut(), &path)?;
         let built = built_entry(&entry, path)?;
         if !entry.kind.is_file() || entry.size == 0 {
             return self.send(state, Item { built, wait: Wait::Ready });
         }
         let record = record.filter(|r| r.entry.is_file());
         let mut changed = None;
-        if let Some(record) = &record {
+        if let Some(record) = record.as_ref().filter(|_| self.earlier.is_prior) {
             let unchanged = match self.plan.known(&built.path, &entry, record) {
                 Known::Nothing => self.plan.is_unchanged(&entry, &record.entry),
                 Known::Unchanged => {
@@ -156,16 +162,11 @@ impl Dispatcher<'_> {
                 }
             };
         }
-        let parent = match (&self.parent, &record) {
-            (Some(manifest), Some(r)) if matches!(r.entry.content, Content::Extents { unit: u, .. } if u == unit) => {
-                Some(Arc::new(ParentFile::new(manifest, &r.extents)))
-            }
-            _ => None,
-        };
+        let earlier = self.earlier_file(state, &built.path, record.as_ref(), unit)?;
         if entry.size <= POOL_FILE_MAX {
-            let parent = parent.filter(|_| unit == self.plan.page_size);
+            let earlier = earlier.filter(|_| unit == self.plan.page_size);
             let size = entry.size as usize;
-            return self.pool(state, built, PoolFile { source: entry.source, pages, size, parent });
+            return self.pool(state, built, PoolFile { source: entry.source, pages, size, earlier });
         }
         let Some(file) = RegionReader::open(&entry.source, pages)? else {
             vanished(&built.path);
@@ -185,12 +186,40 @@ impl Dispatcher<'_> {
                 offset,
                 len,
                 unit,
-                parent: parent.clone(),
+                earlier: earlier.clone(),
                 changed: changed.clone(),
             };
             self.issue(Task { sequence: first + n, work })?;
         }
         Ok(())
+    }
+
+    /// The file in earlier backups; `record` is that of the manifest that is built on.
+    fn earlier_file(
+        &self,
+        state: &mut State,
+        path: &str,
+        record: Option<&FileRecord>,
+        unit: u32,
+    ) -> Result<Option<Arc<EarlierFile>>> {
+        let of = |manifest: &Option<Arc<Manifest>>, record: Option<&FileRecord>| match (manifest, record) {
+            (Some(manifest), Some(r)) if matches!(r.entry.content, Content::Extents { unit: u, .. } if u == unit) => {
+                Some(ParentFile::new(manifest, &r.extents))
+            }
+            _ => None,
+        };
+        let own = of(&self.earlier.own, record);
+        let newest = match parent_record(state.newest.as_mut(), path) {
+            Ok(record) => of(&self.earlier.newest, record.filter(|r| r.entry.is_file()).as_ref()),
+            Err(e) if concerns_the_run(&e) => return Err(e),
+            // It was read before copying began, and is not needed now.
+            Err(e) => {
+                tracing::warn!("{}: from '{path}' on, pages are not compared with that backup", e.chain());
+                state.newest = None;
+                None
+            }
+        };
+        Ok((own.is_some() || newest.is_some()).then(|| Arc::new(EarlierFile { own, newest })))
     }
 
     fn issue(&self, task: Task) -> Result<()> {
@@ -279,7 +308,7 @@ pub(super) fn path_text(path: &[u8]) -> Result<String> {
     })
 }
 
-/// Moves the parent's records forward to `path`.
+/// Moves a manifest's records forward to `path`.
 pub(super) fn parent_record(records: Option<&mut Peekable<ManifestReader>>, path: &str) -> Result<Option<FileRecord>> {
     let Some(records) = records else { return Ok(None) };
     loop {

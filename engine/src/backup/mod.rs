@@ -1,7 +1,8 @@
 //! Backing up a cluster: online or stopped, full, differential or incremental. Every backup stands alone.
 //!
-//! - `plan`: which backup to compare with and what of it to trust   - `parent`: reading it   - `label`: names
-//! - `dispatch`: walk and parent become items and tasks   - `task`: what a worker does, with `pages` (what the parent knows)
+//! - `plan`: the prior backup and what of it to trust   - `newest`: the one to compare pages with   - `parent`: reading both
+//! - `label`: names   - `dispatch`: walk and earlier backups become items and tasks
+//! - `task`: what a worker does, with `pages` (what earlier backups know)
 //! - `gather`: changed pages together   - `old_pages`: what they can be encoded against   - `sequence`: order and packs
 //! - `stages`: how busy each of them was
 //! - `summaries`, `unread`: what WAL summaries spare reading
@@ -14,6 +15,7 @@ mod dispatch;
 mod finish;
 mod gather;
 mod label;
+mod newest;
 mod old_pages;
 mod pages;
 mod parent;
@@ -147,6 +149,7 @@ pub fn run(
     }
     let same = |c: &&Commit| c.history_id == history.id && c.system_identifier == cluster.system_identifier;
     let candidates: Vec<Commit> = existing.iter().filter(same).cloned().collect();
+    let found = newest::find(repository, &cluster, &options.stanza, &existing)?;
     let (backup_type, prior) = plan::prior(options.backup_type, &candidates);
     if backup_type != options.backup_type {
         tracing::warn!("no prior backup exists, {} backup has been changed to full", options.backup_type.as_str());
@@ -194,29 +197,30 @@ pub fn run(
             Arc::clone(session.index()) as Arc<dyn ChunkIndex>,
             &options.stanza,
         ));
-        let parent = candidates.last().filter(|_| prior.is_none()).or(prior);
         // What an earlier manifest takes for granted may be what is lost.
-        let parent_manifest = match parent {
-            Some(parent) => parent::open(&mut session, &source, parent, cancel)?,
-            None => None,
-        };
+        let earlier = parent::open(&mut session, &source, prior, &found, cancel)?;
+        if let Some(prior) = prior.filter(|_| !earlier.is_prior) {
+            tracing::warn!("what backup {} holds is not known: all files are read", prior.label);
+        }
+        // Only what is known of the prior can be trusted.
+        let trusted = prior.filter(|_| earlier.is_prior);
         let mut plan = make_plan(options, &cluster, start.as_ref())?;
-        let survey = plan::survey(&plan, parent_manifest.as_ref(), now.as_secs() as i64, cancel)?;
+        let survey = plan::survey(&plan, earlier.prior(), now.as_secs() as i64, cancel)?;
         plan.trusted_before =
-            prior.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
-        plan.changed = match (&prior, &start, &mut connection) {
+            trusted.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
+        plan.changed = match (&trusted, &start, &mut connection) {
             (Some(prior), Some(start), Some(connection)) => {
                 let ask = summaries::Ask { options, cluster: &cluster, prior, start, cancel, clock };
                 ask.changed(connection, survey.distrust.as_deref())?
             }
             _ => None,
         };
-        let mut builder = ManifestBuilder::new(&session, cluster.page_size, parent_manifest.clone())?;
-        let shared = shared(repository, &session, options, &plan, parent_manifest.is_some())?;
+        let mut builder = ManifestBuilder::new(&session, cluster.page_size, earlier.own.clone())?;
+        let shared = shared(repository, &session, options, &plan, !earlier.is_empty())?;
         observer.begin("backup", survey.bytes);
-        let (jobs, parent) = (jobs(options), parent_manifest);
+        let jobs = jobs(options);
         let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
-        let copied = Copy { plan: &plan, shared: &shared, parent, jobs, observer: &progress, cancel }
+        let copied = Copy { plan: &plan, shared: &shared, earlier: &earlier, jobs, observer: &progress, cancel }
             .run(&mut session, &mut builder);
         observer.end();
         let copied = copied?;

@@ -1,9 +1,14 @@
-//! What the parent knows of a file's pages: where each is, its hash, and the old page a delta of it can build on.
+//! What earlier backups know of a file's pages: where each is, its hash, and the old page a delta of it can build on.
 //!
-//! Places come from the parent's extents, hashes from the packs' hash sections ([`crate::pack::PackContents`]): nothing of
+//! A page is looked for in the manifest that the new one is built on first, as places it has cost nothing to write down
+//! again, and then in the page parent's, which is newer. The delta of a page that is in neither builds on the latter.
+//!
+//! Places come from the manifests' extents, hashes from the packs' hash sections ([`crate::pack::PackContents`]): nothing of
 //! a chunk is read or decoded to find out what changed. The hashes are keyed and authenticated with their pack; a page is
 //! taken to be unchanged on the strength of 64 bits, which only who holds the id key could aim at.
 
+use super::newest::concerns_the_run;
+use super::task::What;
 use crate::Result;
 use crate::index::{ChunkIndex, Encoding};
 use crate::pack::PackContents;
@@ -14,24 +19,15 @@ use pgkeep_formats::repo::manifest::{Extent, ExtentAt};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Chunks of the parent a worker remembers.
+/// Chunks of earlier backups a worker remembers.
 const KNOWN_MAX: usize = 4096;
 
-/// A file as the parent has it.
+/// A file as one earlier backup has it.
 pub(super) struct ParentFile {
     manifest: Arc<Manifest>,
     /// First unit of each extent, and the extent.
     extents: Vec<(u64, Extent)>,
     units: u64,
-}
-
-/// What was in a page's place.
-#[derive(Clone, Copy)]
-pub(super) enum Then<'a> {
-    /// Nothing, or zeros.
-    Nothing,
-    /// A page of a chunk.
-    At { manifest: &'a Arc<Manifest>, ordinal: u32, offset: u32 },
 }
 
 impl ParentFile {
@@ -50,14 +46,13 @@ impl ParentFile {
         self.extents.get(after.checked_sub(1)?).filter(|(start, e)| unit - start < u64::from(e.units))
     }
 
-    /// What was in the place of a page.
-    pub(super) fn page(&self, unit: u64) -> Then<'_> {
+    /// Ordinal and number of the page that was in this place, unless that was nothing or zeros.
+    fn page(&self, unit: u64) -> Option<(u32, u32)> {
         match self.at(unit) {
             Some((start, Extent { at: ExtentAt::Chunk { ordinal, offset }, .. })) => {
-                let offset = offset.saturating_add((unit - start) as u32);
-                Then::At { manifest: &self.manifest, ordinal: *ordinal, offset }
+                Some((*ordinal, offset.saturating_add((unit - start) as u32)))
             }
-            _ => Then::Nothing,
+            _ => None,
         }
     }
 
@@ -67,12 +62,7 @@ impl ParentFile {
         self.extents.get(at..).unwrap_or_default().iter().copied()
     }
 
-    /// True if the parent's file ended before this unit.
-    pub(super) fn is_behind(&self, unit: u64) -> bool {
-        unit >= self.units
-    }
-
-    /// The parent's ordinal of these very units, if it is chunk `id` there.
+    /// The ordinal of these very units, if they are chunk `id`.
     pub(super) fn ordinal_of(&self, start: u64, units: u32, id: &ChunkId) -> Result<Option<u32>> {
         match self.at(start) {
             Some((first, Extent { units: n, at: ExtentAt::Chunk { ordinal, offset: 0 } }))
@@ -85,7 +75,22 @@ impl ParentFile {
     }
 }
 
-/// A chunk of the parent, with what its pack tells of its pages.
+/// A file as earlier backups have it; at least one has.
+pub(super) struct EarlierFile {
+    /// In the manifest that the new one is built on: its ordinals are [`What::Parent`]'s.
+    pub(super) own: Option<ParentFile>,
+    /// In the page parent's manifest, if that is another.
+    pub(super) newest: Option<ParentFile>,
+}
+
+impl EarlierFile {
+    /// True if all of them ended before this unit.
+    pub(super) fn is_behind(&self, unit: u64) -> bool {
+        [&self.own, &self.newest].into_iter().flatten().all(|file| unit >= file.units)
+    }
+}
+
+/// A chunk of an earlier backup, with what its pack tells of its pages.
 pub(super) struct Known {
     id: ChunkId,
     contents: Arc<PackContents>,
@@ -109,42 +114,86 @@ impl Known {
     }
 }
 
-/// Chunks of the parent that a worker met last, by their ordinals there.
+/// What became of a page.
+pub(super) enum Sought {
+    /// It is where it was.
+    Unchanged(What),
+    /// It changed. The chunk and number of the page to encode it against, if there is one.
+    Changed { base: Option<(ChunkId, u32)> },
+}
+
+/// Chunks that a worker met last, by manifest (true: the page parent's) and ordinal there.
 #[derive(Default)]
-pub(super) struct KnownPages(HashMap<u32, Option<Arc<Known>>>);
+pub(super) struct KnownPages(HashMap<(bool, u32), Option<Arc<Known>>>);
 
 impl KnownPages {
-    /// The chunk under an ordinal of the parent; `None` if it cannot be built on.
-    pub(super) fn of(
+    /// Looks for a page in the place where it was.
+    pub(super) fn find(&mut self, index: &RepositoryIndex, file: &EarlierFile, unit: u64, hash: u64) -> Result<Sought> {
+        let mut base = None;
+        if let Some(own) = &file.own
+            && let Some((ordinal, offset)) = own.page(unit)
+            && let Some(known) = self.of(index, &own.manifest, false, ordinal)?
+        {
+            if known.hash(offset) == Some(hash) {
+                return Ok(Sought::Unchanged(What::Parent { ordinal, offset }));
+            }
+            base = known.base(offset);
+        }
+        if let Some(newest) = &file.newest
+            && let Some((ordinal, offset)) = newest.page(unit)
+            && let Some(known) = self.of(index, &newest.manifest, true, ordinal)?
+        {
+            if known.hash(offset) == Some(hash) {
+                return Ok(Sought::Unchanged(What::Kept { id: known.id, offset }));
+            }
+            base = known.base(offset).or(base);
+        }
+        Ok(Sought::Changed { base })
+    }
+
+    /// The chunk under an ordinal of a manifest; `None` if it cannot be built on.
+    fn of(
         &mut self,
         index: &RepositoryIndex,
         manifest: &Arc<Manifest>,
+        is_newest: bool,
         ordinal: u32,
     ) -> Result<Option<Arc<Known>>> {
-        if let Some(known) = self.0.get(&ordinal) {
+        let key = (is_newest, ordinal);
+        if let Some(known) = self.0.get(&key) {
             return Ok(known.clone());
         }
-        let id = manifest.chunk_id(ordinal)?;
-        // Of packs that are lost or condemned the index does not speak.
-        let known = match index.lookup(&id)? {
-            Some(at) => match manifest.source().repository().pack_contents(&at.pack) {
-                Ok(contents) => {
-                    let (ordinal, encoding) = (at.ordinal, at.encoding);
-                    (contents.id(ordinal) == Some(id)).then(|| Arc::new(Known { id, contents, ordinal, encoding }))
-                }
-                Err(e) => {
-                    // Its pages are then stored again, which is all that a backup can do about it.
-                    tracing::warn!("{}: pages that were in it are stored again", e.chain());
-                    None
-                }
-            },
-            None => None,
+        let known = match manifest.chunk_id(ordinal) {
+            Ok(id) => known(index, manifest, id)?,
+            // It was read before copying began. Of the manifest that is built on, nothing can be missing.
+            Err(e) if is_newest && !concerns_the_run(&e) => {
+                tracing::warn!("{}: pages that are in it are stored again", e.chain());
+                None
+            }
+            Err(e) => return Err(e),
         };
         if self.0.len() >= KNOWN_MAX {
             self.0.clear();
         }
-        self.0.insert(ordinal, known.clone());
+        self.0.insert(key, known.clone());
         Ok(known)
+    }
+}
+
+/// A chunk with what its pack tells; `None` if it cannot be built on.
+fn known(index: &RepositoryIndex, manifest: &Arc<Manifest>, id: ChunkId) -> Result<Option<Arc<Known>>> {
+    // Of packs that are lost or condemned the index does not speak.
+    let Some(at) = index.lookup(&id)? else { return Ok(None) };
+    match manifest.source().repository().pack_contents(&at.pack) {
+        Ok(contents) => {
+            let (ordinal, encoding) = (at.ordinal, at.encoding);
+            Ok((contents.id(ordinal) == Some(id)).then(|| Arc::new(Known { id, contents, ordinal, encoding })))
+        }
+        Err(e) => {
+            // Its pages are then stored again, which is all that a backup can do about it.
+            tracing::warn!("{}: pages that were in it are stored again", e.chain());
+            Ok(None)
+        }
     }
 }
 

@@ -1,8 +1,8 @@
-//! What a backup will do, decided before it copies: which backup it compares with, and what of it can be trusted.
+//! What a backup will do, decided before it copies: which backup is its prior, and what of that can be trusted.
 //!
 //! Change detection is by size and time of change, with pgBackRest's safety rules: a changed timeline, another mode (online
 //! or not), a time in the future, a time that went backwards, or a changed size under an unchanged time make every file be
-//! read and compared. Beyond those, a file that changed within a moment of the parent's copying is read again: it may have
+//! read and compared. Beyond those, a file that changed within a moment of the prior's copying is read again: it may have
 //! changed once more within the same tick of the file system's clock.
 //!
 //! Where there are WAL summaries they go first: what they say changed is read whatever its time, and what they say did
@@ -40,7 +40,7 @@ pub(super) struct Plan {
     /// How pages are checked; `None` if they are not.
     pub(super) page_check: Option<PageCheck>,
     pub(super) backup_start: Option<Lsn>,
-    /// When the parent began to copy, nanoseconds since the Unix epoch; `None` if every file must be read.
+    /// When the prior began to copy, nanoseconds since the Unix epoch; `None` if every file must be read.
     pub(super) trusted_before: Option<i128>,
     /// What WAL summaries say; `None` without them.
     pub(super) changed: Option<ChangedBlocks>,
@@ -54,7 +54,7 @@ impl Plan {
         LATE.contains(&path)
     }
 
-    /// True if a file is certainly what the parent holds.
+    /// True if a file is certainly what the prior holds.
     pub(super) fn is_unchanged(&self, now: &datadir::Entry, then: &Entry) -> bool {
         let Some(trusted_before) = self.trusted_before else { return false };
         let doubt = if then.modified_nanos == 0 { DOUBT_COARSE_NANOS } else { DOUBT_NANOS };
@@ -73,9 +73,9 @@ pub(super) struct Survey {
     pub(super) distrust: Option<String>,
 }
 
-/// Looks at every file, without reading any, and compares with the parent. `now` is seconds since the Unix epoch.
-pub(super) fn survey(plan: &Plan, parent: Option<&Arc<Manifest>>, now: i64, cancel: &Cancel) -> Result<Survey> {
-    let mut records = parent.map(|m| m.files().peekable());
+/// Looks at every file, without reading any, and compares with the prior. `now` is seconds since the Unix epoch.
+pub(super) fn survey(plan: &Plan, prior: Option<&Arc<Manifest>>, now: i64, cancel: &Cancel) -> Result<Survey> {
+    let mut records = prior.map(|m| m.files().peekable());
     let mut survey = Survey::default();
     datadir::walk(&plan.pgdata, &plan.walk, cancel, |entry| {
         // Better known now than after hours of copying.
@@ -106,7 +106,7 @@ pub(super) fn survey(plan: &Plan, parent: Option<&Arc<Manifest>>, now: i64, canc
     Ok(survey)
 }
 
-/// The backup to compare with and the type that results: without a backup to build on it is a full.
+/// The prior backup and the type that results: without a backup to build on it is a full.
 pub(super) fn prior(asked: BackupType, candidates: &[Commit]) -> (BackupType, Option<&Commit>) {
     let prior = match asked {
         BackupType::Full => None,

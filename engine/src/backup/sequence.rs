@@ -9,11 +9,12 @@
 use super::Plan;
 use super::dispatch::{Dispatcher, Item, Wait};
 use super::gather::{Gather, GatherRun, Gathered, Gatherer};
+use super::parent::Earlier;
 use super::stages::Activity;
 use super::task::{Done, NamedChunk, Output, Piece, Shared, Task, What, Worker};
 use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pack::{FinishedPack, PackedChunk};
-use crate::repository::manifests::{Manifest, ManifestBuilder};
+use crate::repository::manifests::ManifestBuilder;
 use crate::repository::{WriterSession, put_new};
 use crate::store::Store;
 use crate::{Error, Kind, Result};
@@ -49,7 +50,7 @@ fn window(jobs: usize) -> usize {
 pub(super) struct Copy<'a> {
     pub(super) plan: &'a Plan,
     pub(super) shared: &'a Shared,
-    pub(super) parent: Option<Arc<Manifest>>,
+    pub(super) earlier: &'a Earlier,
     pub(super) jobs: usize,
     pub(super) observer: &'a dyn Observer,
     pub(super) cancel: &'a Cancel,
@@ -78,7 +79,7 @@ impl Copy<'_> {
             let dispatcher = Dispatcher {
                 plan: self.plan,
                 shared: self.shared,
-                parent: self.parent.clone(),
+                earlier: self.earlier,
                 tasks: task_out,
                 items: item_out,
                 permits: permit_in,
@@ -182,7 +183,7 @@ enum Placed {
 
 struct Finished {
     placed: Vec<Placed>,
-    /// Of each file of a pool that was compared with the parent.
+    /// Of each file of a pool that was compared with earlier backups.
     pool: Vec<Option<Vec<Placed>>>,
     output: Output,
     /// The last gather that something of it is in, and one.
@@ -370,6 +371,9 @@ impl Sequencer<'_> {
                 What::Zero => ExtentAt::Zero,
                 What::Parent { ordinal, offset } => {
                     ExtentAt::Chunk { ordinal: self.builder.parent_ordinal(self.session, ordinal)?, offset }
+                }
+                What::Kept { id, offset } => {
+                    ExtentAt::Chunk { ordinal: self.builder.ordinal(self.session, id)?, offset }
                 }
                 What::Chunk(chunk) => ExtentAt::Chunk { ordinal: self.add(chunk)?, offset: 0 },
                 What::Changed { first } => {

@@ -1,14 +1,15 @@
 //! What a worker does with a stretch of a file: read, check, cut, name, look up, compress, verify, seal.
 //!
-//! Files made of pages are compared page by page with the parent's page hashes. A page that did not change keeps its place;
-//! one that did is handed on to be gathered with others. Stretches the parent has nothing of are cut into regions.
+//! Files made of pages are compared page by page with the page hashes of earlier backups. A page that did not change keeps its
+//! place; one that did is handed on to be gathered with others. Stretches nothing is known of are cut into regions.
+//! *Parent* is here the manifest that the new one is built on, as `parent` explains.
 //!
 //! A task is small enough that a window of them bounds memory, and carries everything it needs, so workers share nothing
 //! but the index and the session's counter.
 
 use super::gather::{Gather, Gathered};
 use super::old_pages::OldPages;
-use super::pages::{ChangedPages, KnownPages, ParentFile, Then};
+use super::pages::{ChangedPages, EarlierFile, KnownPages, ParentFile, Sought};
 use super::stages::{Activity, Stages};
 use super::unread::{Part, split};
 use crate::Result;
@@ -35,7 +36,7 @@ pub(super) struct PoolFile {
     pub(super) source: PathBuf,
     pub(super) pages: Option<Pages>,
     pub(super) size: usize,
-    pub(super) parent: Option<Arc<ParentFile>>,
+    pub(super) earlier: Option<Arc<EarlierFile>>,
 }
 
 pub(super) enum Work {
@@ -46,7 +47,7 @@ pub(super) enum Work {
         offset: u64,
         len: usize,
         unit: u32,
-        parent: Option<Arc<ParentFile>>,
+        earlier: Option<Arc<EarlierFile>>,
         changed: Option<Arc<BlockSet>>,
     },
     /// Small files, to be stored in one chunk.
@@ -72,6 +73,9 @@ impl Piece {
             (What::Parent { ordinal: a, offset: from }, What::Parent { ordinal: b, offset }) => {
                 a == b && from.checked_add(self.units) == Some(*offset)
             }
+            (What::Kept { id: a, offset: from }, What::Kept { id: b, offset }) => {
+                a == b && from.checked_add(self.units) == Some(*offset)
+            }
             (What::Changed { first }, What::Changed { first: next }) => first + self.units as usize == *next,
             _ => false,
         }
@@ -83,6 +87,11 @@ pub(super) enum What {
     /// As in the parent: its ordinal, and the first unit there.
     Parent {
         ordinal: u32,
+        offset: u32,
+    },
+    /// In a chunk that only the page parent leads to: its name, and the first unit there.
+    Kept {
+        id: ChunkId,
         offset: u32,
     },
     /// These pages of [`Output::changed`], from this number on.
@@ -118,7 +127,7 @@ pub(super) struct PoolPart {
     /// Bytes read; `None` if the file had vanished.
     pub(super) len: Option<usize>,
     pub(super) bad_pages: Vec<u32>,
-    /// What it is made of, if it was compared with the parent; else it is in the pool's chunk.
+    /// What it is made of, if it was compared with earlier backups; else it is in the pool's chunk.
     pub(super) pieces: Option<Vec<Piece>>,
 }
 
@@ -168,7 +177,7 @@ pub(super) struct Shared {
     pub(super) page_size: u32,
     pub(super) level: i32,
     pub(super) hasher: PageHasher,
-    /// There is a parent: what is small and new is gathered.
+    /// There is something to compare with: what is small and new is gathered.
     pub(super) has_parent: bool,
     /// What there is of old pages; `None` if deltas are not wanted.
     pub(super) old_pages: Option<OldPages>,
@@ -207,9 +216,11 @@ impl<'a> Worker<'a> {
         // Taken out for the time of the task, so that reading and encoding may both borrow.
         let mut buffer = std::mem::take(&mut self.buffer);
         let output = match work {
-            Work::Stretch { file, offset, len, unit, parent, changed } => match (parent, changed) {
-                (Some(parent), Some(changed)) => self.changed(&mut buffer, file, *offset, *len, *unit, parent, changed),
-                (parent, _) => self.stretch(&mut buffer, file, *offset, *len, *unit, parent.as_deref()),
+            Work::Stretch { file, offset, len, unit, earlier, changed } => match (earlier, changed) {
+                (Some(earlier), Some(changed)) => {
+                    self.changed(&mut buffer, file, *offset, *len, *unit, earlier, changed)
+                }
+                (earlier, _) => self.stretch(&mut buffer, file, *offset, *len, *unit, earlier.as_deref()),
             },
             Work::Pool { unit, files } => self.pool(&mut buffer, *unit, files),
         };
@@ -224,7 +235,7 @@ impl<'a> Worker<'a> {
         offset: u64,
         len: usize,
         unit: u32,
-        parent: Option<&ParentFile>,
+        earlier: Option<&EarlierFile>,
     ) -> Result<Output> {
         let want = buffer.get_mut(..len).unwrap_or_default();
         let region = self.shared.stages.time(Activity::Read, || file.read(offset, want))?;
@@ -235,14 +246,14 @@ impl<'a> Worker<'a> {
         let mut changed = ChangedPages::default();
         let plain = &want[..padded];
         let pieces = if unit == self.shared.page_size && self.shared.has_parent {
-            self.pages(plain, offset, parent, &mut changed)?
+            self.pages(plain, offset, earlier, &mut changed)?
         } else {
-            self.cut(plain, offset, unit, parent)?
+            self.cut(plain, offset, unit, earlier.and_then(|e| e.own.as_ref()))?
         };
         Ok(Output { pieces, len: padded, bad_pages: region.bad_pages, pool: Vec::new(), changed })
     }
 
-    /// A stretch of which only some units can differ from the parent.
+    /// A stretch of which only some units can differ from the prior backup.
     #[expect(clippy::too_many_arguments, reason = "the fields of the task")]
     fn changed(
         &mut self,
@@ -251,13 +262,15 @@ impl<'a> Worker<'a> {
         offset: u64,
         len: usize,
         unit: u32,
-        parent: &ParentFile,
+        earlier: &EarlierFile,
         blocks: &BlockSet,
     ) -> Result<Output> {
         let unit_bytes = u64::from(unit);
         let mut all = Output::default();
         let first = offset / unit_bytes;
-        for part in split(parent.extents_from(first), blocks, first, (len as u64).div_ceil(unit_bytes)) {
+        // The prior's, and nobody else's: what changed is known since then.
+        let extents = earlier.own.iter().flat_map(|prior| prior.extents_from(first));
+        for part in split(extents, blocks, first, (len as u64).div_ceil(unit_bytes)) {
             match part {
                 Part::Take { units, what } => {
                     let bytes = u64::from(units) * unit_bytes;
@@ -267,7 +280,7 @@ impl<'a> Worker<'a> {
                 }
                 Part::Read { first, units } => {
                     let want = ((units * unit_bytes) as usize).min(len - all.len);
-                    let read = self.stretch(buffer, file, first * unit_bytes, want, unit, Some(parent))?;
+                    let read = self.stretch(buffer, file, first * unit_bytes, want, unit, Some(earlier))?;
                     let short = read.len < want;
                     all.append(read);
                     // Cut short while it was read. What the parent has behind that is gone as well.
@@ -280,12 +293,12 @@ impl<'a> Worker<'a> {
         Ok(all)
     }
 
-    /// Compares pages with the parent's.
+    /// Compares pages with those of earlier backups.
     fn pages(
         &mut self,
         bytes: &[u8],
         offset: u64,
-        parent: Option<&ParentFile>,
+        earlier: Option<&EarlierFile>,
         changed: &mut ChangedPages,
     ) -> Result<Vec<Piece>> {
         let page_size = self.shared.page_size as usize;
@@ -293,16 +306,15 @@ impl<'a> Worker<'a> {
         let mut here = offset;
         for region in bytes.chunks(self.shared.region) {
             let first = here / page_size as u64;
-            let pages = region.len().div_ceil(page_size) as u32;
             here += region.len() as u64;
             // Nothing of it is known, and it is worth a chunk of its own.
-            let unknown = parent.is_none_or(|p| p.is_behind(first));
+            let unknown = earlier.is_none_or(|e| e.is_behind(first));
             if unknown && region.len() * 2 >= self.shared.region {
                 pieces.extend(self.cut(region, first * page_size as u64, page_size as u32, None)?);
                 continue;
             }
             for (page, number) in region.chunks(page_size).zip(first..) {
-                let what = self.page(page, parent.map_or(Then::Nothing, |p| p.page(number)), changed)?;
+                let what = self.page(page, number, earlier, changed)?;
                 match pieces.last_mut() {
                     Some(last) if last.is_continued_by(&what) => last.units += 1,
                     _ => pieces.push(Piece { units: 1, what }),
@@ -312,20 +324,22 @@ impl<'a> Worker<'a> {
         Ok(pieces)
     }
 
-    fn page(&mut self, page: &[u8], then: Then<'_>, changed: &mut ChangedPages) -> Result<What> {
+    fn page(
+        &mut self,
+        page: &[u8],
+        number: u64,
+        earlier: Option<&EarlierFile>,
+        changed: &mut ChangedPages,
+    ) -> Result<What> {
         if is_zero(page) {
             return Ok(What::Zero);
         }
         let hash = self.shared.hasher.hash(page);
-        let mut base = None;
-        if let Then::At { manifest, ordinal, offset } = then
-            && let Some(known) = self.known.of(&self.shared.index, manifest, ordinal)?
-        {
-            if known.hash(offset) == Some(hash) {
-                return Ok(What::Parent { ordinal, offset });
-            }
-            base = known.base(offset);
-        }
+        let base = match earlier.map(|e| self.known.find(&self.shared.index, e, number, hash)).transpose()? {
+            Some(Sought::Unchanged(what)) => return Ok(what),
+            Some(Sought::Changed { base }) => base,
+            None => None,
+        };
         Ok(What::Changed { first: changed.push(page, hash, base) })
     }
 
@@ -419,10 +433,10 @@ impl<'a> Worker<'a> {
             let end = region.len.next_multiple_of(unit_bytes).min(room.len());
             room[region.len..end].fill(0);
             let mut pieces = None;
-            if let Some(parent) = &file.parent {
+            if let Some(earlier) = &file.earlier {
                 // Its pages have places of their own; the next file takes its room in the pool.
                 let content = room.get(..end).unwrap_or_default();
-                pieces = Some(self.pages(content, 0, Some(parent), &mut changed)?);
+                pieces = Some(self.pages(content, 0, Some(earlier), &mut changed)?);
                 compared += end;
             } else {
                 at += end;
