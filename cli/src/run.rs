@@ -30,7 +30,7 @@ fn perform(invocation: &Invocation) -> Status {
         Ok(loaded) => loaded,
         Err(error) => {
             let failure = Failure::from(error);
-            log::early_error(&failure.report());
+            log::early_error(&failure.report(None));
             return failure.status();
         }
     };
@@ -46,7 +46,7 @@ fn perform(invocation: &Invocation) -> Status {
         Err(failure) => {
             let status = failure.status();
             if status != Status::OK && !matches!(failure, Failure::Told(_)) {
-                tracing::error!("{}", failure.report());
+                tracing::error!("{}", failure.report(Some(settings.command())));
             }
             (status, format!("aborted with exception {status}"))
         }

@@ -10,7 +10,7 @@ use super::Context;
 use crate::daemon::{self, Served};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Opt, OptionError, Settings};
+use crate::option::{Command, Opt, OptionError, Settings};
 use crate::render::{self, json};
 use crate::size::human_size;
 use crate::{mounts, repos, servers, zone};
@@ -186,7 +186,7 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
             Ok(state) => states.push(state),
             // The others are good all the same.
             Err(e) => {
-                tracing::error!("{}", e.report());
+                tracing::error!("{}", e.report(Some(Command::Clone)));
                 status = e.status();
             }
         }
