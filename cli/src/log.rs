@@ -1,8 +1,9 @@
 //! Log lines: pgBackRest's shape, so that what reads its logs reads ours.
 //!
 //! Three places: standard output, standard error, a file, each with its level. A line goes to standard error
-//! if that takes its level, else to standard output if that does; the file is on its own. Events of other
-//! crates count as DEBUG (their warnings and errors) or TRACE (the rest): they speak to developers.
+//! if that takes its level, else to standard output if that does; the file is on its own. What a program reads from
+//! standard output has no lines in between: with `--output=json` they go to standard error, and so does [`ASIDE`] always.
+//! Events of other crates count as DEBUG (their warnings and errors) or TRACE (the rest): they speak to developers.
 //! Failing to write a log line is not an error of the command. Any thread may log; a line is one write.
 
 mod file;
@@ -21,6 +22,9 @@ use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Target of events that never go to standard output.
+pub const ASIDE: &str = "pgkeep_cli::aside";
 
 /// How much a line matters; greater is chattier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +96,8 @@ struct Lines {
     stderr: LogLevel,
     file: LogLevel,
     timestamp: bool,
+    /// Standard output is for the command's JSON alone.
+    is_json: bool,
     sink: Option<LogFile>,
 }
 
@@ -101,12 +107,12 @@ impl Lines {
         self.console.max(self.stderr).max(file)
     }
 
-    fn write(&self, level: LogLevel, message: &str) {
+    fn write(&self, level: LogLevel, is_aside: bool, message: &str) {
         let line = Line { level, worker: worker(), message };
         let at = zone::now();
         let at = self.timestamp.then_some(&at);
         // A progress bar must not be drawn into the middle of a line. Nobody is left to tell of a failed write.
-        if level <= self.stderr {
+        if level <= self.stderr || (level <= self.console && (self.is_json || is_aside)) {
             progress::suspended(|| drop(std::io::stderr().write_all(line.bare().as_bytes())));
         } else if level <= self.console {
             progress::suspended(|| drop(std::io::stdout().write_all(line.full(at).as_bytes())));
@@ -139,7 +145,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut text = Text::default();
         event.record(&mut text);
-        self.write(LogLevel::of(event.metadata()), &text.0);
+        self.write(LogLevel::of(event.metadata()), event.metadata().target() == ASIDE, &text.0);
     }
 }
 
@@ -191,6 +197,7 @@ pub fn init(settings: &Settings) {
         stderr: level(Opt::LogLevelStderr),
         file,
         timestamp: settings.flag(Opt::LogTimestamp),
+        is_json: settings.text(Opt::Output) == Some("json"),
         sink,
     };
     // Only the first call in a process can succeed, which is what is wanted.
@@ -214,8 +221,14 @@ mod tests {
     fn logged(level: LogLevel, log: impl FnOnce()) -> String {
         let dir = tempfile::tempdir().unwrap();
         let sink = LogFile::open(dir.path(), "t.log").unwrap();
-        let lines =
-            Lines { console: LogLevel::Off, stderr: LogLevel::Off, file: level, timestamp: false, sink: Some(sink) };
+        let lines = Lines {
+            console: LogLevel::Off,
+            stderr: LogLevel::Off,
+            file: level,
+            timestamp: false,
+            is_json: false,
+            sink: Some(sink),
+        };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), log);
         std::fs::read_to_string(dir.path().join("t.log")).unwrap_or_default()
     }

@@ -36,8 +36,9 @@ fn perform(invocation: &Invocation) -> Status {
     };
     let settings = &loaded.settings;
     log::init(settings);
-    for notice in &loaded.notices {
-        tell(notice);
+    // Who started this process in the background has told them.
+    if !settings.flag(Opt::ReadyPipe) {
+        loaded.notices.iter().for_each(tell);
     }
     announce(settings, &begin_line(settings));
     let outcome = operate(settings, invocation);
@@ -82,6 +83,7 @@ fn guarded(operation: impl FnOnce() -> Result<Status, Failure>) -> Result<Status
 fn tell(notice: &Notice) {
     match notice.level {
         Level::Warn => tracing::warn!("{}", notice.text),
+        Level::Aside => tracing::warn!(target: log::ASIDE, "{}", notice.text),
         Level::Info => tracing::info!("{}", notice.text),
         Level::Debug => tracing::debug!("{}", notice.text),
     }

@@ -5,6 +5,7 @@
 
 mod make;
 mod settings;
+mod told;
 
 use super::Context;
 use crate::daemon::{self, Served};
@@ -87,19 +88,6 @@ fn recorded<'a>(info: &'a CloneInfo, name: &str) -> &'a str {
     info.identity.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
 }
 
-/// What a user should know of a mounted clone.
-fn told(info: &CloneInfo, dir: &Path, mountpoint: &Path) -> String {
-    let (label, port, socket) = (recorded(info, "label"), recorded(info, "port"), recorded(info, "socket"));
-    format!(
-        "clone of backup {label} is mounted on {0}\n\
-         to start:   pg_ctl -D {0} start\n\
-         to connect: psql -h {socket} -p {port}\n\
-         to remove:  pgkeep clone destroy --dir={1}\n",
-        mountpoint.display(),
-        dir.display()
-    )
-}
-
 fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
@@ -142,7 +130,7 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
         clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?
     };
     settings::place(session.mountpoint())?;
-    let text = told(&info, &dir, session.mountpoint());
+    let text = told::told(settings, &info, &dir, session.mountpoint());
     Ok(Served { session, clone: Some(dir), text })
 }
 

@@ -3,6 +3,7 @@
 use super::command::{COMMANDS, Command, StanzaUse};
 use super::def::{Def, Group};
 use super::error::OptionError;
+use super::files;
 use super::resolve::Draft;
 use super::settings::{Cipher, Setting, Settings, Source};
 use super::table::{Opt, TABLE};
@@ -173,6 +174,14 @@ fn ciphers(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError
                 return Err(OptionError::new(Status::OPTION_INVALID, message));
             }
             (Cipher::None, []) | (_, _) => {}
+        }
+        let secret_file = match repo.cipher() {
+            Cipher::PassphraseFile(path) => Some((path, "holds the passphrase")),
+            Cipher::KeyFile(path) => Some((path, "is the key")),
+            Cipher::None | Cipher::Passphrase(_) => None,
+        };
+        if let Some((path, what)) = secret_file.filter(|(path, _)| files::is_exposed(path)) {
+            draft.warn_of_host(files::exposed(&path.display().to_string(), &format!("{what} of repo{key}")));
         }
         if kind == "aes-256-cbc" {
             draft.remark(format!(

@@ -127,6 +127,20 @@ fn online_needs_archiving_and_offline_needs_a_stopped_server() {
 }
 
 #[test]
+fn a_server_without_a_command_is_not_waited_for() {
+    let world = World::new(major(0));
+    world.set_archive_command("");
+    // With so long a timeout the test would not end.
+    let run = world.expect(68, ["--start-fast", "--archive-timeout=1d", "backup"]);
+    assert_says(&run, &["[068]", "archive_command is empty", "hint: set archive_command to"]);
+    let run = world.expect(68, ["--archive-timeout=1d", "check"]);
+    assert_says(&run, &["[068]", "archive_command is empty"]);
+    assert_eq!(world.labels(), Vec::<String>::new());
+    world.ok(["--start-fast", "--no-archive-check", "backup"]);
+    assert_eq!(world.labels().len(), 1);
+}
+
+#[test]
 fn wal_that_does_not_arrive_fails_the_backup() {
     let world = World::new(major(1));
     world.set_archive_command("false");
