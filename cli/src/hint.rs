@@ -92,9 +92,10 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::ArchiveTimeout, _) => {
             &["see the server's log for failures of archive_command", "archive-timeout sets how long to wait"]
         }
-        (Kind::ArchiveDisabled, Some(C::Backup)) => {
-            &["set archive_mode=on and restart the server", "--no-archive-check goes on without, if WAL is kept otherwise"]
-        }
+        (Kind::ArchiveDisabled, Some(C::Backup)) => &[
+            "set archive_mode=on and restart the server",
+            "--no-archive-check goes on without, if WAL is kept otherwise",
+        ],
         (Kind::ArchiveDisabled, _) => &["set archive_mode=on and restart the server"],
         (Kind::ArchiveCommandInvalid, _) if says("archive_library") => {
             &["reset archive_library, and set archive_command to 'pgkeep --stanza=NAME archive-push %p'"]
@@ -140,9 +141,9 @@ fn of_system(error: &Error) -> &'static [&'static str] {
     while let Some(at) = cause {
         if let Some(io) = at.downcast_ref::<std::io::Error>() {
             return match io.kind() {
-                ErrorKind::PermissionDenied => &[
-                    "check owner and mode; the command runs best as the owner of the cluster and the repository",
-                ],
+                ErrorKind::PermissionDenied => {
+                    &["check owner and mode; the command runs best as the owner of the cluster and the repository"]
+                }
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded => &["make room there, then run the command again"],
                 ErrorKind::ReadOnlyFilesystem => &["the file system is mounted for reading only"],
                 _ => &[],
@@ -194,7 +195,8 @@ mod tests {
     fn clones_have_hints_of_their_own() {
         let of = |kind, text| of(Some(Command::Clone), &refused(kind, text));
         assert!(of(Kind::PostgresRunning, "a server, process 7, runs on clone '/c'; --force ends it").is_empty());
-        let hints = [of(Kind::PathMissing, "there is no clone '/c'"), of(Kind::PathNotEmpty, "clone '/c' exists already")];
+        let hints =
+            [of(Kind::PathMissing, "there is no clone '/c'"), of(Kind::PathNotEmpty, "clone '/c' exists already")];
         for found in hints {
             assert!(found[0].contains("'clone "), "{found:?}");
         }

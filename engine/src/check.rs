@@ -266,7 +266,8 @@ mod tests {
     #[test]
     fn a_name_is_told_once() {
         let names = ["pgkeep", "pgbackrest", "", "pgkeep"];
-        let error = configuration(&server(ArchiveMode::On, "cp %p /wal", ""), ArchiveCheck::Strict, &names).unwrap_err();
+        let error =
+            configuration(&server(ArchiveMode::On, "cp %p /wal", ""), ArchiveCheck::Strict, &names).unwrap_err();
         assert_eq!(error.to_string(), "archive_command must contain 'pgkeep' or 'pgbackrest', but is 'cp %p /wal'");
     }
 }

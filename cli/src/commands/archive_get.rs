@@ -72,7 +72,11 @@ fn get(context: &Context<'_>, options: &GetOptions) -> Result<GetOutcome, Failur
             .and_then(|repositories| archive::get(&repositories, options).map_err(Failure::from));
         match outcome {
             Err(e) if context.settings.text(Opt::OnError) == Some("wait") => {
-                tracing::warn!("cannot tell whether {} is in the archive, trying again: {}", options.name, e.report(Some(Command::ArchiveGet)));
+                tracing::warn!(
+                    "cannot tell whether {} is in the archive, trying again: {}",
+                    options.name,
+                    e.report(Some(Command::ArchiveGet))
+                );
                 let until = Instant::now() + pause;
                 while Instant::now() < until {
                     context.cancel.check()?;

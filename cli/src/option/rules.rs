@@ -196,13 +196,24 @@ fn ciphers(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError
 const RETENTION: [Opt; 4] =
     [Opt::RepoRetentionFull, Opt::RepoRetentionDiff, Opt::RepoRetentionArchive, Opt::RepoRetentionHistory];
 
+/// Why an option that is about expiring does nothing here, as long as nothing expires.
+#[must_use]
+pub fn idle(def: &Def) -> Option<&'static str> {
+    const ALSO: [Opt; 3] = [Opt::ExpireAuto, Opt::RepoRetentionFullType, Opt::RepoRetentionArchiveType];
+    let is_about_it = RETENTION.contains(&def.opt) || ALSO.contains(&def.opt);
+    (is_about_it && !expires()).then_some("this version expires nothing")
+}
+
+fn expires() -> bool {
+    COMMANDS.iter().any(|c| c.command == Command::Expire && c.available)
+}
+
 /// Warns of a repository that only grows: if nobody asked for anything else, or if that is not done yet.
 fn retention(settings: &Settings, draft: &mut Draft<'_>) {
     if !matches!(settings.command, Command::Backup | Command::Expire) {
         return;
     }
-    let expires = COMMANDS.iter().any(|c| c.command == Command::Expire && c.available);
-    if !expires {
+    if !expires() {
         for repo in settings.target_repos() {
             let given = |opt: &&Opt| settings.setting(**opt, repo.key()).is_some_and(|s| s.source != Source::Default);
             if let Some(opt) = RETENTION.iter().find(given) {

@@ -162,6 +162,12 @@ fn a_repository_needs_its_passphrase_and_must_be_there() {
     let run = world.expect(95, ["--start-fast", "backup"]);
     assert_says(&run, &["[095]", world.sandbox.repo().to_str().unwrap(), "hint: "]);
     assert!(!run.says("wrong\"") && !run.says("=wrong"), "a passphrase is shown\n{run}");
+    // To those who only look it is a status, and they see of which repository.
+    let info = world.sandbox.run_ok(["--output=json", "info"]).json();
+    let status = &info[0]["repo"][0]["status"];
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(status["code"] == 99 && message.contains(world.sandbox.repo().to_str().unwrap()), "{info:#}");
+    assert!(message.contains("no key slot"), "{info:#}");
     // It is sealed, so reading it without a passphrase must fail as well.
     with(&[]);
     world.expect(95, ["--start-fast", "backup"]);

@@ -100,7 +100,9 @@ mod tests {
 
     #[test]
     fn a_program_is_known_by_its_major() {
-        assert!(is_of("pg_ctl (PostgreSQL) 15.4 (Debian 15.4-1)\n", "15") && is_of("pg_ctl (PostgreSQL) 18beta1\n", "18"));
+        assert!(
+            is_of("pg_ctl (PostgreSQL) 15.4 (Debian 15.4-1)\n", "15") && is_of("pg_ctl (PostgreSQL) 18beta1\n", "18")
+        );
         assert!(!is_of("pg_ctl (PostgreSQL) 15.4\n", "1") && !is_of("", "") && !is_of("pg_ctl 15\n", "15"));
     }
 }
