@@ -217,7 +217,7 @@ mod tests {
     fn a_full_disk_needs_room_and_not_another_owner() {
         let hint = |kind: ErrorKind| {
             let error: Error = FileError::at("write", "/r/x")(kind.into()).into();
-            super::of(Some(Command::Backup), &error.during("cannot back up"))
+            of(Some(Command::Backup), &error.during("cannot back up"))
         };
         assert!(hint(ErrorKind::StorageFull)[0].contains("room"));
         assert!(hint(ErrorKind::PermissionDenied)[0].contains("owner"));

@@ -107,15 +107,21 @@ impl Lines {
         self.console.max(self.stderr).max(file)
     }
 
+    /// Whether a line goes to standard error (true), to standard output, or to neither.
+    fn console(&self, level: LogLevel, is_aside: bool) -> Option<bool> {
+        let is_kept_off = self.is_json || is_aside;
+        (level <= self.stderr.max(self.console)).then_some(level <= self.stderr || is_kept_off)
+    }
+
     fn write(&self, level: LogLevel, is_aside: bool, message: &str) {
         let line = Line { level, worker: worker(), message };
         let at = zone::now();
         let at = self.timestamp.then_some(&at);
         // A progress bar must not be drawn into the middle of a line. Nobody is left to tell of a failed write.
-        if level <= self.stderr || (level <= self.console && (self.is_json || is_aside)) {
-            progress::suspended(|| drop(std::io::stderr().write_all(line.bare().as_bytes())));
-        } else if level <= self.console {
-            progress::suspended(|| drop(std::io::stdout().write_all(line.full(at).as_bytes())));
+        match self.console(level, is_aside) {
+            Some(true) => progress::suspended(|| drop(std::io::stderr().write_all(line.bare().as_bytes()))),
+            Some(false) => progress::suspended(|| drop(std::io::stdout().write_all(line.full(at).as_bytes()))),
+            None => {}
         }
         if level <= self.file
             && let Some(sink) = &self.sink
@@ -249,6 +255,21 @@ mod tests {
             P00   INFO: label 7\n\
             P00 DETAIL: file\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn lines_that_must_not_be_on_standard_output_are_not() {
+        use LogLevel::{Error, Info, Off, Warn};
+        let lines =
+            |console, stderr, is_json| Lines { console, stderr, file: Off, timestamp: false, is_json, sink: None };
+        let usual = lines(Warn, Off, false);
+        assert_eq!((usual.console(Warn, false), usual.console(Warn, true)), (Some(false), Some(true)));
+        assert_eq!((usual.console(Info, false), usual.console(Info, true)), (None, None));
+        let json = lines(Info, Off, true);
+        assert_eq!((json.console(Error, false), json.console(Info, false)), (Some(true), Some(true)));
+        let both = lines(Warn, Error, false);
+        assert_eq!((both.console(Error, false), both.console(Warn, false)), (Some(true), Some(false)));
+        assert_eq!(lines(Off, Off, true).console(Error, true), None);
     }
 
     #[test]
