@@ -111,7 +111,7 @@ fn online_needs_archiving_and_offline_needs_a_stopped_server() {
     let label_file = world.cluster.data_dir().join("backup_label");
     fs::write(&label_file, "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n").unwrap();
     let run = world.expect(28, ["--no-online", "backup"]);
-    assert_says(&run, &["[028]", label_file.to_str().unwrap(), "hint: "]);
+    assert_says(&run, &["[028]", label_file.to_str().unwrap(), "start and stop its server first"]);
     fs::remove_file(&label_file).unwrap();
     let offline = world.ok(["--no-online", "backup"]);
     let label = support::world::label(&offline);
