@@ -72,7 +72,7 @@ pub(crate) fn run(
 /// The mount is good, whether or not anybody can read about it.
 fn say(text: &str) {
     if let Err(error) = render::print(text) {
-        tracing::info!("the mount is served, but nobody reads about it: {}", error.report());
+        tracing::info!("the mount is served, but nobody reads about it: {}", error.report(None));
     }
 }
 
@@ -165,7 +165,7 @@ fn attend(context: &Context<'_>, served: Served) -> Result<Status, Failure> {
                 Ok(Left::Gone) => return,
                 Ok(Left::Used) => tell(format!("it is used by processes {:?}", servers::users_of(&mounted.on))),
                 Ok(Left::Covered) => tell("another mount lies over it".to_owned()),
-                Err(error) => tell(error.report()),
+                Err(error) => tell(error.report(None)),
             }
             std::thread::sleep(USED_PAUSE);
         }

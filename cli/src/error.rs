@@ -2,7 +2,7 @@
 
 use crate::exit::Status;
 use crate::hint;
-use crate::option::OptionError;
+use crate::option::{Command, OptionError};
 use std::error::Error as _;
 
 /// The end of a command that did not succeed.
@@ -41,9 +41,9 @@ impl Failure {
         }
     }
 
-    /// What the ERROR line says after `ERROR: `: status, causes, and a line per hint.
+    /// What the ERROR line says after `ERROR: `: status, causes, and a line per hint that fits the command.
     #[must_use]
-    pub fn report(&self) -> String {
+    pub fn report(&self, command: Option<Command>) -> String {
         let mut text = format!("{}: {self}", self.status());
         let mut last = self.to_string();
         let mut source = self.source();
@@ -57,17 +57,17 @@ impl Failure {
             last = cause_text;
             source = cause.source();
         }
-        for hint in self.hints() {
+        for hint in self.hints(command) {
             text.push_str("\nhint: ");
             text.push_str(&hint);
         }
         text
     }
 
-    fn hints(&self) -> Vec<String> {
+    fn hints(&self, command: Option<Command>) -> Vec<String> {
         match self {
             Self::Option(e) => e.hints.clone(),
-            Self::Engine(e) => hint::of(e.kind()).iter().map(|h| (*h).to_owned()).collect(),
+            Self::Engine(e) => hint::of(command, e).iter().map(|h| (*h).to_owned()).collect(),
             Self::Output(_) | Self::Told(_) => Vec::new(),
         }
     }
@@ -84,12 +84,12 @@ mod tests {
         let error: Error = FileError::at("open", "/p/global/pg_control")(io).into();
         let failure = Failure::from(error.during("cannot back up stanza 'demo'"));
         assert_eq!(failure.status().0, 55);
-        let report = failure.report();
+        let report = failure.report(Some(Command::Backup));
         let first = "[055]: cannot back up stanza 'demo': cannot open '/p/global/pg_control': entity not found";
         assert_eq!(report.lines().next(), Some(first));
 
         let failure = Failure::from(Error::refused(Kind::LockAcquire, "backup of stanza 'demo' is running"));
-        let report = failure.report();
+        let report = failure.report(Some(Command::Backup));
         assert!(report.starts_with("[050]: backup of stanza 'demo' is running\nhint: "), "{report}");
     }
 

@@ -118,42 +118,72 @@ impl Status {
 }
 
 impl Status {
-    /// What a status means, for help. Empty for those that help does not list.
+    /// What a status means: the text of help and of `docs/exit-codes.md`. Empty for numbers that do not occur.
     #[must_use]
     pub fn meaning(self) -> &'static str {
         match self.0 {
             0 => "success",
             1 => "certainly not there",
-            26 => "stored bytes are damaged",
+            25 => "our own mistake, or memory and processor are not reliable",
+            26 => "stored bytes differ from what was recorded",
             27 => "no usable cluster, or the configuration contradicts itself",
             28 => "a file's content is not what it must be",
-            29 => "bytes or a file cannot be parsed",
-            31 => "an option is not valid",
+            29 => "bytes or a configuration file cannot be parsed",
+            30 => "no command given",
+            31 => "an option is not valid here",
             32 => "the value of an option is not valid",
             37 => "an option is missing",
-            38 => "the server runs",
-            40 => "the directory is not empty",
+            38 => "the server runs on the directory",
+            40 => "a directory that must be empty is not",
+            41 => "a file cannot be opened",
+            42 => "a file cannot be read",
+            43 => "a parameter is missing",
             44 => "the WAL belongs to another cluster",
-            45 => "WAL of that name exists with other content",
-            50 => "another process holds the lock",
+            45 => "WAL of that name is archived with other content",
+            46 => "this version of PostgreSQL is not supported",
+            47 => "a directory cannot be created",
+            48 => "no such command",
+            50 => "another process of this host holds the lock, or the session was fenced",
             51 => "the cluster is not the stanza's",
-            55 => "a file, or the stanza, is missing",
+            52 => "a file cannot be synced",
+            53 => "a directory cannot be opened",
+            55 => "a file, an object or the stanza is missing",
             56 => "the server cannot be reached",
             57 => "the server refused a query",
             58 => "the server or the timeline is not the one expected",
-            62 => "stopped by 'stop'",
+            60 => "a file cannot be removed",
+            61 => "a directory cannot be removed",
+            62 => "stopped by stop",
             63 => "ended by a signal",
-            67 => "not supported",
+            64 => "a file cannot be written",
+            67 => "understood, but beyond this version",
             68 => "archive_command does not call this program",
+            69 => "a link was expected",
+            70 => "the destination of a link is not usable",
             73 => "a directory is missing",
+            74 => "a file cannot be renamed",
             75 => "no backup fits",
             76 => "the tablespace map does not fit",
             78 => "the link map does not fit",
-            82 => "WAL did not arrive in time",
+            80 => "a database is missing",
+            82 => "WAL did not arrive in the archive in time",
+            83 => "a file's mode is wrong",
             87 => "archiving is off",
+            88 => "a file's owner is wrong",
+            89 => "a user is missing",
+            93 => "a file or object exists that must not",
+            94 => "not enough memory",
             95 => "no key opens the repository",
+            96 => "a parameter is not valid",
+            98 => "a file's facts cannot be read",
+            100 => "the kernel refused",
+            101 => "a service failed",
             103 => "no repository is usable",
-            104 => "one or more repositories failed",
+            104 => "one or more repositories failed, others did not",
+            106 => "the clock is wrong",
+            122 => "it cannot go on for another reason",
+            125 => "a cause without a number",
+            126 => "it is not known whether the file exists, and recovery must not go on",
             _ => "",
         }
     }
@@ -167,6 +197,43 @@ impl std::fmt::Display for Status {
 
 #[cfg(test)]
 mod tests {
+    const DOCUMENT: &str = include_str!("../../docs/exit-codes.md");
+
+    /// The rows of the tables of the document whose first cell is of this kind, without marks of code.
+    fn rows(is_first: impl Fn(&str) -> bool) -> Vec<Vec<String>> {
+        let rows = DOCUMENT.lines().filter_map(|l| l.strip_prefix("| ")?.strip_suffix('|'));
+        let cells = rows.map(|row| row.split('|').map(|cell| cell.trim().replace('`', "")).collect::<Vec<_>>());
+        cells.filter(|cells| cells.first().is_some_and(|first| is_first(first))).collect()
+    }
+
+    #[test]
+    fn the_document_says_of_statuses_what_help_says() {
+        let documented = rows(|first| first.parse::<u8>().is_ok());
+        for row in &documented {
+            assert_eq!(row[1], super::Status(row[0].parse().unwrap()).meaning(), "status {}", row[0]);
+        }
+        let numbers: Vec<u8> = documented.iter().map(|row| row[0].parse().unwrap()).collect();
+        assert!(numbers.is_sorted(), "{numbers:?}");
+        for number in 0..=u8::MAX {
+            assert_eq!(super::Status(number).meaning() != "", numbers.contains(&number), "status {number}");
+        }
+    }
+
+    #[test]
+    fn the_document_says_of_commands_what_help_says() {
+        let is_command = |name: &str| crate::option::Command::by_name(name).is_some();
+        let documented: Vec<_> = rows(is_command).into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+        let listed = crate::option::command::COMMANDS.iter().filter(|c| c.available && !c.statuses.is_empty());
+        let expected: Vec<_> = listed
+            .map(|c| {
+                assert!(c.statuses.is_sorted(), "{}", c.name);
+                let numbers: Vec<_> = c.statuses.iter().map(u8::to_string).collect();
+                (c.name.to_owned(), numbers.join(", "))
+            })
+            .collect();
+        assert_eq!(documented, expected);
+    }
+
     #[test]
     fn what_help_lists_has_a_meaning() {
         for command in crate::option::command::COMMANDS {
@@ -199,6 +266,8 @@ mod tests {
                 .find_map(|l| l.trim().strip_prefix(&format!("Kind::{kind} => ")))
                 .unwrap_or_else(|| panic!("Kind::{kind} has no exit status"));
             assert!(numbers.insert(number), "Kind::{kind} shares {number}");
+            let number = number.trim_end_matches(',').parse().unwrap();
+            assert_ne!(super::Status(number).meaning(), "", "Kind::{kind} is not explained");
         }
     }
 }

@@ -1,66 +1,226 @@
-//! What to do about a failure, by its cause. The engine says what happened; remedies are said here only.
+//! What to do about a failure. The engine says what happened; remedies are said here only.
+//!
+//! A status alone says too little: 38 of a restore and 38 of a clone are ended in different ways, and 29 is a damaged
+//! object as well as a time that cannot be read. So a remedy hangs on the cause, on the command, and on what the failure
+//! is about; where none of these tells what would help, nothing is said.
 
-use pgkeep_engine::Kind;
+use crate::option::Command;
+use pgkeep_engine::crypto::CryptoError;
+use pgkeep_engine::{Error, Kind};
+use std::io::ErrorKind;
 
-/// Remedies for a cause, each one sentence without a final stop.
+/// Remedies for the failure of a command, each one sentence without a final stop. Without a command those that fit any.
 #[must_use]
-pub fn of(kind: Kind) -> &'static [&'static str] {
-    match kind {
-        Kind::Checksum | Kind::Format => &[
-            "run 'verify' to see everything that is damaged, and restore from another repository or an older backup",
-            "a full backup after 'verify' is whole: it builds on nothing that was found damaged",
+pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
+    use Command as C;
+    let root = error.root();
+    let refused = match root {
+        Error::Refused { message, .. } => Some(message.as_str()),
+        _ => None,
+    };
+    let says = |text: &str| refused.is_some_and(|message| message.contains(text));
+    // A refusal that begins with an option is about that option, and says what it wants.
+    if refused.is_some_and(|message| message.starts_with("option ")) {
+        return &[];
+    }
+    match (error.kind(), command) {
+        (Kind::Checksum, Some(C::Verify)) => &[
+            "take a full backup now: it builds on nothing that was found damaged",
+            "what is damaged can be restored from another repository or an older backup",
         ],
-        Kind::FileInvalid => &[
-            "if it is about a stanza: is it the right one for this cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'",
-        ],
-        Kind::PostgresRunning => &["stop the server first; if it is not running, remove its postmaster.pid"],
-        Kind::PathNotEmpty => {
-            &["'restore' goes on with --delta or --force; everything else wants a place that is empty or not there yet"]
+        (Kind::Format, Some(C::Verify)) => &[],
+        (Kind::Checksum | Kind::Format, Some(C::Backup)) => {
+            &["run 'verify' to see everything that is damaged; a full backup after it builds on nothing of that"]
         }
-        Kind::FileOpen | Kind::PathOpen | Kind::FileWrite | Kind::PathCreate | Kind::FileOwner => {
-            &["check owner, mode and free space; the command runs best as the owner of the cluster and the repository"]
+        (Kind::Checksum | Kind::Format, Some(C::Repair | C::RepoStats)) => {
+            &["run 'verify' to see which backups need what is damaged"]
         }
-        Kind::ArchiveMismatch => &["do archive_command and the stanza belong to this cluster?"],
-        Kind::ArchiveDuplicate => &[
+        (Kind::Checksum | Kind::Format, Some(C::Restore | C::Clone | C::Mount)) => {
+            &["run 'verify' to see everything that is damaged, and restore from another repository or an older backup"]
+        }
+        (Kind::Checksum | Kind::Format, _) => &["run 'verify' to see everything that is damaged"],
+        (Kind::FileInvalid, _) if says("stanza '") => {
+            &["is it the right stanza for this cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'"]
+        }
+        (Kind::PostgresRunning, Some(C::Restore)) => {
+            &["stop the server first; if it is not running, remove its postmaster.pid"]
+        }
+        (Kind::PostgresRunning, Some(C::StanzaDelete)) => {
+            &["stop the server first, or use --force; if it is not running, remove its postmaster.pid"]
+        }
+        (Kind::PostgresRunning, Some(C::Backup)) => {
+            &["if no server is running, remove its postmaster.pid, or use --force"]
+        }
+        (Kind::PostgresRunning, Some(C::Clone | C::Mount)) if says("takes '") => &["stop that server first"],
+        // The restore of tablespaces and links says so itself.
+        (Kind::PathNotEmpty, Some(C::Restore)) if !says("--force") => {
+            &["--delta keeps what is right already, --force writes everything; or name a place that is empty"]
+        }
+        (Kind::PathNotEmpty, Some(C::StanzaCreate)) if says("has no history") => {
+            &["'repair history' makes a lost history anew; what is left of a deleted stanza must be removed"]
+        }
+        (Kind::PathNotEmpty, Some(C::StanzaCreate)) => {
+            &["is the repository's path right? A repository is made in a directory that is empty or not there yet"]
+        }
+        (Kind::PathNotEmpty, Some(C::Clone)) if says("exists already") => {
+            &["'clone mount' serves it, 'clone destroy' removes it; a further clone needs another directory"]
+        }
+        (Kind::PathNotEmpty, Some(C::Clone | C::Mount)) => &["name a directory that is empty or not there yet"],
+        (
+            Kind::FileOpen | Kind::PathOpen | Kind::FileWrite | Kind::PathCreate | Kind::FileOwner | Kind::FileRead,
+            _,
+        ) => of_system(error),
+        (Kind::ArchiveMismatch, _) => &["do archive_command and the stanza belong to this cluster?"],
+        (Kind::ArchiveDuplicate, _) => &[
             "another server, or this one after a recovery, wrote WAL of the same name: give each cluster its own stanza",
         ],
-        Kind::LockAcquire => &["wait for the other process to end, or see with 'info' what it does"],
-        Kind::BackupMismatch => {
+        (Kind::LockAcquire, _) if says("session") => &["run the command again"],
+        (Kind::LockAcquire, Some(C::Clone)) => &["'clone list' shows which clones are in use, and by whom"],
+        (Kind::LockAcquire, _) => &["wait for the other process to end, or see with 'info' what it does"],
+        (Kind::BackupMismatch, Some(C::Backup)) => {
             &["does pg1-path name the right cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'"]
         }
-        Kind::FileMissing => &[
-            "if it is about a stanza or a path: has 'stanza-create' been run, and is the path right?",
-            "if it is about a chunk: 'repair index' looks into all packs for it",
-        ],
-        Kind::PathMissing => &["has 'stanza-create' been run, and is the path right?"],
-        Kind::DbConnect => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
-        Kind::Stopped => &["'start' allows work again"],
-        Kind::BackupSetInvalid => &["'info' lists the backups and the WAL range"],
-        Kind::ArchiveTimeout => {
+        (Kind::FileMissing, _) => missing(command, root, &says),
+        (Kind::PathMissing, Some(C::Clone)) => &["'clone list' shows the clones in a directory"],
+        (Kind::PathMissing, Some(C::ArchiveGet)) => &["'verify' shows what the repository lacks"],
+        (Kind::DbConnect, _) => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
+        (Kind::Stopped, _) => &["'start' allows work again"],
+        (Kind::BackupSetInvalid, _) => &["'info' lists the backups and the WAL range"],
+        (Kind::ArchiveTimeout, Some(C::Verify)) => {
+            &["a new backup begins a range of WAL without that gap; until then recovery ends where the report says"]
+        }
+        (Kind::ArchiveTimeout, _) => {
             &["see the server's log for failures of archive_command", "archive-timeout sets how long to wait"]
         }
-        Kind::ArchiveDisabled => &["set archive_mode=on and restart the server"],
-        Kind::ArchiveCommandInvalid => &["set archive_command to 'pgkeep --stanza=NAME archive-push %p'"],
-        Kind::Crypto => &["is the passphrase or key file the one this repository was created with?"],
-        Kind::RepoInvalid | Kind::Command => &["the messages above say what was wrong with each repository"],
-        Kind::FeatureNotSupported => &["a newer version of this program may be needed"],
-        Kind::VersionNotSupported => &["PostgreSQL 13 to 18 are supported"],
-        Kind::Clock => &["set the clock of this host"],
-        Kind::Assert => &["this is a fault of the program: please report it"],
+        (Kind::ArchiveDisabled, Some(C::Backup)) => &[
+            "set archive_mode=on and restart the server",
+            "--no-archive-check goes on without, if WAL is kept otherwise",
+        ],
+        (Kind::ArchiveDisabled, _) => &["set archive_mode=on and restart the server"],
+        (Kind::ArchiveCommandInvalid, _) if says("archive_library") => {
+            &["reset archive_library, and set archive_command to 'pgkeep --stanza=NAME archive-push %p'"]
+        }
+        (Kind::ArchiveCommandInvalid, _) => {
+            &["set archive_command to 'pgkeep --stanza=NAME archive-push %p' and reload the server"]
+        }
+        (Kind::Crypto, _) if matches!(root, Error::Crypto(CryptoError::NoSlotOpens { .. })) => {
+            &["is the passphrase or key file the one this repository was created with?"]
+        }
+        (Kind::RepoInvalid, Some(C::ArchiveGet | C::ArchivePush)) | (Kind::Command, _) => {
+            &["the messages above say what was wrong with each repository"]
+        }
+        (Kind::FeatureNotSupported, _) if says("archive_mode=always") => {
+            &["set archive_mode=on, or use --no-archive-mode-check if no standby archives into the same stanza"]
+        }
+        (Kind::FeatureNotSupported, _) => &["a newer version of this program may be needed"],
+        (Kind::VersionNotSupported, c) if c != Some(C::ArchiveGet) => &["PostgreSQL 13 to 18 are supported"],
+        (Kind::Clock, _) => &["set the clock of this host"],
+        (Kind::Assert, _) => &["this is a fault of the program: please report it"],
         _ => &[],
     }
+}
+
+/// A file, an object or a stanza that is not there: which of them decides.
+fn missing(command: Option<Command>, root: &Error, says: &dyn Fn(&str) -> bool) -> &'static [&'static str] {
+    match root {
+        Error::File(e) if e.path.ends_with("global/pg_control") => &["is pg1-path the data directory of a cluster?"],
+        Error::Store(_) => &["run 'verify' to see everything that is missing"],
+        _ if says("stop file") => &["run 'stop' first: it keeps archiving and backups away from what is removed"],
+        _ if says("chunk") => &["'repair index' looks into all packs for it"],
+        _ if says("key of session") || says("generation") => &["run 'verify' to see everything that is missing"],
+        _ if command == Some(Command::StanzaCreate) => &[],
+        _ if says("stanza '") => &["has 'stanza-create' been run, and are stanza and repository the right ones?"],
+        _ if says("repository") => &["is the repository's path right, and has 'stanza-create' been run?"],
+        _ => &[],
+    }
+}
+
+/// By what the system said.
+fn of_system(error: &Error) -> &'static [&'static str] {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(at) = cause {
+        if let Some(io) = at.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                ErrorKind::PermissionDenied => {
+                    &["check owner and mode; the command runs best as the owner of the cluster and the repository"]
+                }
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => &["make room there, then run the command again"],
+                ErrorKind::ReadOnlyFilesystem => &["the file system is mounted for reading only"],
+                _ => &[],
+            };
+        }
+        cause = at.source();
+    }
+    &[]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pgkeep_engine::FileError;
+
+    fn refused(kind: Kind, text: &str) -> Error {
+        Error::refused(kind, text)
+    }
 
     #[test]
     fn hints_are_sentences_without_stop() {
-        for kind in [Kind::LockAcquire, Kind::Stopped, Kind::ArchiveTimeout, Kind::Assert, Kind::Crypto] {
-            assert!(!of(kind).is_empty());
-            assert!(of(kind).iter().all(|h| !h.ends_with('.') && !h.contains('\n')));
+        let commands = crate::option::command::COMMANDS.iter().map(|c| Some(c.command)).chain([None]);
+        for command in commands {
+            for kind in [Kind::LockAcquire, Kind::Stopped, Kind::ArchiveTimeout, Kind::Assert] {
+                let found = of(command, &refused(kind, "x"));
+                assert!(!found.is_empty());
+                assert!(found.iter().all(|hint| !hint.ends_with('.')), "{found:?}");
+            }
         }
-        assert!(of(Kind::Interrupted).is_empty());
+    }
+
+    #[test]
+    fn what_is_about_an_option_is_not_about_stored_bytes() {
+        let target = refused(Kind::Format, "option 'target': 'yesterday' is no time");
+        assert!(of(Some(Command::Restore), &target).is_empty());
+        let damaged = refused(Kind::Format, "chunk 7 is shorter than the manifest says");
+        assert!(of(Some(Command::Restore), &damaged.during("cannot restore"))[0].contains("verify"));
+    }
+
+    #[test]
+    fn verify_is_not_told_to_verify() {
+        for kind in [Kind::Checksum, Kind::Format, Kind::ArchiveTimeout] {
+            let found = of(Some(Command::Verify), &refused(kind, "repo1 is damaged"));
+            assert!(found.iter().all(|hint| !hint.contains("'verify'") && !hint.contains("timeout")), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn clones_have_hints_of_their_own() {
+        let of = |kind, text| of(Some(Command::Clone), &refused(kind, text));
+        assert!(of(Kind::PostgresRunning, "a server, process 7, runs on clone '/c'; --force ends it").is_empty());
+        let hints =
+            [of(Kind::PathMissing, "there is no clone '/c'"), of(Kind::PathNotEmpty, "clone '/c' exists already")];
+        for found in hints {
+            assert!(found[0].contains("'clone "), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_thing_has_the_remedy_of_its_kind() {
+        let of = |text| of(Some(Command::Backup), &refused(Kind::FileMissing, text));
+        assert!(of("stanza 'x' does not exist in '/r'")[0].contains("stanza-create"));
+        assert!(of("chunk 00 is in no pack of '/r'")[0].contains("repair index"));
+        assert!(of("there is no file 'x' in backup y").is_empty());
+        let io = std::io::Error::from(ErrorKind::NotFound);
+        let control: Error = FileError::at("open", "/p/global/pg_control")(io).into();
+        assert!(super::of(Some(Command::Backup), &control)[0].contains("pg1-path"));
+    }
+
+    #[test]
+    fn a_full_disk_needs_room_and_not_another_owner() {
+        let hint = |kind: ErrorKind| {
+            let error: Error = FileError::at("write", "/r/x")(kind.into()).into();
+            of(Some(Command::Backup), &error.during("cannot back up"))
+        };
+        assert!(hint(ErrorKind::StorageFull)[0].contains("room"));
+        assert!(hint(ErrorKind::PermissionDenied)[0].contains("owner"));
+        assert!(hint(ErrorKind::Interrupted).is_empty());
     }
 }

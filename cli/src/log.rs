@@ -1,8 +1,9 @@
 //! Log lines: pgBackRest's shape, so that what reads its logs reads ours.
 //!
 //! Three places: standard output, standard error, a file, each with its level. A line goes to standard error
-//! if that takes its level, else to standard output if that does; the file is on its own. Events of other
-//! crates count as DEBUG (their warnings and errors) or TRACE (the rest): they speak to developers.
+//! if that takes its level, else to standard output if that does; the file is on its own. What a program reads from
+//! standard output has no lines in between: with `--output=json` they go to standard error, and so does [`ASIDE`] always.
+//! Events of other crates count as DEBUG (their warnings and errors) or TRACE (the rest): they speak to developers.
 //! Failing to write a log line is not an error of the command. Any thread may log; a line is one write.
 
 mod file;
@@ -21,6 +22,9 @@ use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Target of events that never go to standard output.
+pub const ASIDE: &str = "pgkeep_cli::aside";
 
 /// How much a line matters; greater is chattier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +96,8 @@ struct Lines {
     stderr: LogLevel,
     file: LogLevel,
     timestamp: bool,
+    /// Standard output is for the command's JSON alone.
+    is_json: bool,
     sink: Option<LogFile>,
 }
 
@@ -101,15 +107,21 @@ impl Lines {
         self.console.max(self.stderr).max(file)
     }
 
-    fn write(&self, level: LogLevel, message: &str) {
+    /// Whether a line goes to standard error (true), to standard output, or to neither.
+    fn console(&self, level: LogLevel, is_aside: bool) -> Option<bool> {
+        let is_kept_off = self.is_json || is_aside;
+        (level <= self.stderr.max(self.console)).then_some(level <= self.stderr || is_kept_off)
+    }
+
+    fn write(&self, level: LogLevel, is_aside: bool, message: &str) {
         let line = Line { level, worker: worker(), message };
         let at = zone::now();
         let at = self.timestamp.then_some(&at);
         // A progress bar must not be drawn into the middle of a line. Nobody is left to tell of a failed write.
-        if level <= self.stderr {
-            progress::suspended(|| drop(std::io::stderr().write_all(line.bare().as_bytes())));
-        } else if level <= self.console {
-            progress::suspended(|| drop(std::io::stdout().write_all(line.full(at).as_bytes())));
+        match self.console(level, is_aside) {
+            Some(true) => progress::suspended(|| drop(std::io::stderr().write_all(line.bare().as_bytes()))),
+            Some(false) => progress::suspended(|| drop(std::io::stdout().write_all(line.full(at).as_bytes()))),
+            None => {}
         }
         if level <= self.file
             && let Some(sink) = &self.sink
@@ -139,7 +151,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut text = Text::default();
         event.record(&mut text);
-        self.write(LogLevel::of(event.metadata()), &text.0);
+        self.write(LogLevel::of(event.metadata()), event.metadata().target() == ASIDE, &text.0);
     }
 }
 
@@ -191,6 +203,7 @@ pub fn init(settings: &Settings) {
         stderr: level(Opt::LogLevelStderr),
         file,
         timestamp: settings.flag(Opt::LogTimestamp),
+        is_json: settings.text(Opt::Output) == Some("json"),
         sink,
     };
     // Only the first call in a process can succeed, which is what is wanted.
@@ -214,8 +227,14 @@ mod tests {
     fn logged(level: LogLevel, log: impl FnOnce()) -> String {
         let dir = tempfile::tempdir().unwrap();
         let sink = LogFile::open(dir.path(), "t.log").unwrap();
-        let lines =
-            Lines { console: LogLevel::Off, stderr: LogLevel::Off, file: level, timestamp: false, sink: Some(sink) };
+        let lines = Lines {
+            console: LogLevel::Off,
+            stderr: LogLevel::Off,
+            file: level,
+            timestamp: false,
+            is_json: false,
+            sink: Some(sink),
+        };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), log);
         std::fs::read_to_string(dir.path().join("t.log")).unwrap_or_default()
     }
@@ -236,6 +255,21 @@ mod tests {
             P00   INFO: label 7\n\
             P00 DETAIL: file\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn lines_that_must_not_be_on_standard_output_are_not() {
+        use LogLevel::{Error, Info, Off, Warn};
+        let lines =
+            |console, stderr, is_json| Lines { console, stderr, file: Off, timestamp: false, is_json, sink: None };
+        let usual = lines(Warn, Off, false);
+        assert_eq!((usual.console(Warn, false), usual.console(Warn, true)), (Some(false), Some(true)));
+        assert_eq!((usual.console(Info, false), usual.console(Info, true)), (None, None));
+        let json = lines(Info, Off, true);
+        assert_eq!((json.console(Error, false), json.console(Info, false)), (Some(true), Some(true)));
+        let both = lines(Warn, Error, false);
+        assert_eq!((both.console(Error, false), both.console(Warn, false)), (Some(true), Some(false)));
+        assert_eq!(lines(Off, Off, true).console(Error, true), None);
     }
 
     #[test]

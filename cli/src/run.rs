@@ -30,14 +30,15 @@ fn perform(invocation: &Invocation) -> Status {
         Ok(loaded) => loaded,
         Err(error) => {
             let failure = Failure::from(error);
-            log::early_error(&failure.report());
+            log::early_error(&failure.report(None));
             return failure.status();
         }
     };
     let settings = &loaded.settings;
     log::init(settings);
-    for notice in &loaded.notices {
-        tell(notice);
+    // Who started this process in the background has told them.
+    if !settings.flag(Opt::ReadyPipe) {
+        loaded.notices.iter().for_each(tell);
     }
     announce(settings, &begin_line(settings));
     let outcome = operate(settings, invocation);
@@ -46,7 +47,7 @@ fn perform(invocation: &Invocation) -> Status {
         Err(failure) => {
             let status = failure.status();
             if status != Status::OK && !matches!(failure, Failure::Told(_)) {
-                tracing::error!("{}", failure.report());
+                tracing::error!("{}", failure.report(Some(settings.command())));
             }
             (status, format!("aborted with exception {status}"))
         }
@@ -82,6 +83,7 @@ fn guarded(operation: impl FnOnce() -> Result<Status, Failure>) -> Result<Status
 fn tell(notice: &Notice) {
     match notice.level {
         Level::Warn => tracing::warn!("{}", notice.text),
+        Level::Aside => tracing::warn!(target: log::ASIDE, "{}", notice.text),
         Level::Info => tracing::info!("{}", notice.text),
         Level::Debug => tracing::debug!("{}", notice.text),
     }

@@ -314,3 +314,76 @@ fn nothing_but_certain_absence_lets_a_server_end_a_recovery_that_shall_abort() {
         pgkeep().args([option.as_str(), "--stanza=main", "--allow-root", "--bad", "archive-get", "a", "b"]).output();
     assert_eq!(told(&run.unwrap()).0, 31);
 }
+
+#[test]
+fn with_json_asked_for_nothing_else_is_on_standard_output() {
+    let host = Host::new();
+    let repo = format!("--repo1-path={}", host.path("nowhere").display());
+    let clones = format!("--dir={}", host.path("clones").display());
+    let cases: [(&[&str], i32); 5] = [
+        (&["--stanza=demo", &repo, "info"], 0),
+        (&["--stanza=demo", &repo, "verify"], 55),
+        (&[&repo, "repo-stats"], 55),
+        (&[&repo, &clones, "clone", "list"], 73),
+        (&["--stanza=demo", &repo, "--type=bad", "info"], 32),
+    ];
+    for (args, expected) in cases {
+        for level in ["--log-level-console=warn", "--log-level-console=debug"] {
+            let args: Vec<_> = args.iter().copied().chain(["--output=json", level]).collect();
+            let (status, out, error) = host.run(&args);
+            assert_eq!(status, expected, "{args:?} {out} {error}");
+            assert!(out.is_empty() || serde_json::from_str::<serde_json::Value>(&out).is_ok(), "{args:?}: {out}");
+            let number = format!("ERROR: [{status:03}]: ");
+            assert_eq!(error.contains(&number), status != 0, "{args:?}: {error}");
+        }
+    }
+    // Without it lines are where they always are.
+    let (status, out, error) = host.run(&["--stanza=demo", &repo, "verify"]);
+    assert_eq!((status, error.as_str()), (55, ""));
+    assert!(out.contains("P00  ERROR: [055]: repository directory '"), "{out}");
+}
+
+#[test]
+fn help_says_what_an_option_means_to_the_command() {
+    let help = |args: &[&str]| told(&run(&[&["help"], args].concat())).1;
+    assert!(help(&["stop"]).contains("TERM"));
+    assert!(help(&["restore", "force"]).contains("replace files"));
+    assert!(
+        help(&["backup", "delta"]).contains("compare all files") && help(&["restore", "delta"]).contains("keep what")
+    );
+    assert!(help(&["backup", "repo-retention-full"]).contains("no effect    this version expires nothing"));
+    for (command, statuses) in
+        [("stanza-create", &["47", "64"][..]), ("backup", &["41", "53", "68", "87"]), ("restore", &["53"])]
+    {
+        let help = help(&[command]);
+        let (_, listed) = help.split_once("\nExit statuses:\n").unwrap();
+        for status in statuses {
+            assert!(listed.lines().any(|l| l.trim_start().starts_with(&format!("{status}   "))), "{command}: {listed}");
+        }
+    }
+}
+
+#[test]
+fn a_file_with_a_secret_for_all_to_read_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let host = Host::new();
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(host.0.path(), 0o755);
+    let config = host.path("my.conf");
+    let text = format!(
+        "[global]\nlog-path={0}/log\nlock-path={0}/lock\nrepo1-path={0}/repo\nallow-root=y\n\
+         repo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=hush\n",
+        host.0.path().display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let info = |of: u32| {
+        mode(&config, of);
+        let args = [&format!("--config={}", config.display()), "--output=json", "info"];
+        told(&pgkeep().args(args).output().unwrap())
+    };
+    assert_eq!(info(0o600), (0, "[]".to_owned(), String::new()));
+    let (status, out, error) = info(0o644);
+    assert_eq!((status, out.as_str()), (0, "[]"));
+    let remedy = format!("chmod 600 '{}'\n", config.display());
+    assert!(error.starts_with("WARN: ") && error.ends_with(&remedy) && !error.contains("hush"), "{error}");
+}

@@ -1,6 +1,7 @@
 //! Whether a stanza works from end to end: configuration, history, and one WAL segment on its way to every repository.
 //!
-//! [`configuration`] looks at the server alone; a backup asks the same before it starts. [`run`] does it all on a primary;
+//! [`archives`] and [`configuration`] look at the server alone; a backup asks the first before it starts. [`run`] does it
+//! all on a primary;
 //! on a standby it looks at the repositories only, since a standby cannot end a segment. What it writes is one restore
 //! point in the server's WAL. One thread, no locks; blocks until the segment has arrived everywhere or the time is up.
 
@@ -126,21 +127,34 @@ pub fn run(
     Ok(CheckReport { role, repos })
 }
 
+/// Checks that a primary archives its WAL at all.
+///
+/// # Errors
+/// `ArchiveDisabled` with `archive_mode=off`; `ArchiveCommandInvalid` if there is neither a command nor a library.
+pub fn archives(server: &Identity) -> Result<()> {
+    if server.archive_mode == ArchiveMode::Off {
+        let text = "archive_mode is off: the server does not archive its WAL";
+        return Err(Error::refused(Kind::ArchiveDisabled, text));
+    }
+    if server.archive_command.trim().is_empty() && server.archive_library.is_empty() {
+        let text = "archive_command is empty: the server keeps its WAL and archives none";
+        return Err(Error::refused(Kind::ArchiveCommandInvalid, text));
+    }
+    Ok(())
+}
+
 /// Checks that a primary archives its WAL with this program.
 ///
 /// # Errors
-/// `ArchiveDisabled` with `archive_mode=off`; `FeatureNotSupported` with `archive_mode=always`; `ArchiveCommandInvalid` if
-/// the command does not name the program.
+/// As [`archives`]; `FeatureNotSupported` with `archive_mode=always`; `ArchiveCommandInvalid` if the command does not name
+/// the program.
 pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&str]) -> Result<()> {
     if check == ArchiveCheck::Off {
         return Ok(());
     }
-    match server.archive_mode {
-        ArchiveMode::Off => return Err(Error::refused(Kind::ArchiveDisabled, "archive_mode must be enabled")),
-        ArchiveMode::Always if check == ArchiveCheck::Strict => {
-            return Err(Error::refused(Kind::FeatureNotSupported, "archive_mode=always is not supported"));
-        }
-        ArchiveMode::Always | ArchiveMode::On => {}
+    archives(server)?;
+    if server.archive_mode == ArchiveMode::Always && check == ArchiveCheck::Strict {
+        return Err(Error::refused(Kind::FeatureNotSupported, "archive_mode=always is not supported"));
     }
     // Where both are set the library archives, and the command is never called.
     if !server.archive_library.is_empty() {
@@ -151,7 +165,13 @@ pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&s
     if program_names.iter().any(|name| !name.is_empty() && command.contains(name)) {
         return Ok(());
     }
-    let text = format!("archive_command '{command}' must contain '{}'", program_names.join("' or '"));
+    let mut names: Vec<&str> = Vec::new();
+    for name in program_names.iter().filter(|name| !name.is_empty()) {
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    let text = format!("archive_command must contain '{}', but is '{command}'", names.join("' or '"));
     Err(Error::refused(Kind::ArchiveCommandInvalid, text))
 }
 
@@ -240,5 +260,14 @@ mod tests {
         assert_eq!(kind(On, "", "", ArchiveCheck::Strict), Err(Kind::ArchiveCommandInvalid));
         assert_eq!(kind(On, "cp %p /wal/%f", "", ArchiveCheck::AnyMode), Err(Kind::ArchiveCommandInvalid));
         assert_eq!(kind(On, good, "basic_archive", ArchiveCheck::Strict), Err(Kind::ArchiveCommandInvalid));
+        assert_eq!(kind(On, "", "basic_archive", ArchiveCheck::Strict), Err(Kind::ArchiveCommandInvalid));
+    }
+
+    #[test]
+    fn a_name_is_told_once() {
+        let names = ["pgkeep", "pgbackrest", "", "pgkeep"];
+        let error =
+            configuration(&server(ArchiveMode::On, "cp %p /wal", ""), ArchiveCheck::Strict, &names).unwrap_err();
+        assert_eq!(error.to_string(), "archive_command must contain 'pgkeep' or 'pgbackrest', but is 'cp %p /wal'");
     }
 }

@@ -6,6 +6,7 @@ mod running;
 use std::{
     ffi::OsStr,
     fmt, fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -130,6 +131,7 @@ impl Sandbox {
             options.iter().for_each(|(name, value)| text += &format!("{name}={value}\n"));
         }
         fs::write(self.config(), text).expect("cannot write the configuration");
+        fs::set_permissions(self.config(), fs::Permissions::from_mode(0o600)).expect("cannot set a mode");
         account::give(&self.config());
     }
 

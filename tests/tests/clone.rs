@@ -111,8 +111,14 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     let target = format!("--target={}", first.time);
     let run = at_target.create(&world, &["--type=time", &target, "--port=54999"]);
     assert!(run.says(&format!("clone of backup {label} is mounted on {}", at_target.mountpoint.display())), "{run}");
-    assert!(run.says(&format!("pg_ctl -D {} start", at_target.mountpoint.display())), "{run}");
-    newest.create(&world, &[]);
+    let start = run.stdout.lines().find_map(|line| line.strip_prefix("to start:   ")).expect("how to start it");
+    let program = start.strip_suffix(&format!(" -D {} start", at_target.mountpoint.display()));
+    assert!(program.is_some_and(|p| p.starts_with('/') && Path::new(p).is_file()), "{run}");
+    let destroy = format!("to remove:  {} clone destroy --dir=", world.sandbox.binary().display());
+    assert!(run.says(&destroy), "{run}");
+    let told = newest.create(&world, &["--output=json", "--log-level-console=info"]).json();
+    assert_eq!(told["mountpoint"], newest.mountpoint.to_str().unwrap());
+    assert_eq!((&told["label"], &told["port"]), (&label.as_str().into(), &5433.into()));
 
     let mut clone = Cluster::adopt(MAJOR, &at_target.mountpoint);
     clone.start();

@@ -12,7 +12,7 @@ mod of_clone;
 use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::Opt;
+use crate::option::{Command, Opt};
 use crate::repos;
 use pgkeep_engine::archive::{self, GetOptions, GetOutcome};
 use pgkeep_engine::{Error, FileError, Kind};
@@ -39,7 +39,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         && let Err(e) = of_clone::check(&options.pg_path)
     {
         // Whatever --on-error says: the server must not go on without the archive either.
-        tracing::error!("{}", Failure::from(e).report());
+        tracing::error!("{}", Failure::from(e).report(Some(Command::ArchiveGet)));
         return Ok(Status::ABORT_RECOVERY);
     }
     match get(context, &options)? {
@@ -72,7 +72,11 @@ fn get(context: &Context<'_>, options: &GetOptions) -> Result<GetOutcome, Failur
             .and_then(|repositories| archive::get(&repositories, options).map_err(Failure::from));
         match outcome {
             Err(e) if context.settings.text(Opt::OnError) == Some("wait") => {
-                tracing::warn!("cannot tell whether {} is in the archive, trying again: {}", options.name, e.report());
+                tracing::warn!(
+                    "cannot tell whether {} is in the archive, trying again: {}",
+                    options.name,
+                    e.report(Some(Command::ArchiveGet))
+                );
                 let until = Instant::now() + pause;
                 while Instant::now() < until {
                     context.cancel.check()?;

@@ -5,12 +5,13 @@
 
 mod make;
 mod settings;
+mod told;
 
 use super::Context;
 use crate::daemon::{self, Served};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Opt, OptionError, Settings};
+use crate::option::{Command, Opt, OptionError, Settings};
 use crate::render::{self, json};
 use crate::size::human_size;
 use crate::{mounts, repos, servers, zone};
@@ -87,19 +88,6 @@ fn recorded<'a>(info: &'a CloneInfo, name: &str) -> &'a str {
     info.identity.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
 }
 
-/// What a user should know of a mounted clone.
-fn told(info: &CloneInfo, dir: &Path, mountpoint: &Path) -> String {
-    let (label, port, socket) = (recorded(info, "label"), recorded(info, "port"), recorded(info, "socket"));
-    format!(
-        "clone of backup {label} is mounted on {0}\n\
-         to start:   pg_ctl -D {0} start\n\
-         to connect: psql -h {socket} -p {port}\n\
-         to remove:  pgkeep clone destroy --dir={1}\n",
-        mountpoint.display(),
-        dir.display()
-    )
-}
-
 fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
@@ -142,7 +130,7 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
         clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?
     };
     settings::place(session.mountpoint())?;
-    let text = told(&info, &dir, session.mountpoint());
+    let text = told::told(settings, &info, &dir, session.mountpoint());
     Ok(Served { session, clone: Some(dir), text })
 }
 
@@ -186,7 +174,7 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
             Ok(state) => states.push(state),
             // The others are good all the same.
             Err(e) => {
-                tracing::error!("{}", e.report());
+                tracing::error!("{}", e.report(Some(Command::Clone)));
                 status = e.status();
             }
         }

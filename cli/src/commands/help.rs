@@ -6,7 +6,9 @@ use crate::exit::Status;
 use crate::option::command::{COMMANDS, StanzaUse};
 use crate::option::def::{Group, Scope};
 use crate::option::lookup::{self, Lookup};
-use crate::option::{self, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, options_of};
+use crate::option::{
+    self, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, idle, options_of,
+};
 use crate::render;
 use crate::run::plain;
 use crate::{VERSION, size};
@@ -82,7 +84,12 @@ fn of_command(program: &Program, command: Command) -> String {
                 &mut text,
                 &format!("--{}", typed_name(row)),
                 30,
-                &format!("{}{}", row.help, default.unwrap_or_default()),
+                &format!(
+                    "{}{}{}",
+                    row.help_for(command),
+                    default.unwrap_or_default(),
+                    idle(row).map_or("", |_| " (no effect yet)")
+                ),
             );
         }
     }
@@ -110,7 +117,7 @@ fn of_option(program: &Program, command: Command, name: &str, settings: &Setting
         let message = format!("option '{name}' is not valid for command {}", command.name());
         return Err(OptionError::new(Status::OPTION_INVALID, message));
     }
-    let mut text = format!("{} --{}: {}\n\n", command.name(), typed_name(def), def.help);
+    let mut text = format!("{} --{}: {}\n\n", command.name(), typed_name(def), def.help_for(command));
     let mut fact = |name: &str, value: &str| entry(&mut text, name, 13, value);
     fact("value", &kind(def.type_for(command)));
     if let Some(default) = def.default_for(command) {
@@ -140,7 +147,7 @@ fn of_option(program: &Program, command: Command, name: &str, settings: &Setting
     if !def.aliases.is_empty() {
         fact("old names", &def.aliases.join(", ").replace('?', "N"));
     }
-    if let Some(effect) = def.effect {
+    if let Some(effect) = def.effect.or_else(|| idle(def)) {
         fact("no effect", effect);
     }
     Ok(text)

@@ -3,22 +3,28 @@
 use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::Opt;
+use crate::option::{Opt, Repo};
 use crate::render::{self, json};
 use crate::repos;
-use pgkeep_engine::verify::{self, VerifyOptions};
+use pgkeep_engine::verify::{self, VerifyOptions, VerifyReport};
 use pgkeep_engine::{Error, Kind};
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let mut worst: Option<(u16, bool)> = None;
+    let is_json = settings.text(Opt::Output) == Some("json");
+    let (mut objects, mut failure) = (Vec::new(), None);
     for repo in settings.target_repos() {
-        let repository = repos::open(settings, repo)?;
-        let stanzas: Vec<String> = settings.stanza().map(str::to_owned).into_iter().collect();
-        let options = VerifyOptions { stanzas: &stanzas, set: settings.text(Opt::Set), jobs: settings.process_max() };
-        let report = verify::run(&repository, &options, context.observer, context.cancel)?;
+        let report = match one(context, repo) {
+            Ok(report) => report,
+            // What was found in the others may have taken hours.
+            Err(e) => {
+                failure = Some(e);
+                break;
+            }
+        };
         match settings.text(Opt::Output) {
-            Some("json") => render::print(&json::to_text(render::verify::json(&report)))?,
+            Some("json") => objects.push(render::verify::json(repo.key().into(), &report)),
             Some("text") => render::print(&render::verify::text(&report, settings.flag(Opt::Verbose)))?,
             _ => {
                 for line in render::verify::text(&report, settings.flag(Opt::Verbose)).lines() {
@@ -31,6 +37,12 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             worst = Some((repo.key(), damaged));
         }
     }
+    if is_json && !objects.is_empty() {
+        render::print(&json::to_text(objects.into()))?;
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
     match worst {
         None => Ok(Status::OK),
         Some((key, true)) => Err(Error::refused(Kind::Checksum, format!("repo{key} is damaged")).into()),
@@ -38,4 +50,12 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             Err(Error::refused(Kind::ArchiveTimeout, format!("WAL is missing from repo{key}")).into())
         }
     }
+}
+
+fn one(context: &Context<'_>, repo: Repo<'_>) -> Result<VerifyReport, Failure> {
+    let settings = context.settings;
+    let repository = repos::open(settings, repo)?;
+    let stanzas: Vec<String> = settings.stanza().map(str::to_owned).into_iter().collect();
+    let options = VerifyOptions { stanzas: &stanzas, set: settings.text(Opt::Set), jobs: settings.process_max() };
+    Ok(verify::run(&repository, &options, context.observer, context.cancel)?)
 }

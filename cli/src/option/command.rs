@@ -167,44 +167,45 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Annotate, "annotate", "Change the notes of a backup.", Required).later(),
     row(C::ArchiveGet, "archive-get", "Fetch one WAL file from the archive.", Required)
         .takes(&["wal-name", "destination"], 0)
-        .ends(&[1, 45, 95, 103])
+        .ends(&[1, 26, 44, 55, 64, 95, 103, 104, 126])
         .fileless(),
     row(C::ArchivePush, "archive-push", "Store one WAL file in the archive.", Required)
         .takes(&["wal-path"], 0)
-        .ends(&[44, 45, 62, 95, 103, 104])
+        .ends(&[28, 44, 45, 55, 62, 103, 104])
         .fileless(),
-    row(C::Backup, "backup", "Back up a cluster.", Required).ends(&[50, 51, 55, 56, 57, 62, 63, 82, 95, 104]),
+    row(C::Backup, "backup", "Back up a cluster.", Required)
+        .ends(&[26, 28, 38, 41, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 82, 87, 95]),
     row(C::Check, "check", "Try out the configuration and the archive.", Optional)
-        .ends(&[27, 28, 58, 67, 68, 82, 87])
+        .ends(&[28, 55, 56, 57, 58, 67, 68, 82, 87, 95])
         .fileless(),
     row(C::Clone, "clone", "Make, list or remove writable clones of a backup.", Optional)
         .takes(&["create|mount|list|destroy"], 0)
-        .ends(&[38, 40, 50, 73, 75, 95]),
+        .ends(&[26, 38, 40, 47, 50, 55, 63, 64, 73, 75, 95, 100]),
     row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
-    row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).quiet(),
+    row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).ends(&[41, 55]).quiet(),
     row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required)
         .takes(&["mountpoint"], 0)
-        .ends(&[55, 63, 95]),
+        .ends(&[40, 55, 63, 95, 100]),
     row(C::Repair, "repair", "Make the chunk index, or stanzas' histories, anew.", Never)
         .takes(&["index|history"], 0)
-        .ends(&[26, 55, 62, 63, 95, 103]),
+        .ends(&[26, 51, 55, 62, 63, 64, 95]),
     row(C::RepoGet, "repo-get", "Print a repository file.", Optional).takes(&["file"], 0).quiet().later(),
     row(C::RepoLs, "repo-ls", "List repository files.", Optional).takes(&["path"], 1).quiet().later(),
     row(C::RepoStats, "repo-stats", "Count what backups hold and what they cost to store.", Optional)
-        .ends(&[26, 55, 75, 95])
+        .ends(&[26, 55, 63, 75, 95])
         .quiet(),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
-        .ends(&[26, 38, 40, 50, 58, 63, 75, 76, 78, 95]),
+        .ends(&[26, 29, 38, 40, 50, 53, 55, 58, 63, 64, 75, 76, 78, 95]),
     row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required)
-        .ends(&[28, 40, 50, 56, 62, 95]),
-    row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required).ends(&[38, 50, 55]),
+        .ends(&[28, 40, 47, 50, 56, 57, 58, 62, 64, 95, 103, 104]),
+    row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required).ends(&[38, 50, 55, 60, 95]),
     row(C::StanzaUpgrade, "stanza-upgrade", "Take a stanza to the cluster's new version.", Required)
-        .ends(&[50, 55, 56, 62, 95]),
-    row(C::Start, "start", "Allow work on this host again.", Optional),
-    row(C::Stop, "stop", "Forbid work on this host.", Optional),
+        .ends(&[47, 50, 55, 56, 57, 58, 62, 64, 95, 104]),
+    row(C::Start, "start", "Allow work on this host again.", Optional).ends(&[60]),
+    row(C::Stop, "stop", "Forbid work on this host.", Optional).ends(&[47, 64]),
     row(C::Verify, "verify", "Read and check everything a stanza has stored.", Required)
-        .ends(&[26, 29, 55, 63, 95, 104]),
+        .ends(&[26, 29, 55, 63, 75, 82, 95]),
     row(C::Version, "version", "Print the version.", Never).quiet(),
 ];
 

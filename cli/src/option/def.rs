@@ -94,6 +94,8 @@ pub struct Def {
     pub name: &'static str,
     /// One line of help: lower case, no final stop.
     pub help: &'static str,
+    /// What it means to some commands, where that differs; the first that fits counts.
+    pub meanings: &'static [(Commands, &'static str)],
     /// How its value is read.
     pub ty: Type,
     /// Whether it is numbered.
@@ -130,6 +132,7 @@ impl Def {
             opt: Opt::AllowRoot,
             name: "",
             help: "",
+            meanings: &[],
             ty,
             group: Group::None,
             scope: Scope::Global,
@@ -187,6 +190,11 @@ impl Def {
         self
     }
 
+    pub(super) const fn means(mut self, meanings: &'static [(Commands, &'static str)]) -> Self {
+        self.meanings = meanings;
+        self
+    }
+
     pub(super) const fn was(mut self, aliases: &'static [&'static str]) -> Self {
         self.aliases = aliases;
         self
@@ -233,6 +241,12 @@ impl Def {
     #[must_use]
     pub fn default_for(&self, command: Command) -> Option<&'static str> {
         self.exception(command).map_or(self.default, |o| o.default)
+    }
+
+    /// Its line of help for `command`.
+    #[must_use]
+    pub fn help_for(&self, command: Command) -> &'static str {
+        self.meanings.iter().find(|(commands, _)| commands & command.bit() != 0).map_or(self.help, |(_, help)| help)
     }
 
     fn exception(&self, command: Command) -> Option<&Override> {

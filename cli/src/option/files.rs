@@ -5,6 +5,7 @@ use super::program::{PGBACKREST, Program};
 use crate::exit::Status;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -27,10 +28,10 @@ pub(super) struct ConfigText {
     pub(super) text: Zeroizing<String>,
 }
 
-/// The files' texts in the order of reading, and a remark if they are not the usual ones.
+/// The files' texts in the order of reading, and what to say if they are pgBackRest's in place of ours.
 pub(super) struct Loaded {
     pub(super) texts: Vec<ConfigText>,
-    pub(super) remark: Option<String>,
+    pub(super) stand_in: Option<String>,
 }
 
 /// Reads what `places` and the program's defaults under `etc` mean: the main file, then `conf.d/*.conf` by name.
@@ -46,12 +47,17 @@ pub(super) fn load(places: &Places, program: &Program, etc: &Path) -> Result<Loa
         let theirs = load_of(places, &PGBACKREST, etc)?;
         if let Some(found) = theirs {
             let names: Vec<_> = found.iter().map(|t| t.name.as_str()).collect();
-            let remark = format!("no configuration of {}'s own: reading {}", program.name, names.join(", "));
-            return Ok(Loaded { texts: found, remark: Some(remark) });
+            let own = etc.join(program.name).join(format!("{}.conf", program.name));
+            let text = format!(
+                "'{}' does not exist: pgBackRest's configuration is read instead, '{}'",
+                own.display(),
+                names.join("', '")
+            );
+            return Ok(Loaded { texts: found, stand_in: Some(text) });
         }
         loaded = None;
     }
-    Ok(Loaded { texts: loaded.unwrap_or_default(), remark: None })
+    Ok(Loaded { texts: loaded.unwrap_or_default(), stand_in: None })
 }
 
 /// As [`load`], for one program's defaults. `None` if there was no file and no directory.
@@ -86,6 +92,19 @@ fn load_of(places: &Places, program: &Program, etc: &Path) -> Result<Option<Vec<
         }
     }
     Ok(present.then_some(texts))
+}
+
+/// Whether every user of the host can read a file: its mode says so, and that of every directory on the way.
+pub(super) fn is_exposed(path: &Path) -> bool {
+    let allows = |path: &Path, bit: u32| std::fs::metadata(path).is_ok_and(|m| m.mode() & bit != 0);
+    // Links lead through other directories than their names say.
+    let Ok(path) = path.canonicalize() else { return false };
+    path.is_file() && allows(&path, 0o004) && path.ancestors().skip(1).all(|directory| allows(directory, 0o001))
+}
+
+/// What to say about a file that [`is_exposed`]; `what` says why that matters.
+pub(super) fn exposed(name: &str, what: &str) -> String {
+    format!("'{name}' {what}, and every user of this host can read it: chmod 600 '{name}'")
 }
 
 fn missing(status: Status, what: &str, path: &Path) -> OptionError {

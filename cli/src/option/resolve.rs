@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything a run is told from outside.
 #[derive(Debug, Clone)]
@@ -71,6 +71,8 @@ impl Invocation {
 pub enum Level {
     /// Something is wrong and was ignored.
     Warn,
+    /// The same about the host rather than the command: it is said with every command, and never on standard output.
+    Aside,
     /// Something is different here.
     Info,
     /// The same, where saying so would be noise.
@@ -229,6 +231,12 @@ impl<'a> Draft<'a> {
         self.notices.push(Notice { level: Level::Warn, text: text.into() });
     }
 
+    /// Says what is wrong with the host. Those that run with every WAL file say it at DEBUG: the others say it often enough.
+    pub(super) fn warn_of_host(&mut self, text: impl Into<String>) {
+        let often = matches!(self.command, Command::ArchivePush | Command::ArchiveGet);
+        self.notices.push(Notice { level: if often { Level::Debug } else { Level::Warn }, text: text.into() });
+    }
+
     /// Says what is different here: INFO where a person reads it, DEBUG where programs do or where it would
     /// come with every WAL file.
     pub(super) fn remark(&mut self, text: impl Into<String>) {
@@ -291,12 +299,19 @@ impl<'a> Draft<'a> {
             base: self.given_path(Opt::ConfigPath)?,
         };
         let files = files::load(&places, self.program, &self.invocation.etc)?;
-        if let Some(remark) = files.remark {
-            self.remark(remark);
+        if let Some(text) = files.stand_in {
+            self.notices.push(Notice { level: Level::Aside, text });
         }
         let mut entries = Vec::new();
         for file in &files.texts {
-            entries.extend(ini::parse(&file.name, &file.text)?.into_iter().map(|e| (file.name.as_str(), e)));
+            let parsed = ini::parse(&file.name, &file.text)?;
+            let secret = parsed.iter().find(|e| matches!(lookup::exact(e.key), Lookup::Found(def, _) if def.secret));
+            if let Some(secret) = secret
+                && files::is_exposed(Path::new(&file.name))
+            {
+                self.warn_of_host(files::exposed(&file.name, &format!("holds the secret '{}'", secret.key)));
+            }
+            entries.extend(parsed.into_iter().map(|e| (file.name.as_str(), e)));
         }
         self.stanzas.extend(entries.iter().filter_map(|(_, e)| {
             let stanza = e.section.split_once(':').map_or(e.section, |(stanza, _)| stanza);

@@ -3,6 +3,7 @@
 use super::command::{COMMANDS, Command, StanzaUse};
 use super::def::{Def, Group};
 use super::error::OptionError;
+use super::files;
 use super::resolve::Draft;
 use super::settings::{Cipher, Setting, Settings, Source};
 use super::table::{Opt, TABLE};
@@ -174,6 +175,14 @@ fn ciphers(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError
             }
             (Cipher::None, []) | (_, _) => {}
         }
+        let secret_file = match repo.cipher() {
+            Cipher::PassphraseFile(path) => Some((path, "holds the passphrase")),
+            Cipher::KeyFile(path) => Some((path, "is the key")),
+            Cipher::None | Cipher::Passphrase(_) => None,
+        };
+        if let Some((path, what)) = secret_file.filter(|(path, _)| files::is_exposed(path)) {
+            draft.warn_of_host(files::exposed(&path.display().to_string(), &format!("{what} of repo{key}")));
+        }
         if kind == "aes-256-cbc" {
             draft.remark(format!(
                 "option 'repo{key}-cipher-type': the repository is sealed with ChaCha20-Poly1305, not aes-256-cbc"
@@ -187,13 +196,24 @@ fn ciphers(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError
 const RETENTION: [Opt; 4] =
     [Opt::RepoRetentionFull, Opt::RepoRetentionDiff, Opt::RepoRetentionArchive, Opt::RepoRetentionHistory];
 
+/// Why an option that is about expiring does nothing here, as long as nothing expires.
+#[must_use]
+pub fn idle(def: &Def) -> Option<&'static str> {
+    const ALSO: [Opt; 3] = [Opt::ExpireAuto, Opt::RepoRetentionFullType, Opt::RepoRetentionArchiveType];
+    let is_about_it = RETENTION.contains(&def.opt) || ALSO.contains(&def.opt);
+    (is_about_it && !expires()).then_some("this version expires nothing")
+}
+
+fn expires() -> bool {
+    COMMANDS.iter().any(|c| c.command == Command::Expire && c.available)
+}
+
 /// Warns of a repository that only grows: if nobody asked for anything else, or if that is not done yet.
 fn retention(settings: &Settings, draft: &mut Draft<'_>) {
     if !matches!(settings.command, Command::Backup | Command::Expire) {
         return;
     }
-    let expires = COMMANDS.iter().any(|c| c.command == Command::Expire && c.available);
-    if !expires {
+    if !expires() {
         for repo in settings.target_repos() {
             let given = |opt: &&Opt| settings.setting(**opt, repo.key()).is_some_and(|s| s.source != Source::Default);
             if let Some(opt) = RETENTION.iter().find(given) {

@@ -90,6 +90,8 @@ const RESTORE_TYPES: Type =
 const ONE_BINARY: &str = "this program works on one host without remote processes";
 const PACKS: &str = "the repository always packs many small pieces into one object";
 const PAGES: &str = "increments always store changed pages only";
+const NO_NETWORK: &str = "repositories are directories of this host";
+const ONE_BY_ONE: &str = "WAL is pushed and fetched one file at a time";
 const CUTS: &str = "the repository chooses its own piece sizes";
 
 const fn flag(default: &'static str) -> Def {
@@ -165,13 +167,22 @@ options! {
         = Def::new(Type::Path, Some("/etc/@")).on(ALL | HELP).typed();
     DbTimeout "db-timeout" "longest wait for the server to answer"
         = time(100, 7 * DAY, "30m").on(SERVER | GET | PUSH | REPO_FILES);
-    Delta "delta" "restore or back up by comparing contents" = flag("n").on(BACKUP | RESTORE);
+    Delta "delta" "compare contents instead of trusting what is there" = flag("n").on(BACKUP | RESTORE).means(&[
+        (BACKUP, "read and compare all files, whatever their times or WAL summaries say"),
+        (RESTORE, "restore over what is there: keep what is right, replace and remove the rest"),
+    ]);
     Dir "dir" "directory that holds the clones' own data"
         = Def::new(Type::AnyPath, None).on(CLONE).typed().need(CLONE);
     DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     Filter "filter" "regular expression for names" = text().on(C::RepoLs.bit()).typed();
-    Force "force" "insist: see the command's help" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE).typed();
+    Force "force" "go on where the command would refuse" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE).typed().means(&[
+        (BACKUP, "with --no-online: back up although a server seems to run"),
+        (RESTORE, "replace files that are there; take a set although it ended after the target"),
+        (DELETE, "delete although a server seems to run"),
+        (STOP, "also end what is running: TERM to whoever holds a lock"),
+        (CLONE, "end a server that runs on the clone; take a set that ended after the target"),
+    ]);
     Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT).typed();
     ForClone "for-clone" "the file is for the server of a clone" = flag("n").on(GET).typed().hidden();
     IgnoreMissing "ignore-missing" "exit with 1 in silence if the file is missing" = flag("n").on(C::RepoGet.bit()).typed();
@@ -214,20 +225,21 @@ options! {
     RepoTargetTime "repo-target-time" "read the repository as it was then"
         = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[]);
     SckBlock "sck-block" "use blocking sockets" = flag("n").on(STORE).hidden().ignored("sockets always block");
-    SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE);
+    SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE).ignored(NO_NETWORK);
     Set "set" "label of the backup"
         = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE | STATS).typed().need(ANNOTATE)
             .over(&[Override { commands: RESTORE | CLONE, ty: Type::Text, default: Some("latest") }]);
     SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
     Sort "sort" "order of the listing" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
     SpoolPath "spool-path" "directory for WAL on its way"
-        = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH).when(Opt::ArchiveAsync, &["y"]);
+        = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
     Stanza "stanza" "name of the cluster" = text().on(ALL | HELP).typed();
-    TcpKeepAliveCount "tcp-keep-alive-count" "keep-alive probes before giving up" = int(1, 32).on(STORE);
+    TcpKeepAliveCount "tcp-keep-alive-count" "keep-alive probes before giving up"
+        = int(1, 32).on(STORE).ignored(NO_NETWORK);
     TcpKeepAliveIdle "tcp-keep-alive-idle" "idle time before the first keep-alive probe"
-        = Def::new(Type::Time(SECOND, HOUR), None).on(STORE);
+        = Def::new(Type::Time(SECOND, HOUR), None).on(STORE).ignored(NO_NETWORK);
     TcpKeepAliveInterval "tcp-keep-alive-interval" "time between keep-alive probes"
-        = Def::new(Type::Time(SECOND, 900 * SECOND), None).on(STORE);
+        = Def::new(Type::Time(SECOND, 900 * SECOND), None).on(STORE).ignored(NO_NETWORK);
     TlsCipher12 "tls-cipher-12" "ciphers of TLS 1.2" = text().on(STORE).ignored("the TLS library's safe set is used");
     TlsCipher13 "tls-cipher-13" "ciphers of TLS 1.3" = text().on(STORE).ignored("the TLS library's safe set is used");
     Type "type" "type of backup or of restore"
@@ -247,18 +259,19 @@ options! {
 
     // Archive.
     ArchiveAsync "archive-async" "push and fetch WAL ahead in the background"
-        = flag("n").on(GET | PUSH).ignored("WAL is pushed and fetched one file at a time");
+        = flag("n").on(GET | PUSH).ignored(ONE_BY_ONE);
     ArchiveCheck "archive-check" "wait until the WAL a backup needs is archived"
         = flag("y").on(PUSH | BACKUP | CHECK).when(Opt::Online, &["y"]);
     ArchiveCopy "archive-copy" "keep the WAL a backup needs inside it"
         = flag("n").on(BACKUP).when(Opt::ArchiveCheck, &["y"]).ignored("WAL stays in the archive, which keeps what backups need");
     ArchiveGetQueueMax "archive-get-queue-max" "size of the queue of fetched WAL"
-        = size(0, 4 * PIB, "128MiB").on(GET).when(Opt::ArchiveAsync, &["y"]);
+        = size(0, 4 * PIB, "128MiB").on(GET).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
     ArchiveHeaderCheck "archive-header-check" "compare the WAL header with the stanza" = flag("y").on(PUSH);
-    ArchiveMissingRetry "archive-missing-retry" "ask again for WAL that was missing" = flag("y").on(GET);
+    ArchiveMissingRetry "archive-missing-retry" "ask again for WAL that was missing"
+        = flag("y").on(GET).ignored("the repository is asked every time");
     ArchiveModeCheck "archive-mode-check" "check the server's archive_mode" = flag("y").on(PUSH | BACKUP | CHECK);
     ArchivePushBatchSize "archive-push-batch-size" "bytes pushed by one background run"
-        = size(MIB, PIB, "16GiB").on(PUSH).when(Opt::ArchiveAsync, &["y"]);
+        = size(MIB, PIB, "16GiB").on(PUSH).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
     ArchivePushQueueMax "archive-push-queue-max" "WAL that may wait before it is dropped"
         = Def::new(Type::Size(0, 4 * PIB), None).on(PUSH).was(&["archive-queue-max"]);
     ArchiveTimeout "archive-timeout" "longest wait for a WAL file in the archive"
@@ -454,7 +467,12 @@ mod tests {
             assert_eq!(def.opt as usize, at, "{}", def.name);
             assert_eq!(def.opt.def().name, def.name);
             assert!(seen.insert(def.name), "{} twice", def.name);
-            assert!(!def.help.ends_with('.') && def.help.len() < 80, "{}", def.name);
+            for help in std::iter::once(&def.help).chain(def.meanings.iter().map(|(_, help)| help)) {
+                assert!(!help.ends_with('.') && help.len() < 80, "{}", def.name);
+            }
+            for (commands, _) in def.meanings {
+                assert_eq!(commands & !def.commands, 0, "{} means something where it is not valid", def.name);
+            }
             match def.group {
                 Repo => assert!(def.name.starts_with("repo-"), "{}", def.name),
                 Pg => assert!(def.name.starts_with("pg-"), "{}", def.name),

@@ -5,6 +5,7 @@ use super::table::TABLE;
 use super::*;
 use proptest::prelude::*;
 use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -30,7 +31,8 @@ impl Host {
     fn file(&self, name: &str, text: &str) {
         let path = self.etc.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     fn var(mut self, name: &str, value: &str) -> Self {
@@ -177,12 +179,54 @@ fn pgbackrest_files_stand_in_when_there_are_none_of_ours() {
     host.file("pgbackrest/conf.d/more.conf", "[demo]\npg1-port=5433\n");
     let settings = host.get("--stanza=demo backup");
     assert_eq!((settings.repo(1).path(), settings.pg(1).port()), (Path::new("/theirs"), 5433));
-    let said = host.notices(Level::Info, "--stanza=demo backup");
-    assert!(said.len() == 1 && said[0].contains("pgbackrest.conf") && said[0].contains("more.conf"), "{said:?}");
-    assert!(host.notices(Level::Info, "info").is_empty(), "output for programs stays clean");
+    for args in ["--stanza=demo backup", "info", "--stanza=demo archive-push x", "--stanza=demo archive-get a b"] {
+        let said = host.notices(Level::Aside, args);
+        assert!(said.len() == 1 && said[0].contains("pgbackrest.conf") && said[0].contains("more.conf"), "{said:?}");
+        assert!(said[0].contains("pgkeep/pgkeep.conf' does not exist"), "{said:?}");
+    }
+    assert!(host.notices(Level::Aside, "--no-config info").is_empty());
     assert_eq!(host.get("info --no-config").repo(1).path(), Path::new("/var/lib/pgkeep"));
     host.file("pgkeep/conf.d/x.conf", "[global]\nrepo1-path=/ours\n");
     assert_eq!(host.get("info").repo(1).path(), Path::new("/ours"));
+    assert!(host.notices(Level::Aside, "info").is_empty());
+}
+
+#[test]
+fn secrets_that_everybody_can_read_are_warned_of() {
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let host = Host::new();
+    let (etc, home) = (host.etc.path(), host.etc.path().join("pgkeep"));
+    let (pass, key) = (home.join("pass"), home.join("key"));
+    let config = format!(
+        "[global]\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=hush\nrepo2-path=/2\nrepo2-cipher-type=aes-256-cbc\n\
+         repo2-cipher-pass-file={}\nrepo3-path=/3\nrepo3-cipher-type=aes-256-cbc\nrepo3-key-file={}\n[demo]\npg1-path=/p\n",
+        pass.display(),
+        key.display()
+    );
+    host.file("pgkeep/pgkeep.conf", &config);
+    host.file("pgkeep/conf.d/open.conf", "[demo]\npg1-port=5433\n");
+    for path in [&pass, &key] {
+        std::fs::write(path, "x").unwrap();
+    }
+    let files = [home.join("pgkeep.conf"), pass.clone(), key.clone()];
+    let modes = |of: u32| files.iter().for_each(|path| mode(path, of));
+    let warned = |args: &str| host.notices(Level::Warn, args);
+    modes(0o644);
+    mode(&home, 0o755);
+    mode(etc, 0o700);
+    assert_eq!(warned("info"), Vec::<String>::new(), "nobody gets there");
+    mode(etc, 0o755);
+    for args in ["info", "--stanza=demo backup"] {
+        let warned = warned(args);
+        assert_eq!(warned.len(), 3, "{warned:#?}");
+        for path in &files {
+            let remedy = format!("chmod 600 '{}'", path.display());
+            assert!(warned.iter().any(|w| w.contains(&remedy) && !w.contains("hush")), "{path:?}: {warned:#?}");
+        }
+    }
+    assert_eq!(warned("--stanza=demo archive-push x"), Vec::<String>::new(), "not with every segment");
+    modes(0o640);
+    assert_eq!(warned("info"), Vec::<String>::new(), "a group is chosen by somebody");
 }
 
 #[test]

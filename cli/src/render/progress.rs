@@ -88,9 +88,10 @@ impl Observer for Progress {
     fn begin(&self, task: &str, total: u64) {
         self.counts.new.store(0, Ordering::Relaxed);
         self.counts.stored.store(0, Ordering::Relaxed);
-        self.bar.reset();
-        self.bar.set_length(total);
+        // Each of the others draws, and the first drawing should have a meaning too.
         self.bar.set_style(self.style(task));
+        self.bar.set_length(total);
+        self.bar.reset();
         *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.bar.clone());
     }
 
@@ -175,6 +176,11 @@ mod tests {
         let paper = Paper::default();
         let progress = Progress::new(ProgressDrawTarget::term_like(Box::new(paper.clone())));
         progress.begin("backup", 4 << 30);
+        let first = paper.take();
+        let lines: Vec<_> = first.split(['\n', '\r']).flat_map(|l| l.split("<clear>")).collect();
+        let lines: Vec<_> = lines.into_iter().map(str::trim).filter(|l| !l.is_empty()).collect();
+        assert!(!lines.is_empty() && lines.iter().all(|l| l.starts_with("backup ")), "{first:?}");
+        assert!(lines.iter().all(|l| l.contains("0B of 4GB") && l.ends_with("left")), "{first:?}");
         progress.add(Counter::New, 3 << 20);
         progress.add(Counter::Stored, 1 << 20);
         progress.add(Counter::Files, 5);

@@ -73,11 +73,12 @@ pub fn text(report: &VerifyReport, verbose: bool) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The JSON: one object, keys as in the text.
+/// The JSON of one repository: an object, keys as in the text.
 #[must_use]
-pub fn json(report: &VerifyReport) -> Value {
+pub fn json(repo: u32, report: &VerifyReport) -> Value {
     let c = &report.counts;
     json!({
+        "repo": repo,
         "status": if report.is_clean() { "ok" } else { "error" },
         "damage-total": report.damage_total,
         "damage": report.damage.iter().map(|d| json!({"object": d.object, "flaw": flaw(d.flaw), "detail": d.detail})).collect::<Vec<_>>(),

@@ -1,10 +1,11 @@
 //! The cluster to be backed up: that it is the one configured, and the stanza's.
 
 use super::BackupOptions;
+use crate::check;
 use crate::observe::Cancel;
 use crate::pg::datadir;
 use crate::pg::identity::ClusterIdentity;
-use crate::pg::server::{ArchiveMode, Connection, Database, Tablespace};
+use crate::pg::server::{Connection, Database, Tablespace};
 use crate::repository::Repository;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::control::ControlFile;
@@ -48,11 +49,10 @@ impl Cluster {
         if found.in_recovery {
             return Err(Error::refused(Kind::DbMismatch, "the server is a standby: back up its primary"));
         }
-        if options.archive_check && found.archive_mode == ArchiveMode::Off {
-            return Err(Error::refused(
-                Kind::ArchiveDisabled,
-                "archive_mode is off: a backup of a running server needs the WAL written meanwhile",
-            ));
+        // Now and not after the copying: what the backup needs would never arrive.
+        if options.archive_check {
+            check::archives(&found)
+                .map_err(|e| e.during("a backup of a running server needs the WAL written meanwhile"))?;
         }
         let mut cluster = Self::new(&datadir::read_control(&options.pgdata)?.fields);
         cluster.timeline = found.timeline;

@@ -114,6 +114,14 @@ impl Repository {
     /// version; what the store said.
     pub fn open(store: Arc<dyn Store>, options: OpenOptions) -> Result<Self> {
         let place = store.describe();
+        Self::open_in(store, options, &place).map_err(|e| match e {
+            // Those name the place.
+            Error::Refused { .. } => e,
+            _ => e.during(format!("cannot open the repository in {place}")),
+        })
+    }
+
+    fn open_in(store: Arc<dyn Store>, options: OpenOptions, place: &str) -> Result<Self> {
         let format = match store.get(layout::FORMAT, Range::Whole) {
             Ok(bytes) => bytes,
             Err(StoreError::NotFound { .. }) => {

@@ -148,7 +148,10 @@ pub(super) fn read_time(text: &str, zone: &TimeZone) -> Result<TargetTime> {
         let text = text.escape_debug();
         Error::refused(
             Kind::Format,
-            format!("automatic selection needs a target time of the form 'YYYY-MM-DD HH:MM:SS+TZ', not '{text}'"),
+            format!(
+                "option 'target': '{text}' is not a time of the form 'YYYY-MM-DD HH:MM:SS+TZ', by which a backup could be \
+                 chosen"
+            ),
         )
     };
     let text = text.trim();

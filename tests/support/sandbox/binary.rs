@@ -7,7 +7,7 @@
 use std::{
     env,
     fs::{self, File},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -65,35 +65,71 @@ fn build() -> PathBuf {
 
 /// A copy where the servers' account can run it and no later build replaces it in mid-test.
 ///
-/// One copy per build, shared by all test processes: `<tmp>/pgkeep-test-bin-<uid>-<of what>/<build>/pgkeep`.
+/// One copy per build, shared by all test processes: `<tmp>/pgkeep-test-bin-<uid>-<of what>/<build>/pgkeep`. Each process
+/// holds a shared lock on the directory's `lock` to its end, and the last one removes the directory.
 fn reachable(built: &Path) -> PathBuf {
     let facts = fs::metadata(built).unwrap_or_else(|error| panic!("cannot find {}: {error}", built.display()));
     let changed = facts.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
     let of = blake3::hash(built.as_os_str().as_encoded_bytes()).to_hex();
     let uid = rustix::process::getuid().as_raw();
     let home = env::temp_dir().join(format!("pgkeep-test-bin-{uid}-{}", &of[..8]));
-    open_dir(&home);
     let copy = home.join(format!("{}-{}", changed.as_nanos(), facts.len())).join("pgkeep");
-
-    let lock = File::create(home.join("lock")).expect("cannot create a lock file");
-    lock.lock().expect("cannot lock");
-    if !copy.exists() {
-        // Copies of earlier builds go; a process that still runs one keeps its file.
-        for entry in fs::read_dir(&home).expect("cannot list a directory").flatten() {
-            if entry.path().is_dir() {
-                _ = fs::remove_dir_all(entry.path()); // a leftover costs disk, nothing else
-            }
+    let lock = loop {
+        open_dir(&home);
+        // The last process of another test target may remove the directory between any two of these lines.
+        let Ok(lock) = File::create(home.join("lock")) else { continue };
+        lock.lock().expect("cannot lock");
+        if !is_at(&lock, &home) {
+            continue;
         }
-        let dir = copy.parent().expect("the copy has a directory");
-        open_dir(dir);
-        let part = dir.join("part");
-        fs::copy(built, &part).expect("cannot copy the binary");
-        fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("cannot set a mode");
-        fs::rename(&part, &copy).expect("cannot rename the binary");
-    }
-    drop(lock);
+        if !copy.exists() {
+            make_copy(built, &home, &copy);
+        }
+        // Not one step: another process that ends may come between, and takes the directory with it.
+        lock.lock_shared().expect("cannot share a lock");
+        if is_at(&lock, &home) {
+            break lock;
+        }
+    };
+    assert!(USED.set((home, lock)).is_ok(), "the copy is made once");
+    // SAFETY: the function is of this program, takes nothing and does not unwind.
+    let registered = unsafe { libc::atexit(remove_unused) };
+    assert!(registered == 0, "cannot register what cleans up");
     assert!(account::may(&copy, "-x"), "the servers' account cannot run {}", copy.display());
     copy
+}
+
+fn make_copy(built: &Path, home: &Path, copy: &Path) {
+    // Copies of earlier builds go; a process that still runs one keeps its file.
+    for entry in fs::read_dir(home).expect("cannot list a directory").flatten() {
+        if entry.path().is_dir() {
+            _ = fs::remove_dir_all(entry.path()); // the last process removes what is left
+        }
+    }
+    let dir = copy.parent().expect("the copy has a directory");
+    open_dir(dir);
+    let part = dir.join("part");
+    fs::copy(built, &part).expect("cannot copy the binary");
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("cannot set a mode");
+    fs::rename(&part, copy).expect("cannot rename the binary");
+}
+
+/// Whether the lock file is still the one that has its name.
+fn is_at(lock: &File, home: &Path) -> bool {
+    let (Ok(ours), Ok(named)) = (lock.metadata(), fs::metadata(home.join("lock"))) else { return false };
+    (ours.dev(), ours.ino()) == (named.dev(), named.ino())
+}
+
+/// The directory of this process's copy, and its lock.
+static USED: OnceLock<(PathBuf, File)> = OnceLock::new();
+
+/// Removes the copy unless another process uses it. Run when the process ends, as nothing drops a static.
+extern "C" fn remove_unused() {
+    if let Some((home, lock)) = USED.get()
+        && lock.try_lock().is_ok()
+    {
+        _ = fs::remove_dir_all(home); // nobody is left to be told
+    }
 }
 
 fn open_dir(path: &Path) {

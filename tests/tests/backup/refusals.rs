@@ -111,7 +111,7 @@ fn online_needs_archiving_and_offline_needs_a_stopped_server() {
     let label_file = world.cluster.data_dir().join("backup_label");
     fs::write(&label_file, "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n").unwrap();
     let run = world.expect(28, ["--no-online", "backup"]);
-    assert_says(&run, &["[028]", label_file.to_str().unwrap(), "hint: "]);
+    assert_says(&run, &["[028]", label_file.to_str().unwrap(), "start and stop its server first"]);
     fs::remove_file(&label_file).unwrap();
     let offline = world.ok(["--no-online", "backup"]);
     let label = support::world::label(&offline);
@@ -124,6 +124,20 @@ fn online_needs_archiving_and_offline_needs_a_stopped_server() {
     let run = world.expect(87, ["--start-fast", "backup"]);
     assert_says(&run, &["[087]", "archive_mode", "hint: "]);
     assert_eq!(world.labels(), [label]);
+}
+
+#[test]
+fn a_server_without_a_command_is_not_waited_for() {
+    let world = World::new(major(0));
+    world.set_archive_command("");
+    // With so long a timeout the test would not end.
+    let run = world.expect(68, ["--start-fast", "--archive-timeout=1d", "backup"]);
+    assert_says(&run, &["[068]", "archive_command is empty", "hint: set archive_command to"]);
+    let run = world.expect(68, ["--archive-timeout=1d", "check"]);
+    assert_says(&run, &["[068]", "archive_command is empty"]);
+    assert_eq!(world.labels(), Vec::<String>::new());
+    world.ok(["--start-fast", "--no-archive-check", "backup"]);
+    assert_eq!(world.labels().len(), 1);
 }
 
 #[test]
@@ -148,6 +162,12 @@ fn a_repository_needs_its_passphrase_and_must_be_there() {
     let run = world.expect(95, ["--start-fast", "backup"]);
     assert_says(&run, &["[095]", world.sandbox.repo().to_str().unwrap(), "hint: "]);
     assert!(!run.says("wrong\"") && !run.says("=wrong"), "a passphrase is shown\n{run}");
+    // To those who only look it is a status, and they see of which repository.
+    let info = world.sandbox.run_ok(["--output=json", "info"]).json();
+    let status = &info[0]["repo"][0]["status"];
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(status["code"] == 99 && message.contains(world.sandbox.repo().to_str().unwrap()), "{info:#}");
+    assert!(message.contains("no key slot"), "{info:#}");
     // It is sealed, so reading it without a passphrase must fail as well.
     with(&[]);
     world.expect(95, ["--start-fast", "backup"]);

@@ -42,7 +42,9 @@ fn directories_in_use_and_sets_that_do_not_fit_are_refused() {
     refuse(75, &["--type=time", &format!("--target={early}")], &["earliest"]);
     refuse(75, &["--type=lsn", &format!("--target={early_lsn}")], &["earliest"]);
     refuse(75, &["--type=time", &format!("--target={early}"), &format!("--set={label}")], &[&label]);
-    refuse(29, &["--type=time", "--target=yesterday"], &["yesterday"]);
+    refuse(29, &["--type=time", "--target=yesterday"], &["option 'target': 'yesterday' is not a time"]);
+    let run = world.expect(29, ["--type=time", "--target=yesterday", to.as_str(), "restore"]);
+    assert!(!run.says("hint: "), "nothing stored is damaged\n{run}");
     refuse(58, &["--target-timeline=7"], &["timeline 7", &label]);
     refuse(37, &["--type=time"], &["target"]);
     refuse(31, &["--type=immediate", "--target=x"], &["target"]);

@@ -64,7 +64,7 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     };
     match serve() {
         Ok(session) => {
-            let text = told(&info, &dir, session.mountpoint());
+            let text = told::told(settings, &info, &dir, session.mountpoint());
             Ok(Served { session, clone: Some(dir), text })
         }
         Err(error) => {
