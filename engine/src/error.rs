@@ -268,6 +268,14 @@ impl Error {
         matches!(self.root(), Self::Store(crate::store::StoreError::NotFound { .. }))
     }
 
+    /// True for failures that say nothing of the object at hand: the store is not there, memory is short, or somebody
+    /// wants the run to end. What passes objects over must not pass these over.
+    #[must_use]
+    pub fn concerns_the_run(&self) -> bool {
+        matches!(self.root(), Self::Store(crate::store::StoreError::Root { .. }))
+            || matches!(self.kind(), Kind::Interrupted | Kind::Memory)
+    }
+
     /// The cause, for branching and for the exit status.
     #[must_use]
     pub fn kind(&self) -> Kind {

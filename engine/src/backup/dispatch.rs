@@ -7,7 +7,6 @@
 //! entries held back behind them stay few.
 
 use super::Plan;
-use super::newest::concerns_the_run;
 use super::pages::{EarlierFile, ParentFile};
 use super::parent::Earlier;
 use super::stages::Activity;
@@ -211,7 +210,7 @@ impl Dispatcher<'_> {
         let own = of(&self.earlier.own, record);
         let newest = match parent_record(state.newest.as_mut(), path) {
             Ok(record) => of(&self.earlier.newest, record.filter(|r| r.entry.is_file()).as_ref()),
-            Err(e) if concerns_the_run(&e) => return Err(e),
+            Err(e) if e.concerns_the_run() => return Err(e),
             // It was read before copying began, and is not needed now.
             Err(e) => {
                 tracing::warn!("{}: from '{path}' on, pages are not compared with that backup", e.chain());

@@ -187,7 +187,9 @@ impl Encoding<'_, '_> {
     /// Where the old page's bytes are: pack, chunk there, page in it.
     fn old_place(&self, i: usize) -> Result<Option<(ChunkAt, u32)>> {
         let Some((chunk, page)) = self.all.pages.get(i).and_then(|p| p.base) else { return Ok(None) };
-        Ok(self.worker.shared.index.lookup(&chunk)?.map(|at| (at, page)))
+        // Depth is one.
+        let at = self.worker.shared.index.lookup(&chunk)?.filter(|at| !at.encoding.is_delta());
+        Ok(at.map(|at| (at, page)))
     }
 
     fn way(&self, old: &OldPages, i: usize) -> Result<Way> {
@@ -203,7 +205,7 @@ impl Encoding<'_, '_> {
     fn known(&mut self, of: &[usize]) -> Result<bool> {
         let plain = self.joined(of);
         let id = self.id(&plain)?;
-        let found = self.worker.shared.index.lookup(&id)?.is_some();
+        let found = self.worker.shared.knows(&id)?;
         if found {
             let chunk = NamedChunk { id, kind: ChunkKind::Relation, plain_len: plain.len() as u32, new: None };
             self.out.place(of, chunk);
@@ -287,6 +289,10 @@ impl Encoding<'_, '_> {
     fn delta(&mut self, old: &OldPages, of: &[usize], plain: &[u8], how: How, encoded: &[u8]) -> Result<()> {
         let (id, hashes, bases) = (self.id(plain)?, self.hashes(of), runs(self.all, of));
         let (shared, kind, plain_len) = (self.worker.shared, ChunkKind::Relation, plain.len() as u32);
+        // It is there as a delta of which a base is gone: readers choose the copy that is stored in full.
+        if shared.index.lookup(&id)?.is_some() && !shared.knows(&id)? {
+            return self.full(of);
+        }
         old.pages.add(if how == How::Patch { Way::Patch } else { Way::Prefix }, of.len());
         let sealed = seal_data(&shared.sealer, id, kind, how, plain_len, encoded)?;
         let new = NewChunk { encoding: how, sealed, bases, hashes, sub_hashes: Vec::new() };

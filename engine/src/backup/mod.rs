@@ -392,6 +392,7 @@ fn shared(
         keyring: Arc::clone(repository.keyring()),
         sealer: Arc::clone(session.sealer()),
         index: Arc::clone(session.index()),
+        repository: Arc::clone(repository),
         gear: Gear::new(table, cut.other_bytes_min, cut.other_bytes_avg, cut.other_bytes_max),
         cut: cut.mode,
         region: cut.region_bytes as usize,

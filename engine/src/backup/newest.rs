@@ -12,7 +12,7 @@
 
 use super::cluster::Cluster;
 use crate::repository::Repository;
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 use pgkeep_formats::repo::records::Commit;
 use std::collections::VecDeque;
 
@@ -54,7 +54,7 @@ pub(super) fn find(repository: &Repository, cluster: &Cluster, own: &str, existi
 fn or_pass<T>(read: Result<T>, what: &str) -> Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
-        Err(e) if concerns_the_run(&e) => Err(e),
+        Err(e) if e.concerns_the_run() => Err(e),
         // What a key may not open is no damage.
         Err(e) if matches!(e.root(), Error::Crypto(crate::crypto::CryptoError::RoleLacks { .. })) => {
             tracing::debug!("{what} not looked at for pages: {}", e.chain());
@@ -65,12 +65,6 @@ fn or_pass<T>(read: Result<T>, what: &str) -> Result<Option<T>> {
             Ok(None)
         }
     }
-}
-
-/// True for failures that say nothing of the objects read.
-pub(super) fn concerns_the_run(error: &Error) -> bool {
-    matches!(error.root(), Error::Store(crate::store::StoreError::Root { .. }))
-        || matches!(error.kind(), Kind::Interrupted | Kind::Memory)
 }
 
 /// Puts the backups of several stanzas in one order, the newest first. The first stanza's come before their equals.

@@ -7,11 +7,10 @@
 //! a chunk is read or decoded to find out what changed. The hashes are keyed and authenticated with their pack; a page is
 //! taken to be unchanged on the strength of 64 bits, which only who holds the id key could aim at.
 
-use super::newest::concerns_the_run;
 use super::task::What;
 use crate::Result;
-use crate::index::{ChunkIndex, Encoding};
-use crate::pack::PackContents;
+use crate::index::{ChunkAt, ChunkIndex, Encoding};
+use crate::pack::{BasePages, PackContents};
 use crate::repository::RepositoryIndex;
 use crate::repository::manifests::Manifest;
 use pgkeep_formats::id::ChunkId;
@@ -20,7 +19,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Chunks of earlier backups a worker remembers.
-const KNOWN_MAX: usize = 4096;
+const KNOWN_MAX: usize = 2048;
 
 /// A file as one earlier backup has it.
 pub(super) struct ParentFile {
@@ -90,27 +89,45 @@ impl EarlierFile {
     }
 }
 
-/// A chunk of an earlier backup, with what its pack tells of its pages.
+/// A chunk of an earlier backup, with what its pack tells of its pages: some 3 KiB of a gathered one.
 pub(super) struct Known {
     id: ChunkId,
-    contents: Arc<PackContents>,
-    ordinal: u16,
-    encoding: Encoding,
+    hashes: Box<[u64]>,
+    /// `None` of a chunk that is stored in full, else the old page of each of its own, in runs.
+    bases: Option<Box<[BasePages]>>,
 }
 
 impl Known {
+    fn new(id: ChunkId, at: &ChunkAt, contents: &PackContents) -> Self {
+        let hashes: Box<[u64]> = contents.hashes(at.ordinal).into();
+        let bases = match at.encoding {
+            Encoding::Raw | Encoding::Zstd => None,
+            Encoding::ZstdPrefix | Encoding::Patch | Encoding::ZstdDictionary => {
+                let runs = contents.bases(at.ordinal);
+                let pages: u64 = runs.iter().map(|r| u64::from(r.pages)).sum();
+                // As many old pages as hashes, which is one a page: then they belong together in their order.
+                Some(if pages == hashes.len() as u64 { runs.into() } else { Box::default() })
+            }
+        };
+        Self { id, hashes, bases }
+    }
+
     /// Hash of a page, if there is one.
     pub(super) fn hash(&self, page: u32) -> Option<u64> {
-        self.contents.hashes(self.ordinal).get(page as usize).copied()
+        self.hashes.get(page as usize).copied()
     }
 
     /// The page a delta of this page is to be encoded against: itself or, as depth is one, what it was encoded against.
     pub(super) fn base(&self, page: u32) -> Option<(ChunkId, u32)> {
-        match self.encoding {
-            Encoding::Raw | Encoding::Zstd => Some((self.id, page)),
-            Encoding::ZstdPrefix | Encoding::Patch => self.contents.base_of_page(self.ordinal, page),
-            Encoding::ZstdDictionary => None,
+        let Some(bases) = &self.bases else { return Some((self.id, page)) };
+        let mut rest = page;
+        for run in bases {
+            if rest < run.pages {
+                return Some((run.chunk, run.first.checked_add(rest)?));
+            }
+            rest -= run.pages;
         }
+        None
     }
 }
 
@@ -166,7 +183,7 @@ impl KnownPages {
         let known = match manifest.chunk_id(ordinal) {
             Ok(id) => known(index, manifest, id)?,
             // It was read before copying began. Of the manifest that is built on, nothing can be missing.
-            Err(e) if is_newest && !concerns_the_run(&e) => {
+            Err(e) if is_newest && !e.concerns_the_run() => {
                 tracing::warn!("{}: pages that are in it are stored again", e.chain());
                 None
             }
@@ -184,11 +201,17 @@ impl KnownPages {
 fn known(index: &RepositoryIndex, manifest: &Arc<Manifest>, id: ChunkId) -> Result<Option<Arc<Known>>> {
     // Of packs that are lost or condemned the index does not speak.
     let Some(at) = index.lookup(&id)? else { return Ok(None) };
-    match manifest.source().repository().pack_contents(&at.pack) {
+    let repository = manifest.source().repository();
+    let contents = repository.is_complete(index, &at).and_then(|complete| {
+        // A delta whose base is gone, or is a delta itself, is as good as gone.
+        if complete { repository.pack_contents(&at.pack).map(Some) } else { Ok(None) }
+    });
+    match contents {
         Ok(contents) => {
-            let (ordinal, encoding) = (at.ordinal, at.encoding);
-            Ok((contents.id(ordinal) == Some(id)).then(|| Arc::new(Known { id, contents, ordinal, encoding })))
+            let contents = contents.filter(|contents| contents.id(at.ordinal) == Some(id));
+            Ok(contents.map(|contents| Arc::new(Known::new(id, &at, &contents))))
         }
+        Err(e) if e.concerns_the_run() => Err(e),
         Err(e) => {
             // Its pages are then stored again, which is all that a backup can do about it.
             tracing::warn!("{}: pages that were in it are stored again", e.chain());

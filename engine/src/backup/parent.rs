@@ -18,7 +18,7 @@
 //! there, is there and not condemned; else it fails with that pack's name and nothing is visible. What then comes before
 //! the collector's next look at open sessions is in its fresh mark.
 
-use super::newest::{Found, concerns_the_run};
+use super::newest::Found;
 use crate::Result;
 use crate::index::ChunkIndex;
 use crate::observe::Cancel;
@@ -140,7 +140,7 @@ impl Reader<'_> {
         let reason = match read(self.session, &source, &found.commit, self.cancel) {
             Ok(Some(manifest)) => return Ok(Some(manifest)),
             Ok(None) => "needs a pack that is lost or damaged".to_owned(),
-            Err(e) if concerns_the_run(&e) => return Err(e),
+            Err(e) if e.concerns_the_run() => return Err(e),
             Err(e) => {
                 let damaged = damaged_packs(&source, &found.commit, self.cancel)?;
                 if !damaged.is_empty() {
@@ -186,14 +186,11 @@ fn read(
         }
         for id in ids.iter() {
             // A delta whose base is lost is lost as well.
-            let mut whole = true;
-            match session.index().lookup(id)? {
-                Some(at) => session.repository().dependencies(&at, &mut |base| {
-                    whole &= session.index().lookup(base)?.is_some();
-                    Ok(())
-                })?,
-                None => whole = false,
-            }
+            let index = &**session.index();
+            let whole = match index.lookup(id)? {
+                Some(at) => session.repository().is_complete(index, &at)?,
+                None => false,
+            };
             if !whole {
                 return Ok(None);
             }
@@ -216,7 +213,7 @@ fn damaged_packs(source: &Arc<ChunkSource>, commit: &Commit, cancel: &Cancel) ->
         cancel.check()?;
         match source.read(&id) {
             Ok(_) => {}
-            Err(e) if concerns_the_run(&e) => return Err(e),
+            Err(e) if e.concerns_the_run() => return Err(e),
             // In no pack at all: then nothing can be built on it.
             Err(_) => packs.extend(source.locate(&id).ok().map(|at| at.pack.pack)),
         }

@@ -15,12 +15,11 @@ use super::unread::{Part, split};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, PageHasher, SessionSealer};
-use crate::index::ChunkIndex;
 use crate::limit::Limits;
 use crate::pack::BasePages;
 use crate::pg::read::{Pages, RegionReader, is_zero};
 use crate::pg::summaries::BlockSet;
-use crate::repository::{RepositoryIndex, seal_data};
+use crate::repository::{Repository, RepositoryIndex, seal_data};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::config::CutMode;
@@ -171,6 +170,7 @@ pub(super) struct Shared {
     pub(super) keyring: Arc<Keyring>,
     pub(super) sealer: Arc<SessionSealer>,
     pub(super) index: Arc<RepositoryIndex>,
+    pub(super) repository: Arc<Repository>,
     pub(super) gear: Gear,
     pub(super) cut: CutMode,
     pub(super) region: usize,
@@ -188,6 +188,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// True if the repository has the chunk, with all it builds on.
+    pub(super) fn knows(&self, id: &ChunkId) -> Result<bool> {
+        self.index.knows(&self.repository, id)
+    }
+
     fn page_hashes(&self, kind: ChunkKind, plain: &[u8]) -> Vec<u64> {
         let page = self.page_size as usize;
         if kind != ChunkKind::Relation || !plain.len().is_multiple_of(page) {
@@ -394,7 +399,7 @@ impl<'a> Worker<'a> {
         hashes: Option<Vec<u64>>,
     ) -> Result<NamedChunk> {
         let plain_len = plain.len() as u32;
-        if self.shared.index.lookup(&id)?.is_some() {
+        if self.shared.knows(&id)? {
             return Ok(NamedChunk { id, kind, plain_len, new: None });
         }
         let hashes = hashes.unwrap_or_else(|| self.shared.page_hashes(kind, plain));

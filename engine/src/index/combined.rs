@@ -84,13 +84,23 @@ impl CombinedIndex {
     }
 }
 
+/// The first place unless it is a delta, then the other if that is none.
+pub(crate) fn in_full_first(
+    first: Option<ChunkAt>,
+    other: impl FnOnce() -> Result<Option<ChunkAt>, IndexError>,
+) -> Result<Option<ChunkAt>, IndexError> {
+    match first {
+        Some(at) if !at.encoding.is_delta() => Ok(Some(at)),
+        Some(at) => Ok(other()?.filter(|o| !o.encoding.is_delta()).or(Some(at))),
+        None => other(),
+    }
+}
+
 impl ChunkIndex for CombinedIndex {
     fn lookup(&self, id: &ChunkId) -> Result<Option<ChunkAt>, IndexError> {
         let condemned = Arc::clone(&self.condemned.read().unwrap_or_else(PoisonError::into_inner));
-        match self.head.lookup(id)? {
-            Some(at) if !condemned.contains(&at.pack.pack) => Ok(Some(at)),
-            _ => self.lookup_segments(id, &condemned),
-        }
+        let head = self.head.lookup(id)?.filter(|at| !condemned.contains(&at.pack.pack));
+        in_full_first(head, || self.lookup_segments(id, &condemned))
     }
 
     fn len(&self) -> u64 {

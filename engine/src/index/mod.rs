@@ -35,6 +35,7 @@ mod segments;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use combined::in_full_first;
 pub use combined::{CombinedIndex, SegmentSource};
 pub use error::IndexError;
 pub use head::{HEAD_CACHE_BYTES, HEAD_MAX_CHUNKS, HEAD_MAX_FACTS, Head, HeadOptions};
@@ -68,6 +69,9 @@ pub struct ChunkAt {
 /// Answers where a chunk is. Any thread may ask; may block on local files, never on a store.
 pub trait ChunkIndex: Send + Sync {
     /// Where the chunk is; `None` is a certain "not in this index".
+    ///
+    /// Of several places one where it is stored in full is told before one where it is a delta: only the former can be a
+    /// base, and two writers at once may make both.
     ///
     /// # Errors
     /// [`IndexError`]; if [`IndexError::rebuild`] names an object, install it and ask again.

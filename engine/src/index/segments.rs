@@ -138,14 +138,15 @@ impl SegmentSet {
         id: &ChunkId,
         accept: impl Fn(&PackFacts) -> bool,
     ) -> Result<Option<ChunkAt>, IndexError> {
-        let mut absent = None;
+        let (mut absent, mut delta) = (None, None);
         for slot in self.snapshot().iter() {
             let Some(segment) = &slot.segment else {
                 absent = absent.or(Some(&slot.object).cloned());
                 continue;
             };
             match segment.lookup(id) {
-                Ok(Some(at)) if accept(&at.pack) => return Ok(Some(at)),
+                Ok(Some(at)) if accept(&at.pack) && !at.encoding.is_delta() => return Ok(Some(at)),
+                Ok(Some(at)) if accept(&at.pack) => delta = delta.or(Some(at)),
                 Ok(_) => {}
                 Err(damage) => {
                     self.retire(&slot.object, segment, damage.0);
@@ -154,8 +155,9 @@ impl SegmentSet {
             }
         }
         match absent {
+            // It might hold the chunk in full.
             Some(object) => Err(IndexError::Incomplete { object }),
-            None => Ok(None),
+            None => Ok(delta),
         }
     }
 

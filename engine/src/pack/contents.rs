@@ -93,26 +93,6 @@ impl PackContents {
         runs.iter().filter_map(run).collect()
     }
 
-    /// The one old page that belongs to page `page` of a delta, if it was encoded page by page.
-    #[must_use]
-    pub fn base_of_page(&self, ordinal: u16, page: u32) -> Option<(ChunkId, u32)> {
-        let entry = self.footer.entries.get(usize::from(ordinal))?;
-        let Dependency::Bases(runs) = &entry.dependency else { return None };
-        let mut before = 0u32;
-        let mut found = None;
-        for run in runs {
-            if found.is_none() && page - before < run.pages {
-                found = Some((*self.footer.bases.get(run.base as usize)?, run.first_page.checked_add(page - before)?));
-            }
-            before = before.checked_add(run.pages)?;
-            if found.is_none() && before > page {
-                return None;
-            }
-        }
-        // As many old pages as hashes, which is one a page: then they belong together in their order.
-        found.filter(|_| before == entry.page_hashes)
-    }
-
     /// Chunks a chunk cannot be decoded without.
     pub fn dependencies(&self, ordinal: u16) -> impl Iterator<Item = ChunkId> + '_ {
         let dependency = self.footer.entries.get(usize::from(ordinal)).map(|e| &e.dependency);

@@ -8,7 +8,7 @@
 #[cfg(doc)]
 use super::BaseCache;
 use super::{ChunkSource, Plain, Repository};
-use crate::index::{ChunkAt, Encoding};
+use crate::index::{ChunkAt, ChunkIndex, Encoding};
 use crate::pack::{BasePages, PackContents};
 use crate::store::Range;
 use crate::{Error, Kind, Result};
@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of footers and page hashes a repository keeps.
-const CONTENTS_BYTES: usize = 32 << 20;
+const CONTENTS_BYTES: usize = 96 << 20;
 /// Bytes of decoded base chunks a reader keeps: 256 of the usual size.
 const BASES_BYTES: usize = 64 << 20;
 /// Unwanted bytes of a pack that are read rather than asked around.
@@ -124,6 +124,21 @@ impl Repository {
                 contents.dependencies(at.ordinal).try_for_each(|id| each(&id))
             }
         }
+    }
+}
+
+impl Repository {
+    /// Whether the chunk at this place can be decoded as far as the index knows: all it builds on is there, in full.
+    ///
+    /// # Errors
+    /// As [`Self::pack_contents`]; what the index said.
+    pub fn is_complete(&self, index: &dyn ChunkIndex, at: &ChunkAt) -> Result<bool> {
+        let mut complete = true;
+        self.dependencies(at, &mut |base| {
+            complete &= index.lookup(base)?.is_some_and(|at| !at.encoding.is_delta());
+            Ok(())
+        })?;
+        Ok(complete)
     }
 }
 

@@ -7,6 +7,7 @@ use super::Repository;
 use crate::crypto::Scope;
 use crate::index::{
     ChunkAt, ChunkIndex, ChunkIndexMut, CombinedIndex, IndexError, MemoryIndex, SegmentSet, SegmentSource,
+    in_full_first,
 };
 use crate::store::{Depth, Range};
 use crate::{Error, Kind, Result};
@@ -170,12 +171,28 @@ impl RepositoryIndex {
         }
     }
 
+    /// True if the chunk is there, with all it builds on. A delta whose pack or base is gone had better be stored again.
+    ///
+    /// # Errors
+    /// What the index said, and what concerns the store as a whole.
+    pub fn knows(&self, repository: &Repository, id: &ChunkId) -> Result<bool> {
+        let Some(at) = self.lookup(id)? else { return Ok(false) };
+        match repository.is_complete(self, &at) {
+            Ok(complete) => Ok(complete),
+            Err(e) if e.concerns_the_run() => Err(e),
+            Err(e) => {
+                tracing::warn!("chunk {id} is stored again: {}", e.chain());
+                Ok(false)
+            }
+        }
+    }
+
     /// Replaces the packs that are treated as if they were gone.
     pub fn set_condemned(&self, condemned: HashSet<PackId>) {
         match &self.0 {
             Parts::Cached { all, .. } => all.set_condemned(condemned),
             Parts::Memory(memory) => {
-                // They go, so that a copy of the same chunk that is stored later finds its place free.
+                // They go; other places of the same chunks take over.
                 memory.segments.retain(|at| !condemned.contains(&at.pack.pack));
                 *memory.condemned.write().unwrap_or_else(PoisonError::into_inner) = condemned;
             }
@@ -207,16 +224,13 @@ impl InMemory {
                 encoding: e.encoding,
                 ordinal: e.ordinal,
             };
-            self.segments.insert(e.id, at)?;
+            self.segments.add_place(e.id, at);
         }
         Ok(())
     }
 
     fn lookup(&self, id: &ChunkId) -> Result<Option<ChunkAt>, IndexError> {
-        match self.head.lookup(id)? {
-            Some(at) => Ok(Some(at)),
-            None => self.segments.lookup(id),
-        }
+        in_full_first(self.head.lookup(id)?, || self.segments.lookup(id))
     }
 }
 

@@ -190,12 +190,12 @@ impl WriterSession {
         self.stored
     }
 
-    /// True if the chunk is stored already, by this session or before it.
+    /// True if the chunk is stored already, by this session or before it, with all it builds on.
     ///
     /// # Errors
     /// What the index said.
     pub fn knows(&self, id: &ChunkId) -> Result<bool> {
-        Ok(self.pending.contains(id) || self.index.lookup(id)?.is_some())
+        Ok(self.pending.contains(id) || self.index.knows(&self.repository, id)?)
     }
 
     /// Adds a sealed data chunk. What it returns is a full pack, which must be made durable and then noted by
@@ -371,10 +371,15 @@ impl WriterSession {
         let mut packs: HashMap<PackId, Arc<PackFacts>> = HashMap::new();
         let mut used = 0u64;
         let index = Arc::clone(&self.index);
-        let mut note = |id: &ChunkId| {
+        let mut note = |id: &ChunkId, is_base: bool| {
             let at = index.lookup(id)?.ok_or_else(|| {
                 Error::refused(Kind::FileMissing, format!("chunk {id}, which this backup needs, is in no index"))
             })?;
+            // No reader would follow it further. Depth is one.
+            if is_base && at.encoding.is_delta() {
+                let text = format!("chunk {id}, on which a delta of this backup builds, is there as a delta only");
+                return Err(Error::refused(Kind::FileMissing, text));
+            }
             let new = !refs.contains(at.pack.pack, at.ordinal);
             if new {
                 refs.insert(at.pack.pack, at.ordinal);
@@ -384,9 +389,8 @@ impl WriterSession {
             Ok::<_, Error>(new.then_some(at))
         };
         let repository = Arc::clone(&self.repository);
-        chunks(&mut |id| match note(id)? {
-            // Depth is one: what a base depends on needs no look.
-            Some(at) => repository.dependencies(&at, &mut |base| note(base).map(drop)),
+        chunks(&mut |id| match note(id, false)? {
+            Some(at) => repository.dependencies(&at, &mut |base| note(base, true).map(drop)),
             None => Ok(()),
         })?;
         let name = layout::refs(self.id());

@@ -2,9 +2,7 @@
 
 use super::report::{Findings, Flaw};
 use crate::crypto::Scope;
-use crate::index::{
-    ChunkAt, ChunkIndex, ChunkIndexMut, CombinedIndex, IndexError, MemoryIndex, SegmentSet, SegmentSource,
-};
+use crate::index::{ChunkAt, ChunkIndex, CombinedIndex, IndexError, MemoryIndex, SegmentSet, SegmentSource};
 use crate::observe::Cancel;
 use crate::repository::Repository;
 use crate::store::{Depth, Range, StoreError};
@@ -99,7 +97,7 @@ fn insert(memory: &MemoryIndex, payload: &[u8], object: &str) -> Result<()> {
             encoding: e.encoding,
             ordinal: e.ordinal,
         };
-        memory.insert(e.id, at)?;
+        memory.add_place(e.id, at);
     }
     Ok(())
 }

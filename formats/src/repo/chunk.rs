@@ -82,6 +82,14 @@ byte_enum! {
     }
 }
 
+impl Encoding {
+    /// True if decoding needs pages of other chunks. No such chunk may be the base of another.
+    #[must_use]
+    pub const fn is_delta(self) -> bool {
+        matches!(self, Self::ZstdPrefix | Self::Patch)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

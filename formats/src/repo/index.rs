@@ -381,8 +381,10 @@ impl IndexBuilder {
     /// The payload: equal content in any order gives equal bytes if packs were added in equal order.
     #[must_use]
     pub fn encode(mut self) -> Vec<u8> {
-        // Stable, so that the first of equal ids stays first.
-        self.entries.sort_by(|a, b| a[..AT_PACK].cmp(&b[..AT_PACK]));
+        // One place is kept of each chunk. A delta cannot be a base, so a chunk that is there in full too is told to be; of
+        // equals the first stays, as the sort is stable.
+        let is_delta = |e: &[u8; ENTRY_LEN]| Encoding::from_u8(e[AT_ENCODING]).is_ok_and(Encoding::is_delta);
+        self.entries.sort_by(|a, b| a[..AT_PACK].cmp(&b[..AT_PACK]).then_with(|| is_delta(a).cmp(&is_delta(b))));
         self.entries.dedup_by(|a, b| a[..AT_PACK] == b[..AT_PACK]);
         self.supersedes.retain(|name| !name.is_empty());
         self.supersedes.sort();
