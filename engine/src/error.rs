@@ -268,6 +268,14 @@ impl Error {
         matches!(self.root(), Self::Store(crate::store::StoreError::NotFound { .. }))
     }
 
+    /// Whether it says nothing of the objects that were being read: the store is not there at all, memory ran out, or the
+    /// caller asked to stop.
+    #[must_use]
+    pub fn concerns_the_run(&self) -> bool {
+        matches!(self.root(), Self::Store(crate::store::StoreError::Root { .. }))
+            || matches!(self.kind(), Kind::Interrupted | Kind::Memory)
+    }
+
     /// The cause, for branching and for the exit status.
     #[must_use]
     pub fn kind(&self) -> Kind {

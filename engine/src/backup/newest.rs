@@ -12,7 +12,7 @@
 
 use super::cluster::Cluster;
 use crate::repository::Repository;
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 use pgkeep_formats::repo::records::Commit;
 use std::collections::VecDeque;
 
@@ -69,8 +69,7 @@ fn or_pass<T>(read: Result<T>, what: &str) -> Result<Option<T>> {
 
 /// True for failures that say nothing of the objects read.
 pub(super) fn concerns_the_run(error: &Error) -> bool {
-    matches!(error.root(), Error::Store(crate::store::StoreError::Root { .. }))
-        || matches!(error.kind(), Kind::Interrupted | Kind::Memory)
+    error.concerns_the_run()
 }
 
 /// Puts the backups of several stanzas in one order, the newest first. The first stanza's come before their equals.
