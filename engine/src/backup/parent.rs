@@ -203,10 +203,7 @@ fn read(
 fn damaged_packs(source: &Arc<ChunkSource>, commit: &Commit, cancel: &Cancel) -> Result<HashSet<PackId>> {
     let mut ids: Vec<ChunkId> = commit.manifest.clone();
     if let Ok(manifest) = Manifest::open(source, commit) {
-        let root = manifest.root();
-        ids.extend(root.table.iter().map(|p| p.id));
-        ids.extend(root.tree.iter().map(|p| p.id));
-        ids.extend(&root.bases);
+        ids.extend(manifest.root().pieces());
     }
     let mut packs = HashSet::new();
     for id in ids {

@@ -104,10 +104,26 @@ impl ChunkSource {
     /// # Errors
     /// `Checksum` naming the chunk and its pack if anything does not match.
     pub fn open(&self, id: &ChunkId, at: &ChunkAt, blob: &mut [u8]) -> Result<Vec<u8>> {
-        let place = || format!("cannot read chunk {id} at byte {} of '{}'", at.offset, layout::pack(at.pack.pack));
+        let encoded = self.unseal(id, at, blob)?;
+        self.decode(id, at, encoded)
+    }
+
+    /// The first half of [`Self::open`], which needs nothing but the sealed bytes: the encoding that was stored.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; what keeps the session's key from being read.
+    pub(crate) fn unseal<'b>(&self, id: &ChunkId, at: &ChunkAt, blob: &'b mut [u8]) -> Result<&'b [u8]> {
         let opener = self.opener(at)?;
         let head = ChunkHead { kind: at.kind.as_u8(), encoding: at.encoding.as_u8(), id: *id, plain_len: at.plain_len };
-        let encoded = opener.open_chunk(&head, blob).map_err(|e| Error::from(e).during(place()))?;
+        opener.open_chunk(&head, blob).map(|b| &*b).map_err(|e| Error::from(e).during(cannot_read(id, at)))
+    }
+
+    /// The other half of [`Self::open`], which may read chunks that this one is encoded against.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn decode(&self, id: &ChunkId, at: &ChunkAt, encoded: &[u8]) -> Result<Vec<u8>> {
+        let place = || cannot_read(id, at);
         // Before the decoder is borrowed: getting old pages decodes their chunks.
         let base = match at.encoding {
             Encoding::ZstdPrefix | Encoding::Patch => {
@@ -156,4 +172,8 @@ impl ChunkSource {
     pub fn store(&self) -> &dyn Store {
         &**self.repository.store()
     }
+}
+
+fn cannot_read(id: &ChunkId, at: &ChunkAt) -> String {
+    format!("cannot read chunk {id} at byte {} of '{}'", at.offset, layout::pack(at.pack.pack))
 }

@@ -12,18 +12,37 @@ use crate::chunk::is_zero;
 use crate::crypto::PageHasher;
 use crate::observe::Counter;
 use crate::{FileError, Result};
+use pgkeep_formats::id::PackId;
+use pgkeep_formats::repo::layout;
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 
 /// Zeros looked at, and if need be written, at a time.
 const ZERO_BYTES: usize = 256 << 10;
 
 /// Groups a thread compares in a row, so that what it reads of a file is one stretch: 8 MiB of regions of the usual size.
 const BATCH: usize = 32;
+
+/// Packs that do not tell the hashes of their pages. Each is asked once and warned of once.
+#[derive(Debug, Default)]
+pub(super) struct Incomparable(Mutex<HashSet<PackId>>);
+
+impl Incomparable {
+    fn contains(&self, pack: PackId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pack)
+    }
+
+    /// True if the pack was not among them.
+    fn insert(&self, pack: PackId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pack)
+    }
+}
 
 /// One comparing thread.
 #[derive(Default)]
@@ -108,7 +127,22 @@ impl Reader {
     /// True if every page of the pieces has the hash that stands beside the chunk.
     fn has_same_pages(&mut self, job: &Job<'_>, window: &Window, group: &Group) -> Result<bool> {
         let repository = job.source.repository();
-        let contents = repository.pack_contents(&group.at.pack)?;
+        let pack = group.at.pack.pack;
+        if job.incomparable.contains(pack) {
+            return Ok(false);
+        }
+        let contents = match repository.pack_contents(&group.at.pack) {
+            Ok(contents) => contents,
+            Err(e) if e.concerns_the_run() => return Err(e),
+            // Its chunks may be whole all the same: fetching them will tell.
+            Err(e) => {
+                if job.incomparable.insert(pack) {
+                    let name = layout::pack(pack);
+                    tracing::warn!("pages of '{name}' cannot be compared and are fetched: {}", e.chain());
+                }
+                return Ok(false);
+            }
+        };
         let hashes = contents.hashes(group.at.ordinal);
         if contents.id(group.at.ordinal) != Some(group.id) || hashes.is_empty() {
             return Ok(false);

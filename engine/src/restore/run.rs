@@ -1,5 +1,6 @@
 //! The steps of a restore, in their order.
 
+use super::delta::Incomparable;
 use super::owners::Owners;
 use super::place::{Place, at};
 use super::plan::{self, CONTROL, LinkKind, Maps, Plan, PlanOptions, PlannedDirectory};
@@ -98,7 +99,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     let whole = finish::syncs_whole(&place)?;
 
     // 6. Content.
-    let totals = Totals::default();
+    let (totals, incomparable) = (Totals::default(), Incomparable::default());
     let threads = options.process_max.max(1);
     let job = Job {
         plan,
@@ -110,6 +111,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
         sync_each: !whole,
         env,
         totals: &totals,
+        incomparable: &incomparable,
     };
     env.observer.begin("restore", plan.bytes);
     let restored = restore_files(&job);

@@ -57,6 +57,7 @@ pub(super) struct Job<'a> {
     pub(super) sync_each: bool,
     pub(super) env: &'a Env<'a>,
     pub(super) totals: &'a Totals,
+    pub(super) incomparable: &'a delta::Incomparable,
 }
 
 /// A file of the window.

@@ -90,6 +90,13 @@ struct Gathered {
     live: Used,
     /// Of those asked for, if they are not all.
     selected: Option<Used>,
+    /// Packs with deltas that do not tell what these need.
+    unreadable: BTreeMap<PackId, Error>,
+}
+
+/// True for a footer that is damaged.
+fn is_of_pack(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Format | Kind::Checksum)
 }
 
 /// Counts.
@@ -144,7 +151,10 @@ pub fn run(
     // 4. What is there.
     let live = options.set.is_none().then_some(&gathered.live);
     observer.begin("read packs", listing.packs.iter().map(|p| p.1).sum());
-    let packs = count_packs(repository, &*index, &listing.packs, live, observer, cancel)?;
+    let mut packs = count_packs(repository, &*index, &listing.packs, live, observer, cancel)?;
+    // Listed or not, a pack without which it is not known what a backup needs is told.
+    let counted: BTreeSet<PackId> = packs.unreadable.iter().map(|(pack, _)| *pack).collect();
+    packs.unreadable.extend(gathered.unreadable.into_iter().filter(|(pack, _)| !counted.contains(pack)));
     observer.end();
     Ok(RepoStats { objects: listing.objects, packs, selection })
 }
@@ -212,7 +222,7 @@ fn count_packs(
             Ok((_, footer)) => footer,
             // Taken by garbage collection since it was listed.
             Err(e) if e.is_not_found() => continue,
-            Err(e) if matches!(e.kind(), Kind::Format | Kind::Checksum) => {
+            Err(e) if is_of_pack(&e) => {
                 out.unreadable.push((*pack, e));
                 continue;
             }

@@ -125,11 +125,13 @@ pub struct PackStats {
     pub copies: Tally,
     /// Page hashes beside the chunks, of eight bytes each.
     pub page_hashes: u64,
-    /// What visible backups need; none if only one backup was looked at.
+    /// What visible backups need; none if only one backup was looked at. Without what only chunks of `unreadable` packs are
+    /// encoded against.
     pub live: Option<Tally>,
     /// Packs with nothing live; meaningless without `live`.
     pub dead_packs: u64,
-    /// Packs whose footers are damaged. Nothing of them is in the other numbers.
+    /// Packs whose footers are damaged, or with what backups need and not there. Nothing of them is in the other numbers
+    /// of packs.
     pub unreadable: Vec<(PackId, Error)>,
 }
 
@@ -213,7 +215,7 @@ pub struct BackupStats {
     pub references: u64,
     /// Distinct chunks so named.
     pub named: Tally,
-    /// Further chunks that those are encoded against.
+    /// Further chunks that those are encoded against, as far as the packs that are readable tell.
     pub bases: Tally,
     /// Chunks of the manifest.
     pub metadata: Tally,

@@ -2,16 +2,23 @@
 
 use super::walk::needs;
 use super::{Marks, RepoStats, StatsOptions, Tally, run};
+use crate::chunk::Encoder;
+use crate::clock::SystemClock;
 use crate::observe::{Cancel, Silent};
+use crate::repository::manifests::Manifest;
+use crate::repository::{ChunkSource, WriterSession};
 use crate::store::{Depth, Store};
 use crate::verify::tests::fixture::{Files, Repo, STANZA, files, kind, noise};
 use crate::{Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::manifest::FREE_BASE;
 use pgkeep_formats::repo::pack::{BaseRun, Dependency, Footer, FooterEntry};
+use pgkeep_formats::repo::records::Commit;
 use proptest::prelude::*;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Bytes of a sealed chunk that are not its encoding.
 const SEAL: u64 = pgkeep_formats::repo::pack::SEAL_OVERHEAD as u64;
@@ -165,6 +172,40 @@ fn a_damaged_footer_is_told_and_the_rest_counted() {
     assert_eq!(layout::pack(found.packs.unreadable[0].0), name);
     assert_eq!(found.packs.packs.count + 1, whole.packs.packs.count);
     assert_eq!(found.selection, whole.selection);
+}
+
+#[test]
+fn a_free_place_among_the_bases_of_a_manifest_is_no_chunk() {
+    let repo = Repo::new();
+    let first = repo.backup(STANZA, "A", &files(1), |_| {});
+    let repository = repo.open();
+    let source = Arc::new(ChunkSource::new(Arc::clone(&repository), repository.load_index_to_read().unwrap(), STANZA));
+    let manifest = Manifest::open(&source, &first).unwrap();
+    // After many days bases have been given up, and those behind them keep their numbers.
+    let mut root = manifest.root().clone();
+    root.bases = vec![FREE_BASE, root.tree[0].id];
+    let mut session = WriterSession::begin(&repository, STANZA, "test", "test", &SystemClock).unwrap();
+    let (id, _) = session.add_metadata(&mut Encoder::new(1).unwrap(), &root.encode()).unwrap();
+    let (session_id, generation) = (session.id(), session.generation());
+    let commit = Commit { session: session_id, generation, label: "B".to_owned(), manifest: vec![id], ..first };
+    let ordinals = 0..root.ids() as u32;
+    session
+        .commit(
+            &mut |each| {
+                each(&id)?;
+                root.pieces().try_for_each(&mut *each)?;
+                ordinals.clone().try_for_each(|n| each(&manifest.chunk_id(n)?))
+            },
+            |_, _| commit,
+            &SystemClock,
+        )
+        .unwrap();
+    let found = all(&repo);
+    let [a, b] = &found.selection.backups[..] else { panic!("{:?}", found.selection) };
+    assert_eq!((b.metadata.chunks, b.named), (a.metadata.chunks, a.named));
+    assert_eq!(found.packs.dead(), Some(Tally::default()));
+    let report = repo.verify();
+    assert!(report.is_clean(), "{report:#?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One backup: its manifest from end to end, and the chunks that its chunks are encoded against.
 
 use super::report::{BackupStats, Tally};
-use super::{Gathered, Used};
+use super::{Gathered, Used, is_of_pack};
 use crate::Result;
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::observe::Cancel;
@@ -85,9 +85,7 @@ impl Walk<'_> {
     }
 
     fn metadata(&mut self, manifest: &Manifest, backup: &Backup) -> Result<()> {
-        let root = manifest.root();
-        let pieces = root.table.iter().map(|p| &p.id).chain(root.tree.iter().map(|p| &p.id)).chain(&root.bases);
-        for id in backup.manifest.iter().chain(pieces) {
+        for id in backup.manifest.iter().chain(manifest.root().pieces()) {
             let at = self.source.locate(id)?;
             let new = self.need(&at);
             self.stats.metadata += new;
@@ -150,12 +148,22 @@ impl Walk<'_> {
     }
 
     /// Adds what decoding needs. A base may lie in a pack that was read already and need a dictionary itself: packs are read
-    /// until no new one comes up.
+    /// until no new one comes up. What the chunks of a pack need that does not tell stays unknown.
     fn bases(&mut self, repository: &Repository, cancel: &Cancel) -> Result<()> {
         while !self.dependent.is_empty() {
             for (pack, size) in std::mem::take(&mut self.dependent) {
                 cancel.check()?;
-                let (_, footer) = read_footer(repository, pack, size)?;
+                if self.gathered.unreadable.contains_key(&pack) {
+                    continue;
+                }
+                let footer = match read_footer(repository, pack, size) {
+                    Ok((_, footer)) => footer,
+                    Err(e) if is_of_pack(&e) || e.is_not_found() => {
+                        self.gathered.unreadable.insert(pack, e);
+                        continue;
+                    }
+                    Err(e) => return Err(e),
+                };
                 let mut wanted = BTreeSet::new();
                 for (ordinal, entry) in footer.entries.iter().enumerate() {
                     if self.used.marks.contains(pack, ordinal as u16) {

@@ -1,4 +1,5 @@
-//! Manifests: each is walked to its end, and every chunk it uses must be one that was read, and be in the references.
+//! Manifests: each is walked to its end, and every chunk it uses, and every chunk that these are encoded against, must be
+//! one that was read, and be in the references.
 //!
 //! Memory: a byte for each chunk a backup names, and the references of that backup, on each thread.
 
@@ -20,6 +21,9 @@ use std::sync::Arc;
 
 /// Lengths of chunks kept at hand: most extents of a file are in chunks that lie close together in the table.
 const LENGTHS: usize = 4096;
+/// Bases of deltas kept at hand that are known to be whole and referred to. Deltas of all days that lie at one place of a
+/// file share them.
+const BASES: usize = 8192;
 
 /// The reference record of a backup; none if the key at hand cannot open it.
 pub(super) fn read_refs(repository: &Repository, backup: &Backup) -> Result<Option<Refs>> {
@@ -53,6 +57,8 @@ struct Walk<'a> {
     seen: Vec<Seen>,
     /// Ordinals and plaintext lengths, by the low bits of the ordinal.
     lengths: Vec<(u32, u32)>,
+    /// By their first bytes.
+    bases: Vec<Option<ChunkId>>,
     files: (u64, Vec<String>),
 }
 
@@ -78,8 +84,9 @@ pub(super) fn walk(
         }
     };
     let source = Arc::new(ChunkSource::new(Arc::clone(repository), Arc::clone(index), stanza));
-    let (lacking, seen, lengths, files) = (None, Vec::new(), vec![(u32::MAX, 0); LENGTHS], (0, Vec::new()));
-    let mut walk = Walk { packs, source: &source, findings, refs, lacking, seen, lengths, files };
+    let (seen, lengths, bases) = (Vec::new(), vec![(u32::MAX, 0); LENGTHS], vec![None; BASES]);
+    let (lacking, files) = (None, (0, Vec::new()));
+    let mut walk = Walk { packs, source: &source, findings, refs, lacking, seen, lengths, bases, files };
     if let Err(e) = walk.manifest(backup, cancel) {
         problems.push(BackupProblem::Manifest { detail: flaw_of(e)?.1 });
     }
@@ -118,8 +125,40 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Where a chunk is, if it can be read.
+    /// Where a chunk is, if it can be read. It is then used, and so is what it is encoded against.
     fn chunk(&mut self, id: &ChunkId) -> Result<Option<ChunkAt>> {
+        let Some(at) = self.alone(id)? else { return Ok(None) };
+        let mut bases = Vec::new();
+        let told = self.source.repository().dependencies(&at, &mut |base| {
+            bases.push(*base);
+            Ok(())
+        });
+        if let Err(e) = told {
+            let (name, (flaw, detail)) = (layout::pack(at.pack.pack), flaw_of(e)?);
+            // Its scan has told.
+            if !self.findings.concerns(&name) {
+                self.findings.damage(&name, flaw, detail);
+            }
+            return Ok(None);
+        }
+        // Depth is one: a base that needs another cannot be decoded against, and was not.
+        for base in bases {
+            let slot = base.0.first_chunk().map_or(0, |b| u16::from_le_bytes(*b) as usize) % BASES;
+            if self.bases.get(slot).is_some_and(|known| *known == Some(base)) {
+                continue;
+            }
+            if self.alone(&base)?.is_none() {
+                return Ok(None);
+            }
+            if let Some(known) = self.bases.get_mut(slot) {
+                *known = Some(base);
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// As [`Self::chunk`], but of what it is encoded against nothing is asked.
+    fn alone(&mut self, id: &ChunkId) -> Result<Option<ChunkAt>> {
         let at = self.packs.check(id, self.source, self.findings)?;
         if let (Some(at), Some(refs)) = (&at, &self.refs)
             && !refs.contains(at.pack.pack, at.ordinal)
@@ -151,17 +190,18 @@ impl Walk<'_> {
     /// Length of the chunk an ordinal stands for; none if it cannot be read.
     fn ordinal(&mut self, manifest: &Manifest, ordinal: u32) -> Result<Option<u32>> {
         let (number, slot) = (ordinal as usize, ordinal as usize % LENGTHS);
-        match self.seen.get(number) {
-            Some(Seen::Bad) => return Ok(None),
-            Some(Seen::Good) => {
+        let seen = self.seen.get(number).copied().unwrap_or(Seen::Not);
+        let found = match seen {
+            Seen::Bad => return Ok(None),
+            Seen::Good => {
                 if let Some((known, len)) = self.lengths.get(slot).filter(|l| l.0 == ordinal) {
                     debug_assert_eq!(*known, ordinal);
                     return Ok(Some(*len));
                 }
+                self.alone(&manifest.chunk_id(ordinal)?)?
             }
-            _ => {}
-        }
-        let found = self.chunk(&manifest.chunk_id(ordinal)?)?;
+            Seen::Not => self.chunk(&manifest.chunk_id(ordinal)?)?,
+        };
         if self.seen.len() <= number {
             self.seen.resize(number + 1, Seen::Not);
         }

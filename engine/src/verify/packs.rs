@@ -5,6 +5,8 @@
 //! Each thread has one pack in memory and one decoded chunk. A pack whose footer cannot be read is *opaque*: its chunks
 //! are then read one by one when a manifest asks for them, since they may be whole.
 
+mod bases;
+
 use super::index::lookup;
 use super::report::{Findings, Flaw, Garbage, flaw_of};
 use super::workers;
@@ -15,6 +17,7 @@ use crate::pack::{PackContents, PackDomain, parse_footer, scope_tag};
 use crate::repository::{ChunkSource, Repository};
 use crate::store::{Depth, Range, StoreError};
 use crate::{Error, Kind, Result};
+use bases::LostBases;
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::index::{DOMAIN_DATA, PackFacts};
 use pgkeep_formats::repo::layout;
@@ -28,7 +31,7 @@ const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// What was seen of a pack.
 enum Scan {
-    /// These of its chunks are bad, ascending.
+    /// These of its chunks are bad, ascending: damaged, or deltas of which a base is.
     Read { chunks: usize, bad: Vec<u16> },
     /// None of its chunks can be opened.
     Sealed,
@@ -60,6 +63,8 @@ pub(super) struct Packs {
     probed: Mutex<HashMap<(PackId, u16), bool>>,
     /// Good copies of chunks in packs other than the one the index names: what was stored again lies in two.
     copies: Mutex<HashMap<ChunkId, Vec<(PackId, u16)>>>,
+    /// What deltas cannot be decoded for want of.
+    lost_bases: LostBases,
     /// Packs on which nothing more may be built, and packs in which everything was read and is whole.
     verdicts: Mutex<Verdicts>,
 }
@@ -99,6 +104,7 @@ impl Packs {
             index: Arc::clone(index),
             probed: Mutex::default(),
             copies: Mutex::default(),
+            lost_bases: LostBases::default(),
             verdicts: Mutex::default(),
         })
     }
@@ -155,8 +161,9 @@ impl Packs {
                 let contents = self.contents(&name, pack.id, &footer, &mut bytes, findings)?;
                 let scan = self.scan_chunks(&name, &mut bytes, facts, &footer, contents.as_ref(), findings, cancel)?;
                 match &scan {
-                    Scan::Read { bad, .. } if !bad.is_empty() => self.distrust(pack.id),
-                    Scan::Read { .. } if authentic && contents.is_some() && !self.is_distrusted(pack.id) => {
+                    Scan::Read { bad, .. }
+                        if bad.is_empty() && authentic && contents.is_some() && !self.is_distrusted(pack.id) =>
+                    {
                         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).whole.insert(pack.id);
                     }
                     _ => {}
@@ -223,7 +230,19 @@ impl Packs {
             cancel.check()?;
             let at = at(&facts, e, ordinal as u16);
             let blob = bytes.get_mut(e.offset as usize..e.offset as usize + e.stored_len as usize);
-            match source.open(&e.id, &at, blob.unwrap_or_default()) {
+            let opened_one = match source.unseal(&e.id, &at, blob.unwrap_or_default()) {
+                Ok(encoded) => match source.decode(&e.id, &at, encoded) {
+                    // What was stored here is as it was: no fault of this pack.
+                    Err(_) if self.lost_bases.blame(&e.id, &at, contents, source, findings)? => {
+                        bad.push(ordinal as u16);
+                        continue;
+                    }
+                    Err(error) => Err((error, true)),
+                    Ok(content) => Ok(content),
+                },
+                Err(error) => Err((error, false)),
+            };
+            match opened_one {
                 Ok(content) => {
                     opened += 1;
                     plain += content.len() as u64;
@@ -235,7 +254,7 @@ impl Packs {
                     }
                 }
                 // Without the session's key none of them opens; saying so once is enough.
-                Err(error) if opened == 0 && matches!(error.kind(), Kind::FileMissing | Kind::Crypto) => {
+                Err((error, false)) if opened == 0 && matches!(error.kind(), Kind::FileMissing | Kind::Crypto) => {
                     // A key that is not for reading, or not of that epoch, says nothing of the pack; a wrap that was seen
                     // damaged does, whatever its epoch seems to be now.
                     let of_role = matches!(
@@ -250,9 +269,10 @@ impl Packs {
                     findings.damage(&key, flaw, format!("no chunk of '{name}' can be opened: {detail}"));
                     return Ok(Scan::Sealed);
                 }
-                Err(error) => {
+                Err((error, _)) => {
                     let (flaw, detail) = flaw_of(error)?;
                     findings.damage(name, flaw, detail);
+                    self.distrust(facts.pack);
                     bad.push(ordinal as u16);
                     continue;
                 }
@@ -265,6 +285,7 @@ impl Packs {
                         Flaw::Inconsistent,
                         format!("an index segment has chunk {} elsewhere in it", e.id),
                     );
+                    self.distrust(facts.pack);
                     bad.push(ordinal as u16);
                 }
                 Some(found) if found.pack.pack != facts.pack => {

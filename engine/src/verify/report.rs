@@ -274,12 +274,10 @@ impl Findings {
 /// # Errors
 /// The failure itself if it says nothing of the object: an interruption, or a store that is not there at all.
 pub(super) fn flaw_of(error: Error) -> Result<(Flaw, String)> {
-    let mut cause = &error;
-    while let Error::While { source, .. } = cause {
-        cause = source;
+    if error.concerns_the_run() {
+        return Err(error);
     }
-    let flaw = match (cause, error.kind()) {
-        (Error::Store(StoreError::Root { .. }), _) | (_, Kind::Interrupted | Kind::Memory) => return Err(error),
+    let flaw = match (error.root(), error.kind()) {
         (_, Kind::FileMissing) => Flaw::Missing,
         // A span past the end: the object was cut off.
         (Error::Store(StoreError::TooShort { .. }), _) => Flaw::Damaged,

@@ -72,10 +72,14 @@ impl ManifestRoot {
         self.table.iter().map(|p| u64::from(p.ids)).sum()
     }
 
+    /// The tree pieces of other manifests that its patches refer to, without the places that are not in use.
+    pub fn live_bases(&self) -> impl Iterator<Item = &ChunkId> {
+        self.bases.iter().filter(|id| **id != FREE_BASE)
+    }
+
     /// The pieces it is made of, and those its patches refer to; not the chunks of files.
     pub fn pieces(&self) -> impl Iterator<Item = &ChunkId> {
-        let bases = self.bases.iter().filter(|id| **id != FREE_BASE);
-        self.table.iter().map(|p| &p.id).chain(self.tree.iter().map(|p| &p.id)).chain(bases)
+        self.table.iter().map(|p| &p.id).chain(self.tree.iter().map(|p| &p.id)).chain(self.live_bases())
     }
 
     /// The root's bytes.
@@ -165,5 +169,17 @@ mod tests {
             late: vec![1, 2],
         };
         assert_eq!(ManifestRoot::decode(&root.encode()), Ok(root));
+    }
+
+    #[test]
+    fn a_free_place_is_no_piece() {
+        let id = |n| ChunkId([n; 32]);
+        let tree = vec![TreePiece { id: id(2), first_path: String::new(), first_leaf: 0, records: 1 }];
+        let (table, bases) = (vec![TablePiece { id: id(1), ids: 1 }], vec![FREE_BASE, id(3), FREE_BASE, id(4)]);
+        let root = ManifestRoot { page_size: 8192, table, tree, bases, ..ManifestRoot::default() };
+        let root = ManifestRoot::decode(&root.encode()).unwrap();
+        assert_eq!(root.bases.len(), 4, "those that stay keep their numbers");
+        assert_eq!(root.live_bases().copied().collect::<Vec<_>>(), [id(3), id(4)]);
+        assert_eq!(root.pieces().copied().collect::<Vec<_>>(), [id(1), id(2), id(3), id(4)]);
     }
 }
