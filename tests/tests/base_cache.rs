@@ -208,6 +208,36 @@ fn fetching_uses_copies_if_there_are_any_and_damaged_ones_are_fetched() {
 }
 
 #[test]
+fn what_is_kept_for_nobody_is_removed() {
+    for (mode, bytes) in [(DeltaMode::Off, Some(1 << 30)), (DeltaMode::Fetch, None), (DeltaMode::Cache, Some(0))] {
+        let mut rig = Rig::new(59);
+        rig.backup(BackupType::Full, DeltaMode::Cache, None);
+        assert!(!rig.bases().is_empty());
+        rig.edit();
+        rig.backup(BackupType::Incr, mode, bytes);
+        assert!(rig.bases().is_empty(), "{mode:?}");
+        assert_eq!(rig.count(Encoding::Patch), 0);
+        assert_eq!(rig.count(Encoding::ZstdPrefix) > 0, mode == DeltaMode::Fetch);
+        rig.check();
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_write_to_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut rig = Rig::new(60);
+    rig.backup(BackupType::Full, DeltaMode::Cache, None);
+    let kept = rig.bases();
+    let dir = kept[0].parent().unwrap();
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o770)).unwrap();
+    rig.edit();
+    rig.backup(BackupType::Incr, DeltaMode::Cache, None);
+    assert_eq!((rig.count(Encoding::ZstdPrefix), rig.count(Encoding::Patch)), (0, 0));
+    assert_eq!(rig.bases(), kept);
+    rig.check();
+}
+
+#[test]
 fn off_means_no_delta_at_all() {
     let mut rig = Rig::new(58);
     rig.backup(BackupType::Full, DeltaMode::Off, None);

@@ -71,7 +71,8 @@ impl Invocation {
 pub enum Level {
     /// Something is wrong and was ignored.
     Warn,
-    /// The same about the host rather than the command: it is said with every command, and never on standard output.
+    /// The same about the host rather than the command: it is said with every command but those that run with every WAL
+    /// file, and never on standard output.
     Aside,
     /// Something is different here.
     Info,
@@ -233,15 +234,22 @@ impl<'a> Draft<'a> {
 
     /// Says what is wrong with the host. Those that run with every WAL file say it at DEBUG: the others say it often enough.
     pub(super) fn warn_of_host(&mut self, text: impl Into<String>) {
-        let often = matches!(self.command, Command::ArchivePush | Command::ArchiveGet);
-        self.notices.push(Notice { level: if often { Level::Debug } else { Level::Warn }, text: text.into() });
+        self.note_of_host(Level::Warn, text.into());
+    }
+
+    fn note_of_host(&mut self, level: Level, text: String) {
+        let level = if self.comes_often() { Level::Debug } else { level };
+        self.notices.push(Notice { level, text });
+    }
+
+    fn comes_often(&self) -> bool {
+        matches!(self.command, Command::ArchivePush | Command::ArchiveGet)
     }
 
     /// Says what is different here: INFO where a person reads it, DEBUG where programs do or where it would
     /// come with every WAL file.
     pub(super) fn remark(&mut self, text: impl Into<String>) {
-        let often = matches!(self.command, Command::ArchivePush | Command::ArchiveGet);
-        let level = if self.command.def().announces && !often { Level::Info } else { Level::Debug };
+        let level = if self.command.def().announces && !self.comes_often() { Level::Info } else { Level::Debug };
         self.notices.push(Notice { level, text: text.into() });
     }
 
@@ -300,7 +308,7 @@ impl<'a> Draft<'a> {
         };
         let files = files::load(&places, self.program, &self.invocation.etc)?;
         if let Some(text) = files.stand_in {
-            self.notices.push(Notice { level: Level::Aside, text });
+            self.note_of_host(Level::Aside, text);
         }
         let mut entries = Vec::new();
         for file in &files.texts {

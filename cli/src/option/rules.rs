@@ -67,6 +67,7 @@ pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> 
     hosts(settings)?;
     repositories(settings)?;
     ciphers(settings, draft)?;
+    deltas(settings, draft);
     retention(settings, draft);
     cpu_limit(settings, draft);
     remarks(settings, draft);
@@ -190,6 +191,16 @@ fn ciphers(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError
         }
     }
     Ok(())
+}
+
+/// Warns of a size for what is not kept.
+fn deltas(settings: &Settings, draft: &mut Draft<'_>) {
+    for repo in settings.target_repos() {
+        let (key, opt) = (repo.key(), Opt::RepoDeltaCacheSize);
+        if repo.text(Opt::RepoDelta) == Some("off") && repo.size(opt).is_some_and(|size| size > 0) {
+            draft.warn(format!("option '{}' is ignored because of repo{key}-delta=off", opt.def().display(key)));
+        }
+    }
 }
 
 /// What says how much a repository is to keep.

@@ -179,16 +179,36 @@ fn pgbackrest_files_stand_in_when_there_are_none_of_ours() {
     host.file("pgbackrest/conf.d/more.conf", "[demo]\npg1-port=5433\n");
     let settings = host.get("--stanza=demo backup");
     assert_eq!((settings.repo(1).path(), settings.pg(1).port()), (Path::new("/theirs"), 5433));
-    for args in ["--stanza=demo backup", "info", "--stanza=demo archive-push x", "--stanza=demo archive-get a b"] {
-        let said = host.notices(Level::Aside, args);
+    let (push, get) = ("--stanza=demo archive-push x", "--stanza=demo archive-get a b");
+    // With every WAL file it would fill the server's log.
+    for (args, level) in
+        [("--stanza=demo backup", Level::Aside), ("info", Level::Aside), (push, Level::Debug), (get, Level::Debug)]
+    {
+        let is_it = |said: &String| said.contains("pgkeep/pgkeep.conf' does not exist");
+        let said: Vec<_> = host.notices(level, args).into_iter().filter(is_it).collect();
+        assert!(level == Level::Aside || !host.notices(Level::Aside, args).iter().any(is_it), "{args}");
         assert!(said.len() == 1 && said[0].contains("pgbackrest.conf") && said[0].contains("more.conf"), "{said:?}");
-        assert!(said[0].contains("pgkeep/pgkeep.conf' does not exist"), "{said:?}");
     }
     assert!(host.notices(Level::Aside, "--no-config info").is_empty());
     assert_eq!(host.get("info --no-config").repo(1).path(), Path::new("/var/lib/pgkeep"));
     host.file("pgkeep/conf.d/x.conf", "[global]\nrepo1-path=/ours\n");
     assert_eq!(host.get("info").repo(1).path(), Path::new("/ours"));
     assert!(host.notices(Level::Aside, "info").is_empty());
+}
+
+#[test]
+fn a_size_for_old_pages_that_are_not_kept_is_warned_of() {
+    let host = Host::new();
+    host.file("pgkeep/pgkeep.conf", PG);
+    let warned = |args: &str| {
+        let all = host.notices(Level::Warn, &format!("--stanza=demo {args} backup"));
+        all.into_iter().filter(|n| n.contains("repo1-delta-cache-size")).collect::<Vec<_>>()
+    };
+    let said = warned("--repo1-delta=off --repo1-delta-cache-size=1GiB");
+    assert!(said.len() == 1 && said[0].contains("ignored because of repo1-delta=off"), "{said:?}");
+    for fine in ["--repo1-delta=off", "--repo1-delta=off --repo1-delta-cache-size=0", "--repo1-delta-cache-size=1GiB"] {
+        assert!(warned(fine).is_empty(), "{fine}");
+    }
 }
 
 #[test]

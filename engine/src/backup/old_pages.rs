@@ -4,18 +4,19 @@
 //! sub-blocks need no old page: what they say is unchanged is left out. Both are optional; a page of which nothing is at
 //! hand is stored in full and becomes a base itself.
 
+use super::newest::concerns_the_run;
 use crate::chunk::delta::SUB_BLOCK;
 use crate::crypto::PageHasher;
 use crate::index::ChunkIndex;
 use crate::pack::{BasePages, FinishedPack};
 use crate::repository::{BaseCache, ChunkSource, PendingHashes, Repository, RepositoryIndex};
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::keyslot::Role;
 use pgkeep_formats::repo::pack::FooterEntry;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes a base cache may grow to if nothing is said.
@@ -97,6 +98,8 @@ pub(super) struct OldPages {
     pending: Mutex<PendingHashes>,
     page_size: u32,
     pub(super) pages: Pages,
+    /// Told that old pages could not be read.
+    told: AtomicBool,
 }
 
 impl OldPages {
@@ -108,20 +111,18 @@ impl OldPages {
         deltas: Deltas,
         page_size: u32,
     ) -> Result<Option<Self>> {
-        let limit = match (deltas.mode, deltas.cache_bytes) {
-            (DeltaMode::Off, _) => return Ok(None),
-            (DeltaMode::Cache, limit) => limit.unwrap_or(BASE_CACHE_BYTES),
-            (DeltaMode::Fetch, limit) => limit.unwrap_or(0),
-        };
-        let cache = if limit > 0 { BaseCache::open(repository, limit)?.map(Arc::new) } else { None };
+        let cache = open_cache(repository, deltas)?.map(Arc::new);
+        if deltas.mode == DeltaMode::Off {
+            return Ok(None);
+        }
         let opens = matches!(repository.keyring().role(), Role::All | Role::Reader);
         let fetches = deltas.mode == DeltaMode::Fetch;
         let patches = cache.is_some() && !(fetches && opens) && page_size as usize >= SUB_BLOCK;
         let hasher = patches.then(|| repository.keyring().sub_block_hasher()).transpose()?;
         let index = Arc::clone(index) as Arc<dyn ChunkIndex>;
         let source = ChunkSource::new(Arc::clone(repository), index, stanza).with_base_cache(cache.clone(), fetches);
-        let (pending, pages) = Default::default();
-        Ok(Some(Self { source, cache, opens, fetches, hasher, pending, page_size, pages }))
+        let (pending, pages, told) = Default::default();
+        Ok(Some(Self { source, cache, opens, fetches, hasher, pending, page_size, pages, told }))
     }
 
     /// How pages of a base chunk that is in this pack can be used.
@@ -158,14 +159,24 @@ impl OldPages {
         self.source.join_pages(runs, self.page_size as usize)
     }
 
-    /// Tells why old pages could not be read.
-    pub(super) fn tell(&self, error: &Error) {
-        if self.fetches {
-            tracing::warn!("{error}: changed pages are stored in full; 'verify' tells what else the damage concerns");
-        } else {
-            // Made room for another, or damaged, which the cache has told.
-            tracing::debug!("{error}: changed pages are stored as patches or in full");
+    /// Tells once why old pages could not be read, which makes a backup larger and no worse.
+    ///
+    /// # Errors
+    /// Failures that are not about these pages, as they were.
+    pub(super) fn tell(&self, error: Error) -> Result<()> {
+        if concerns_the_run(&error) {
+            return Err(error);
         }
+        let why = error.chain();
+        if !self.fetches && error.kind() == Kind::FileMissing {
+            // Made room for another, or damaged, which the cache has told.
+            tracing::debug!("{why}: changed pages are stored as patches or in full");
+        } else if self.told.swap(true, Ordering::Relaxed) {
+            tracing::debug!("{why}: changed pages are stored in full");
+        } else {
+            tracing::warn!("{why}: changed pages are stored in full; 'verify' tells what else the damage concerns");
+        }
+        Ok(())
     }
 
     /// Notes the hashes of a chunk that is to be packed.
@@ -183,5 +194,66 @@ impl OldPages {
             |e: &FooterEntry| e.kind == ChunkKind::Relation && matches!(e.encoding, Encoding::Raw | Encoding::Zstd);
         let copy = self.opens && pack.entries.iter().any(is_base);
         cache.keep(pack.facts.pack, &hashes, copy.then_some(&pack.bytes));
+    }
+}
+
+/// The base cache; says why there is none if one was asked for. What is kept for nobody is removed.
+fn open_cache(repository: &Repository, deltas: Deltas) -> Result<Option<BaseCache>> {
+    let limit = match (deltas.mode, deltas.cache_bytes) {
+        (DeltaMode::Off, _) => 0,
+        (DeltaMode::Cache, limit) => limit.unwrap_or(BASE_CACHE_BYTES),
+        (DeltaMode::Fetch, limit) => limit.unwrap_or(0),
+    };
+    let why = if limit > 0 {
+        match BaseCache::open(repository, limit)? {
+            Ok(cache) => return Ok(Some(cache)),
+            Err(why) => why,
+        }
+    } else {
+        BaseCache::clear(repository);
+        "its size is 0".to_owned()
+    };
+    match deltas.mode {
+        DeltaMode::Cache => tracing::warn!("no base cache, so changed pages are stored in full: {why}"),
+        DeltaMode::Fetch if limit > 0 => {
+            tracing::warn!("no base cache, so old pages are read from the repository: {why}");
+        }
+        DeltaMode::Fetch | DeltaMode::Off => {}
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Unlock;
+    use crate::repository::OpenOptions;
+    use crate::store::{MemoryStore, Store, StoreError};
+
+    fn old_pages(mode: DeltaMode) -> OldPages {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let options = OpenOptions { key: 1, unlock: Unlock::None, cache: None };
+        let repository = Arc::new(Repository::create(store, options, 1).unwrap());
+        let index = repository.load_index_to_read().unwrap();
+        OldPages::open(&repository, &index, "main", Deltas { mode, cache_bytes: None }, 8192).unwrap().unwrap()
+    }
+
+    #[test]
+    fn unreadable_pages_are_told_once_and_what_concerns_the_run_ends_it() {
+        let missing = || Error::refused(Kind::FileMissing, "chunk is not there");
+        let root = || {
+            let source = std::io::ErrorKind::NotFound.into();
+            Error::from(StoreError::Root { verb: "open", store: "there".to_owned(), source }).during("cannot read")
+        };
+        for mode in [DeltaMode::Fetch, DeltaMode::Cache] {
+            let old = old_pages(mode);
+            assert!(old.tell(root()).is_err() && old.tell(Error::refused(Kind::Interrupted, "stop")).is_err());
+            assert!(!old.told.load(Ordering::Relaxed));
+            old.tell(missing()).unwrap();
+            // A base cache lacks many pages.
+            assert_eq!(old.told.load(Ordering::Relaxed), mode == DeltaMode::Fetch);
+            old.tell(Error::refused(Kind::Checksum, "damaged")).unwrap();
+            assert!(old.told.load(Ordering::Relaxed));
+        }
     }
 }

@@ -4,36 +4,40 @@
 //! A directory of this repository alone, `bases/` in its cache: `<pack>.pack` and `<pack>.sub`. None of it is trusted: a copy
 //! holds sealed chunks, which open only if they are what the index says, and the hashes are authenticated
 //! ([`SubHashes`]). Losing it, or a part, costs size in the next increment and nothing else, so nothing is made durable
-//! and no failure here fails a backup.
+//! and no failure here fails a backup. It gives way to everything else on its file system, which may be the server's: some
+//! is always left free, and after the first write that failed nothing is written any more.
 //!
 //! Bounded in bytes, files used last stay. Hashes go before copies: they are a sixtieth of the pages and serve nearly as
 //! well. Copies of this run never make room for each other, or a first full would write itself through the cache.
 //!
-//! Any thread may call; the lock is held for book-keeping and removals, not for reads. Several processes may share it:
-//! each sees the others' files when it starts, so together they may be over the limit for a while.
+//! Any thread may call; the lock is held for book-keeping, not for IO. Several processes may share it: each sees the others'
+//! files when it starts, so together they may be over the limit for a while.
 
+mod files;
 mod sub_hashes;
 
 pub use sub_hashes::{PendingHashes, SubHashes};
 
+use self::files::Space;
 use super::Repository;
 use super::bases::Bounded;
 use crate::crypto::SecretBytes;
 use crate::{Error, Result};
 use pgkeep_formats::id::PackId;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Bytes of sub-block hashes kept in memory: those of some 2 GiB of pages.
 const HASHES_BYTES: usize = 32 << 20;
-/// Files that a killed process did not finish are removed when they are this old.
-const LEFT_OVER: Duration = Duration::from_secs(3600);
+
+/// Tells of the file system that holds a directory.
+type Measure = dyn Fn(&Path) -> io::Result<Space> + Send + Sync;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum What {
@@ -94,33 +98,52 @@ pub struct BaseCache {
     key: SecretBytes<32>,
     state: Mutex<State>,
     loaded: Bounded<PackId, Option<Arc<SubHashes>>>,
-    /// A failure was told.
-    told: AtomicBool,
+    measure: Box<Measure>,
+    /// A write failed: nothing is written any more.
+    stopped: AtomicBool,
+    /// Told that the file system has too little room.
+    tight: AtomicBool,
+    /// Told that a file could not be removed.
+    stuck: AtomicBool,
 }
 
 impl BaseCache {
-    /// Opens the cache of a repository, which may grow to `limit` bytes; `None` if the repository keeps nothing on this host.
+    /// Opens the cache of a repository, which may grow to `limit` bytes. The inner error says why there is none: the
+    /// repository keeps nothing on this host, or its directory cannot be made or is not this user's alone to write to.
     ///
     /// # Errors
-    /// A key role that names no chunks. That the directory cannot be made or read is a warning, and the cache empty.
-    pub fn open(repository: &Repository, limit: u64) -> Result<Option<Self>> {
-        let Some(dir) = repository.cache().map(|dir| dir.join("bases")) else { return Ok(None) };
+    /// A key role that names no chunks.
+    pub fn open(repository: &Repository, limit: u64) -> Result<std::result::Result<Self, String>> {
+        let Some(dir) = Self::place(repository) else { return Ok(Err("there is no cache directory".to_owned())) };
         let key = repository.keyring().subkey("sub-block hashes kept")?;
-        let cache = Self {
-            dir,
-            limit,
-            key,
-            state: Mutex::default(),
-            loaded: Bounded::new(HASHES_BYTES),
-            told: AtomicBool::new(false),
-        };
-        match survey(&cache.dir) {
-            Ok(state) => *cache.state() = state,
-            Err(e) => cache.tell("look through", &e),
-        }
+        Ok(Self::open_in(dir, limit, key, Box::new(Space::around)))
+    }
+
+    fn open_in(
+        dir: PathBuf,
+        limit: u64,
+        key: SecretBytes<32>,
+        measure: Box<Measure>,
+    ) -> std::result::Result<Self, String> {
+        files::prepare(&dir)?;
+        let state = Mutex::new(files::survey(&dir)?);
+        let loaded = Bounded::new(HASHES_BYTES);
+        let (stopped, tight, stuck) = Default::default();
+        let cache = Self { dir, limit, key, state, loaded, measure, stopped, tight, stuck };
         // The limit may have been greater.
         cache.reserve(0, What::Hashes);
-        Ok(Some(cache))
+        Ok(cache)
+    }
+
+    /// Removes what a repository that is to keep nothing any more has kept on this host.
+    pub fn clear(repository: &Repository) {
+        if let Some(dir) = Self::place(repository) {
+            clear(&dir);
+        }
+    }
+
+    fn place(repository: &Repository) -> Option<PathBuf> {
+        repository.cache().map(|dir| dir.join("bases"))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,14 +151,7 @@ impl BaseCache {
     }
 
     fn path(&self, pack: PackId, what: What) -> PathBuf {
-        self.dir.join(format!("{pack}.{}", what.suffix()))
-    }
-
-    fn tell(&self, what: &str, error: &io::Error) {
-        if !self.told.swap(true, Ordering::Relaxed) {
-            let dir = self.dir.display();
-            tracing::warn!("cannot {what} the base cache '{dir}': {error}; increments store more until that works");
-        }
+        path(&self.dir, pack, what)
     }
 
     /// True if there is a copy of this pack.
@@ -157,10 +173,10 @@ impl BaseCache {
 
     fn write(&self, pack: PackId, what: What, bytes: &[u8]) {
         let size = bytes.len() as u64;
-        if !self.reserve(size, what) {
+        if !self.may_write(size) || !self.reserve(size, what) {
             return;
         }
-        let written = replace(&self.path(pack, what), bytes);
+        let written = files::replace(&self.path(pack, what), bytes);
         let mut state = self.state();
         let before = match &written {
             Ok(()) => state.kept.insert((pack, what), Kept { bytes: size, ours: true }).map_or(0, |k| k.bytes),
@@ -174,31 +190,74 @@ impl BaseCache {
                 self.loaded.put(pack, SubHashes::decode(bytes, pack, &self.key).map(Arc::new), bytes.len());
             }
             Ok(()) => {}
-            Err(e) => self.tell("write to", &e),
+            Err(e) => self.stop(&e),
+        }
+    }
+
+    /// False if so much could never stay, or is not to be written. Trying again and again would fill the disk each time.
+    fn may_write(&self, bytes: u64) -> bool {
+        if bytes > self.limit || self.stopped.load(Ordering::Relaxed) {
+            return false;
+        }
+        let space = match (self.measure)(&self.dir) {
+            Ok(space) => space,
+            Err(e) => {
+                self.stop(&e);
+                return false;
+            }
+        };
+        let admits = space.admits(bytes);
+        if !admits && !self.tight.swap(true, Ordering::Relaxed) {
+            let (dir, free, leaves) = (self.dir.display(), space.free >> 20, space.headroom() >> 20);
+            tracing::warn!(
+                "the base cache '{dir}' leaves {leaves} MiB of its file system free, which has {free} MiB: what is not kept makes \
+                 increments larger"
+            );
+        }
+        admits
+    }
+
+    /// Writes nothing more.
+    fn stop(&self, error: &io::Error) {
+        if !self.stopped.swap(true, Ordering::Relaxed) {
+            let dir = self.dir.display();
+            tracing::warn!(
+                "cannot write to the base cache '{dir}': {error}; nothing more is kept of this run, which makes increments larger"
+            );
         }
     }
 
     /// Takes so many bytes of the limit, removing files for them; false if there is no room.
     fn reserve(&self, bytes: u64, what: What) -> bool {
-        let mut state = self.state();
         if bytes > self.limit {
             return false;
         }
-        while state.bytes + bytes > self.limit {
+        loop {
+            let mut state = self.state();
+            if state.bytes + bytes <= self.limit {
+                state.bytes += bytes;
+                return true;
+            }
             let Some(victim) = state.victim(what) else { return false };
-            self.remove(&mut state, victim);
+            drop(state);
+            self.remove(victim);
         }
-        state.bytes += bytes;
-        true
     }
 
-    fn remove(&self, state: &mut State, (pack, what): (PackId, What)) {
-        if let Some(kept) = state.kept.remove(&(pack, what)) {
-            state.bytes = state.bytes.saturating_sub(kept.bytes);
-        }
+    /// Of threads that remove the same file one does.
+    fn remove(&self, (pack, what): (PackId, What)) {
+        let Some(kept) = self.state().kept.remove(&(pack, what)) else { return };
         match fs::remove_file(self.path(pack, what)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => self.tell("remove files from", &e),
-            _ => {}
+            // It is of no use but takes its room.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                if !self.stuck.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("cannot remove files from the base cache '{}': {e}", self.dir.display());
+                }
+            }
+            _ => {
+                let mut state = self.state();
+                state.bytes = state.bytes.saturating_sub(kept.bytes);
+            }
         }
     }
 
@@ -221,7 +280,7 @@ impl BaseCache {
             return None;
         }
         let mut bytes = vec![0; len];
-        let read = File::open(self.path(pack, What::Copy)).and_then(|file| {
+        let read = files::open(&self.path(pack, What::Copy)).and_then(|file| {
             file.read_exact_at(&mut bytes, offset)?;
             self.touch(pack, What::Copy, &file);
             Ok(())
@@ -230,7 +289,7 @@ impl BaseCache {
             Ok(()) => Some(bytes),
             Err(e) => {
                 tracing::debug!("the base cache's copy of pack {pack} cannot be read and is removed: {e}");
-                self.remove(&mut self.state(), (pack, What::Copy));
+                self.remove((pack, What::Copy));
                 None
             }
         }
@@ -239,7 +298,7 @@ impl BaseCache {
     /// Removes a copy of which something did not open.
     pub fn forget(&self, pack: PackId, error: &Error) {
         tracing::warn!("the base cache's copy of pack {pack} is damaged and is removed: {}", error.chain());
-        self.remove(&mut self.state(), (pack, What::Copy));
+        self.remove((pack, What::Copy));
     }
 
     /// Hashes of the sub-blocks of a pack's pages, if they are known.
@@ -255,9 +314,9 @@ impl BaseCache {
     }
 
     fn load(&self, pack: PackId) -> Option<Arc<SubHashes>> {
-        let path = self.path(pack, What::Hashes);
-        let read = File::open(&path).and_then(|file| {
-            let bytes = fs::read(&path)?;
+        let read = files::open(&self.path(pack, What::Hashes)).and_then(|mut file| {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
             self.touch(pack, What::Hashes, &file);
             Ok(bytes)
         });
@@ -267,57 +326,42 @@ impl BaseCache {
             Ok(None) => tracing::warn!("the base cache's hashes of pack {pack} are damaged and are removed"),
             Err(e) => tracing::debug!("the base cache's hashes of pack {pack} cannot be read and are removed: {e}"),
         }
-        self.remove(&mut self.state(), (pack, What::Hashes));
+        self.remove((pack, What::Hashes));
         None
     }
 }
 
-/// What is there. Makes the directory, and removes what nobody finishes any more.
-fn survey(dir: &Path) -> io::Result<State> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let mut state = State::default();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let facts = match entry.metadata() {
-            Ok(facts) => facts,
-            // Another process removed it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        let modified = facts.modified()?;
-        let parsed = name.to_str().and_then(|name| name.split_once('.'));
-        let parsed = parsed.and_then(|(id, suffix)| Some((PackId::parse(id).ok()?, suffix)));
-        let what = match parsed {
-            Some((_, "pack")) => What::Copy,
-            Some((_, "sub")) => What::Hashes,
-            _ => {
-                let old = modified.elapsed().is_ok_and(|age| age > LEFT_OVER);
-                if old && name.to_str().is_some_and(|name| name.ends_with(".new")) {
-                    fs::remove_file(entry.path())?;
-                }
-                continue;
-            }
-        };
-        let Some((pack, _)) = parsed else { continue };
-        state.bytes += facts.len();
-        state.kept.insert((pack, what), Kept { bytes: facts.len(), ours: false });
-        state.oldest.insert((what, modified, pack), ());
+/// Removes the files of a cache that is used no more, if there is one.
+fn clear(dir: &Path) {
+    if fs::symlink_metadata(dir).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return;
     }
-    Ok(state)
+    let state = match files::check(dir).and_then(|()| files::survey(dir)) {
+        Ok(state) => state,
+        Err(why) => {
+            // Not ours, so neither what is in it.
+            tracing::debug!("the base cache, which is used no more, is left as it is: {why}");
+            return;
+        }
+    };
+    let (mut bytes, mut failure) = (0, None);
+    for ((pack, what), kept) in &state.kept {
+        match fs::remove_file(path(dir, *pack, *what)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => failure = Some(e),
+            _ => bytes += kept.bytes,
+        }
+    }
+    let dir = dir.display();
+    if bytes > 0 {
+        tracing::info!("removed {bytes} bytes from the base cache '{dir}', which is used no more");
+    }
+    if let Some(e) = failure {
+        tracing::warn!("cannot remove files from the base cache '{dir}', which is used no more: {e}");
+    }
 }
 
-/// Whole or not at all, as far as other processes see. Not durable.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new =
-        path.with_extension(format!("{}.{}.new", path.extension().unwrap_or_default().display(), std::process::id()));
-    let written = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
-    let written = written.and_then(|file| file.write_all_at(bytes, 0)).and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        // What failed is told; this is only tidying up.
-        drop(fs::remove_file(&new));
-    }
-    written
+fn path(dir: &Path, pack: PackId, what: What) -> PathBuf {
+    dir.join(format!("{pack}.{}", what.suffix()))
 }
 
 #[cfg(test)]
