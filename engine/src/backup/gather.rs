@@ -232,7 +232,7 @@ impl Encoding<'_, '_> {
         let before = match old.join(&runs(self.all, of)) {
             Ok(before) => before,
             Err(error) => {
-                old.tell(&error);
+                old.tell(error)?;
                 return Ok(Prefixed::Unreadable);
             }
         };

@@ -4,7 +4,6 @@
 //! sub-blocks need no old page: what they say is unchanged is left out. Both are optional; a page of which nothing is at
 //! hand is stored in full and becomes a base itself.
 
-use super::newest::concerns_the_run;
 use crate::chunk::delta::SUB_BLOCK;
 use crate::crypto::PageHasher;
 use crate::index::ChunkIndex;
@@ -164,7 +163,7 @@ impl OldPages {
     /// # Errors
     /// Failures that are not about these pages, as they were.
     pub(super) fn tell(&self, error: Error) -> Result<()> {
-        if concerns_the_run(&error) {
+        if error.concerns_the_run() {
             return Err(error);
         }
         let why = error.chain();
