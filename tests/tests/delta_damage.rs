@@ -124,7 +124,7 @@ fn packs_with_nothing_but_bases_are_used() {
 fn references_that_lack_a_base_are_found() {
     let (world, full, incr) = full_and_deltas(76);
     let (_, bases) = deltas(&footers(&world.store));
-    // One that no extent of the increment names: those are held for two reasons.
+    // All pages have changed: no extent of the increment names it.
     let lost = bases.iter().min().unwrap();
     let at = locate(&world.store, lost);
     let all = refs(&world.store, &incr);
