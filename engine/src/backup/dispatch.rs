@@ -151,6 +151,7 @@ impl Dispatcher<'_> {
             return match read_small(&entry)? {
                 Some(bytes) => {
                     self.shared.limits.charge(bytes.len());
+                    self.shared.read.fetch_add(bytes.len() as u64, AtomicOrdering::Relaxed);
                     built.size = bytes.len() as u64;
                     built.inline = Some(bytes);
                     self.send(state, Item { built, wait: Wait::Ready })

@@ -173,7 +173,8 @@ impl Encoding<'_, '_> {
     }
 
     fn joined(&self, of: &[usize]) -> Vec<u8> {
-        of.iter().flat_map(|i| self.content(*i)).copied().collect()
+        let pages: Vec<&[u8]> = of.iter().map(|i| self.content(*i)).collect();
+        pages.concat()
     }
 
     fn hashes(&self, of: &[usize]) -> Vec<u64> {
@@ -342,6 +343,7 @@ fn judge(
 
 /// Of the old pages of `from` those of `of`.
 fn pick(from: &[usize], of: &[usize], old: &[u8], page: usize) -> Vec<u8> {
-    let pages = from.iter().zip(old.chunks(page)).filter(|(i, _)| of.binary_search(i).is_ok());
-    pages.flat_map(|(_, p)| p).copied().collect()
+    let wanted = from.iter().zip(old.chunks(page)).filter(|(i, _)| of.binary_search(i).is_ok());
+    let pages: Vec<&[u8]> = wanted.map(|(_, p)| p).collect();
+    pages.concat()
 }

@@ -52,7 +52,7 @@ use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What to back up and how. Plain values, resolved by the caller.
@@ -108,7 +108,7 @@ pub struct BackupOptions {
 pub struct BackupReport {
     /// Its record.
     pub commit: Commit,
-    /// Bytes that were read.
+    /// Bytes of files that were read: of files that summaries tell about, the changed parts only.
     pub read: u64,
     /// Number of files.
     pub files: u64,
@@ -224,6 +224,7 @@ pub fn run(
             .run(&mut session, &mut builder);
         observer.end();
         let copied = copied?;
+        let read = shared.read.load(Ordering::Relaxed);
         tracing::debug!(target: DETAIL, "{}", shared.stages.utilisation(&options.limits.totals()));
         if let Some(old) = &shared.old_pages {
             tracing::debug!(target: DETAIL, "{}", old.pages.told());
@@ -267,20 +268,20 @@ pub fn run(
         // What summaries spared reading is as it was when the backup started. A file changed between that and the
         // copying is then newer than what is kept of it.
         let copy_start = if plan.changed.is_some() { asked } else { now };
-        Ok((start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source))
+        Ok((start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source))
     })();
-    let (start, stop, copied, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source) = match result
-    {
-        Ok(parts) => parts,
-        Err(e) => {
-            // The session is over in any case; saying so spares the garbage collector the wait.
-            if let Err(fence) = session.abandon("the backup failed", clock) {
-                tracing::debug!("cannot fence the failed session: {fence}");
+    let (start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source) =
+        match result {
+            Ok(parts) => parts,
+            Err(e) => {
+                // The session is over in any case; saying so spares the garbage collector the wait.
+                if let Err(fence) = session.abandon("the backup failed", clock) {
+                    tracing::debug!("cannot fence the failed session: {fence}");
+                }
+                return Err(e);
             }
-            return Err(e);
-        }
-    };
-    let Copied { size, read, errors } = copied;
+        };
+    let Copied { size, delta, errors } = copied;
     let (tablespaces, links) = links(&summary, &cluster);
     let commit = Commit {
         session: session.id(),
@@ -299,7 +300,7 @@ pub fn run(
         wal,
         wal_segment_size: cluster.wal_segment_size.bytes(),
         size: size + late_bytes,
-        delta: read + late_bytes,
+        delta: delta + late_bytes,
         repository_size: 0,
         repository_delta: 0,
         manifest: summary.manifest.clone(),
@@ -404,6 +405,7 @@ fn shared(
         limits: Arc::clone(&options.limits),
         stages: Stages::new(jobs(options), UPLOADERS),
         spared: Arc::clone(&plan.spared),
+        read: AtomicU64::new(0),
     })
 }
 
@@ -416,7 +418,7 @@ struct LockProgress<'a> {
     observer: &'a dyn Observer,
     lock: &'a Lock,
     total: u64,
-    done: std::sync::atomic::AtomicU64,
+    done: AtomicU64,
 }
 
 /// Bytes between two updates of the lock file.

@@ -36,8 +36,8 @@ const WAITING_MAX: usize = 4096;
 pub(super) struct Copied {
     /// Bytes of all files.
     pub(super) size: u64,
-    /// Bytes of the files that were read.
-    pub(super) read: u64,
+    /// Bytes of the files that were not taken over from the prior backup as they are.
+    pub(super) delta: u64,
     /// Files with damaged pages.
     pub(super) errors: Vec<String>,
 }
@@ -488,7 +488,7 @@ impl Sequencer<'_> {
             }
         }
         if read {
-            self.copied.read += built.size;
+            self.copied.delta += built.size;
             tracing::debug!(target: DETAIL, "backup file {} ({} bytes)", built.path, built.size);
         }
         if !built.bad_pages.is_empty() {

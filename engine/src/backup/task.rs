@@ -185,6 +185,8 @@ pub(super) struct Shared {
     pub(super) stages: Stages,
     /// Bytes that summaries spared reading.
     pub(super) spared: Arc<AtomicU64>,
+    /// Bytes of files that were read.
+    pub(super) read: AtomicU64,
 }
 
 impl Shared {
@@ -244,6 +246,7 @@ impl<'a> Worker<'a> {
     ) -> Result<Output> {
         let want = buffer.get_mut(..len).unwrap_or_default();
         let region = self.shared.stages.time(Activity::Read, || file.read(offset, want))?;
+        self.shared.read.fetch_add(region.len as u64, Ordering::Relaxed);
         let unit_bytes = unit as usize;
         // A file that was cut short in mid-page while it was read: the rest of the page is WAL replay's.
         let padded = if region.len < len { region.len.next_multiple_of(unit_bytes).min(len) } else { region.len };
@@ -435,6 +438,7 @@ impl<'a> Worker<'a> {
             let room = buffer.get_mut(at..at + file.size).unwrap_or_default();
             let reader = reader.limited(&self.shared.limits);
             let region = self.shared.stages.time(Activity::Read, || reader.read(0, room))?;
+            self.shared.read.fetch_add(region.len as u64, Ordering::Relaxed);
             let end = region.len.next_multiple_of(unit_bytes).min(room.len());
             room[region.len..end].fill(0);
             let mut pieces = None;
