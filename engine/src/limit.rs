@@ -233,6 +233,12 @@ impl Limits {
         self.wait(until, &cpu.waited)
     }
 
+    /// Whether reading is limited.
+    #[must_use]
+    pub fn limits_reading(&self) -> bool {
+        self.io.is_some()
+    }
+
     /// How many of `wanted` threads are of use: with far more than the CPUs allowed, all would work and then all would wait,
     /// which others feel as jerks.
     #[must_use]

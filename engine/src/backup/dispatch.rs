@@ -225,6 +225,7 @@ impl Dispatcher<'_> {
     fn issue(&self, task: Task) -> Result<()> {
         self.shared.stages.time(Activity::WalkRoom, || self.permits.recv()).map_err(gone)?;
         self.cancel.check()?;
+        task.work.announce();
         self.tasks.send(task).map_err(gone)
     }
 

@@ -16,6 +16,7 @@ use crate::pack::BasePages;
 use crate::repository::seal_data;
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding as How};
+use std::collections::HashMap;
 
 /// Pages of a gathered chunk: a delta of more is hardly smaller, and reading one page reads them all.
 const PAGES_MAX: usize = 64;
@@ -137,8 +138,9 @@ impl Encoding<'_, '_> {
         // By a run of this backup that was interrupted, or by one of another stanza.
         if !with.is_empty() && !self.known(&with)? {
             let [mut prefix, mut patch, mut rest] = [const { Vec::new() }; 3];
+            let wanted = self.wanted(&with);
             for i in with {
-                match self.way(old, i)? {
+                match self.way(old, i, &wanted)? {
                     Way::Prefix => prefix.push(i),
                     Way::Patch => patch.push(i),
                     Way::Full => rest.push(i),
@@ -193,8 +195,19 @@ impl Encoding<'_, '_> {
         Ok(at.map(|at| (at, page)))
     }
 
-    fn way(&self, old: &OldPages, i: usize) -> Result<Way> {
-        Ok(self.old_place(i)?.map_or(Way::Full, |(at, page)| old.way(at.pack.pack, at.ordinal, page)))
+    /// How many pages are wanted of each base chunk.
+    fn wanted(&self, of: &[usize]) -> HashMap<ChunkId, u32> {
+        let mut wanted = HashMap::new();
+        for (chunk, _) in of.iter().filter_map(|i| self.all.pages.get(*i)?.base) {
+            *wanted.entry(chunk).or_default() += 1;
+        }
+        wanted
+    }
+
+    fn way(&self, old: &OldPages, i: usize, wanted: &HashMap<ChunkId, u32>) -> Result<Way> {
+        let base = self.all.pages.get(i).and_then(|p| p.base);
+        let wanted = base.and_then(|(chunk, _)| wanted.get(&chunk)).copied().unwrap_or_default();
+        Ok(self.old_place(i)?.map_or(Way::Full, |(at, page)| old.way(&at, page, wanted)))
     }
 
     fn sub_hashes(&self, old: &OldPages, i: usize) -> Option<Vec<u64>> {

@@ -11,7 +11,7 @@ use super::gather::{Gather, Gathered};
 use super::old_pages::OldPages;
 use super::pages::{ChangedPages, EarlierFile, KnownPages, ParentFile, Sought};
 use super::stages::{Activity, Stages};
-use super::unread::{Part, split};
+use super::unread::{GAP_BLOCKS, Part, split};
 use crate::Result;
 use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, PageHasher, SessionSealer};
@@ -51,6 +51,20 @@ pub(super) enum Work {
     },
     /// Small files, to be stored in one chunk.
     Pool { unit: u32, files: Vec<PoolFile> },
+}
+
+impl Work {
+    /// Says what of a file will be read: a window of tasks ahead of it, so that disk and cores work at once. Small files
+    /// are not worth it.
+    pub(super) fn announce(&self) {
+        let Self::Stretch { file, offset, len, unit, changed, .. } = self else { return };
+        let Some(changed) = changed else { return file.will_read(*offset, *len as u64) };
+        let (unit, first) = (u64::from(*unit), offset / u64::from(*unit));
+        let end = first + (*len as u64).div_ceil(unit);
+        for run in changed.runs(first as u32..end as u32, GAP_BLOCKS) {
+            file.will_read(u64::from(run.start) * unit, u64::from(run.end - run.start) * unit);
+        }
+    }
 }
 
 pub(super) struct Task {

@@ -56,7 +56,7 @@ pub(super) enum Part {
 }
 
 /// Blocks between two changed ones that are read along: a read more costs as much.
-const GAP_BLOCKS: u32 = 4;
+pub(super) const GAP_BLOCKS: u32 = 4;
 
 /// Splits `units` units of a file from `first` on into what is the parent's and what must be read, in file order.
 /// `extents` are the parent's, each with its first unit, from the one that holds `first` on.

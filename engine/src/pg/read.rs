@@ -99,6 +99,14 @@ impl RegionReader {
         Self { limits: Some(Arc::clone(limits)), ..self }
     }
 
+    /// Lets the kernel fetch bytes that will be read soon, so that the disk works while others are looked at. Not if reading is
+    /// limited: what the disk does must then be paid for first.
+    pub fn will_read(&self, offset: u64, len: u64) {
+        if self.limits.as_ref().is_none_or(|limits| !limits.limits_reading()) {
+            let _ = fadvise(&self.file, offset, NonZero::new(len), Advice::WillNeed);
+        }
+    }
+
     /// Bytes of the file now.
     ///
     /// # Errors

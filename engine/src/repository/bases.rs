@@ -24,8 +24,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 const CONTENTS_BYTES: usize = 96 << 20;
 /// Bytes of decoded base chunks a reader keeps: 256 of the usual size.
 const BASES_BYTES: usize = 64 << 20;
-/// Unwanted bytes of a pack that are read rather than asked around.
-const GAP_BYTES: u64 = 256 << 10;
 /// Most bytes of one get, unless one chunk is larger.
 const SPAN_BYTES: u64 = 4 << 20;
 
@@ -209,14 +207,17 @@ impl ChunkSource {
             }
         }
         missing.sort_unstable_by_key(|(_, at)| (at.pack.pack, at.offset));
-        let end = |at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len);
+        for packed in missing.chunk_by(|(_, a), (_, b)| a.pack.pack == b.pack.pack) {
+            self.will_read(packed);
+        }
+        let (end, gap) = (|at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len), self.store().gap());
         let mut rest = missing.as_slice();
         while let Some((_, first)) = rest.first() {
             let start = u64::from(first.offset);
             let mut stop = end(first);
             let joined = rest.iter().take_while(|(_, at)| {
                 let fits = at.pack.pack == first.pack.pack
-                    && u64::from(at.offset) <= stop + GAP_BYTES
+                    && u64::from(at.offset) <= stop + gap
                     && (end(at) - start <= SPAN_BYTES || at.offset == first.offset);
                 if fits {
                     stop = stop.max(end(at));
@@ -231,6 +232,15 @@ impl ChunkSource {
             rest = later;
         }
         Ok(found)
+    }
+
+    /// Lets the store bring chunks of one pack nearer, so that it works while the first of them are decoded.
+    fn will_read(&self, chunks: &[(ChunkId, ChunkAt)]) {
+        let Some(pack) = chunks.first().map(|(_, at)| at.pack.pack).filter(|_| chunks.len() > 1) else { return };
+        if self.fetches_bases && self.base_cache.as_ref().is_none_or(|cache| !cache.has(pack)) {
+            let spans: Vec<_> = chunks.iter().map(|(_, at)| (at.offset.into(), at.stored_len as usize)).collect();
+            self.store().will_get(&layout::pack(pack), &spans);
+        }
     }
 
     /// Chunks that lie together in a pack, from `start` on: from the base cache if it has them, else from the store.

@@ -1,4 +1,4 @@
-//! Where objects live. Only four things are asked of a store; each object is created once and never changed.
+//! Where objects live. Only four things are asked of a store, and two of its nature; each object is created once and never changed.
 //!
 //! Keys are relative, `/`-separated, without empty, `.` or `..` components; [`pgkeep_formats::repo::layout`] is the
 //! only place that spells them. Guarantees asked: read after write, list after write, atomic create-if-absent,
@@ -126,6 +126,15 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// A name for messages: the path or URL.
     fn describe(&self) -> String;
+
+    /// Tells that these spans (first byte, number of bytes) of an object will be asked for soon, one after the other. A favour:
+    /// a store that can bring them nearer meanwhile does so, and nothing comes of it if it cannot.
+    fn will_get(&self, _key: &str, _spans: &[(u64, usize)]) {}
+
+    /// Unwanted bytes between two spans of an object up to which one get of all is better than two.
+    fn gap(&self) -> u64 {
+        256 << 10
+    }
 }
 
 impl<S: Store + ?Sized> Store for Arc<S> {
@@ -147,6 +156,14 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn describe(&self) -> String {
         (**self).describe()
+    }
+
+    fn will_get(&self, key: &str, spans: &[(u64, usize)]) {
+        (**self).will_get(key, spans);
+    }
+
+    fn gap(&self) -> u64 {
+        (**self).gap()
     }
 }
 

@@ -114,6 +114,14 @@ impl Store for RecordingStore {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+
+    fn will_get(&self, key: &str, spans: &[(u64, usize)]) {
+        self.inner.will_get(key, spans);
+    }
+
+    fn gap(&self) -> u64 {
+        self.inner.gap()
+    }
 }
 
 #[cfg(test)]
