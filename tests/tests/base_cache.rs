@@ -8,6 +8,7 @@ use pgkeep_engine::pack::read_footer;
 use pgkeep_engine::verify::{self, VerifyOptions};
 use pgkeep_formats::repo::chunk::ChunkKind;
 use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::pack::FooterEntry;
 use pgkeep_formats::repo::records::BackupType;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -54,17 +55,27 @@ impl Rig {
 
     /// Chunks of relations by their encoding.
     fn encodings(&self) -> HashMap<Encoding, usize> {
+        let mut counted = HashMap::new();
+        self.each(|entry| *counted.entry(entry.encoding).or_default() += 1);
+        counted
+    }
+
+    /// Pages of relations by the encoding of their chunk.
+    fn pages(&self) -> HashMap<Encoding, u32> {
+        let mut counted = HashMap::new();
+        self.each(|entry| *counted.entry(entry.encoding).or_default() += entry.plain_len / 8192);
+        counted
+    }
+
+    /// Every chunk of a relation.
+    fn each(&self, mut each: impl FnMut(&FooterEntry)) {
         let repository = open(&self.world.store).unwrap();
         let snapshot = self.world.store.snapshot();
-        let mut counted = HashMap::new();
         for key in snapshot.keys() {
             let Some(pack) = layout::parse_pack(key) else { continue };
             let (_, footer) = read_footer(&repository, pack, snapshot.get(key).unwrap().len() as u64).unwrap();
-            for entry in footer.entries.iter().filter(|e| e.kind == ChunkKind::Relation) {
-                *counted.entry(entry.encoding).or_default() += 1;
-            }
+            footer.entries.iter().filter(|e| e.kind == ChunkKind::Relation).for_each(&mut each);
         }
-        counted
     }
 
     fn count(&self, encoding: Encoding) -> usize {
@@ -244,5 +255,49 @@ fn off_means_no_delta_at_all() {
     rig.edit();
     rig.backup(BackupType::Incr, DeltaMode::Off, None);
     assert_eq!((rig.count(Encoding::Patch), rig.count(Encoding::ZstdPrefix)), (0, 0));
+    rig.check();
+}
+
+/// Bytes of relation pages in chunks of each encoding that a backup added.
+fn added(rig: &mut Rig, blocks: &[u32], mode: DeltaMode, cache_bytes: Option<u64>) -> HashMap<Encoding, u32> {
+    let before = rig.pages();
+    rig.world.cluster.edit(TABLES[0], blocks);
+    rig.backup(BackupType::Incr, mode, cache_bytes);
+    let mut after = rig.pages();
+    after.retain(|encoding, pages| {
+        *pages -= before.get(encoding).copied().unwrap_or_default();
+        *pages > 0
+    });
+    after
+}
+
+#[test]
+fn a_base_is_read_where_enough_of_it_is_wanted() {
+    // Chunks of 32 pages: one page of the first changes, two of the second.
+    let (alone, together) = ([5], [40, 50]);
+    let both = [5, 40, 50];
+    let prefix = |pages| (Encoding::ZstdPrefix, pages);
+
+    let mut rig = Rig::new(57);
+    rig.backup(BackupType::Full, DeltaMode::Auto, None);
+    let new = added(&mut rig, &both, DeltaMode::Auto, None);
+    assert_eq!(new.get(&Encoding::ZstdPrefix), Some(&2), "{new:?}");
+    assert_eq!(new.values().sum::<u32>(), 3, "{new:?}");
+    // Stored in full it is a base of its own, and a small one.
+    assert_eq!(added(&mut rig, &alone, DeltaMode::Auto, None), HashMap::from([prefix(1)]));
+    assert_eq!(added(&mut rig, &together, DeltaMode::Auto, None), HashMap::from([prefix(2)]));
+    rig.check();
+
+    let mut rig = Rig::new(58);
+    rig.backup(BackupType::Full, DeltaMode::Fetch, None);
+    assert_eq!(added(&mut rig, &both, DeltaMode::Fetch, None), HashMap::from([prefix(3)]));
+    rig.check();
+
+    // With hashes at hand the one alone is a patch.
+    let mut rig = Rig::new(59);
+    let room = Some(64 << 20);
+    rig.backup(BackupType::Full, DeltaMode::Auto, room);
+    assert_eq!(added(&mut rig, &both, DeltaMode::Auto, room), HashMap::from([prefix(2), (Encoding::Patch, 1)]));
+    assert_eq!(added(&mut rig, &alone, DeltaMode::Auto, room), HashMap::from([(Encoding::Patch, 1)]));
     rig.check();
 }

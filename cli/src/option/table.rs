@@ -349,7 +349,7 @@ options! {
     RepoCipherPass "repo-cipher-pass" "passphrase" = repo(text()).secret().was(&["repo-cipher-pass"]);
     RepoCipherPassFile "repo-cipher-pass-file" "file whose first line is the passphrase" = repo(path());
     RepoKeyFile "repo-key-file" "file that holds the key itself" = repo(path());
-    RepoDelta "repo-delta" "old pages to encode against: fetched where it pays, fetched, kept on this host, or none"
+    RepoDelta "repo-delta" "old pages to encode against: if it pays, all, of this host, or none"
         = repo(word(&["auto", "fetch", "cache", "off"], "auto")).on(BACKUP);
     RepoDeltaCacheSize "repo-delta-cache-size" "size of what is kept of old pages in cache-path"
         = repo(Def::new(Type::Size(0, PIB), None)).on(BACKUP);
