@@ -5,6 +5,7 @@
 //! on a standby it looks at the repositories only, since a standby cannot end a segment. What it writes is one restore
 //! point in the server's WAL. One thread, no locks; blocks until the segment has arrived everywhere or the time is up.
 
+use crate::archive::check_own;
 use crate::clock::Clock;
 use crate::observe::Cancel;
 use crate::pg::ClusterIdentity;
@@ -212,6 +213,7 @@ fn wait(
             _ => e.during(format!("cannot look for WAL segment {segment} on repo{key}")),
         }
     })?;
+    check_own(repository, options.stanza, archive_id, options.pgdata, segment)?;
     let object = layout::wal(options.stanza, archive_id, segment);
     Ok(Archived { segment: segment.to_owned(), place: format!("{}/{object}", repository.store().describe()) })
 }

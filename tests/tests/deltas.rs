@@ -4,11 +4,14 @@ use pgkeep_engine::index::{ChunkIndex, Encoding};
 use pgkeep_engine::observe::{Cancel, Silent};
 use pgkeep_engine::pack::read_footer;
 use pgkeep_engine::repository::ChunkSource;
+use pgkeep_engine::repository::manifests::Manifest;
 use pgkeep_engine::verify::{self, VerifyOptions};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::{Dependency, FooterEntry};
 use pgkeep_formats::repo::records::BackupType;
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use support::offline::{Ledger, STANZA, Tree, World, invariants, open, read_back, text};
 use support::seed::Seed;
@@ -117,4 +120,26 @@ fn damage_of_a_base_is_told_and_the_next_backup_after_verify_is_whole() {
     let full = world.backup(BackupType::Full).commit;
     let tree = read(&full).unwrap_or_else(|e| panic!("{}", text(&e)));
     assert_eq!(Tree::of_files(world.cluster.path()).differences(&tree), Vec::<String>::new());
+}
+
+#[test]
+fn more_zeros_than_an_extent_can_have_cost_nothing_and_come_back() {
+    let world = World::new(47, 1);
+    // Sparse, as a core dump of a server with large shared buffers is; one byte at the end.
+    let size = (4 << 30) + (3 << 20) + 5;
+    let core = File::create(world.cluster.path().join("core")).unwrap();
+    core.write_all_at(b"x", size - 1).unwrap();
+    let full = world.backup(BackupType::Full).commit;
+    assert!(full.size > size && full.repository_delta < 2 << 20, "{} bytes stored", full.repository_delta);
+    let incr = world.backup(BackupType::Incr).commit;
+    let repository = open(&world.store).unwrap();
+    let index = repository.load_index_to_read().unwrap();
+    let source = Arc::new(ChunkSource::new(repository, index, STANZA));
+    for commit in [full, incr] {
+        let record = Manifest::open(&source, &commit).unwrap();
+        let record = Arc::new(record).find("core").unwrap().unwrap();
+        let units: u64 = record.extents.iter().map(|e| u64::from(e.units)).sum();
+        assert_eq!((record.entry.size, units), (size, size), "{:?}", record.extents);
+        assert!(record.extents.len() <= 4, "{:?}", record.extents);
+    }
 }

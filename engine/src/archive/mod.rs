@@ -2,17 +2,21 @@
 //!
 //! Owns the rules of which file belongs to which archive, and what the server is told; how a file is stored is
 //! [`crate::repository::wal`]'s. Neither direction takes a lock or loads an index. `source` reads and checks the file
-//! the server hands over, `push` stores it in every repository, `get` brings one back.
+//! the server hands over, `push` stores it in every repository, `get` brings one back, `own` tells whether
+//! what is archived under a name is this server's.
 //!
 //! Both take repositories as they came out of opening: one that could not be opened is a [`Configured`] with its error,
 //! counts as failed and is named in messages, and does not keep the others from being used. Stores are expected to
 //! retry transient failures themselves ([`crate::store::RetryStore`]): an error that arrives here is final.
 
 mod get;
+mod own;
 mod push;
 mod source;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use own::check_own;
 
 pub use get::{GetOptions, GetOutcome, get};
 pub use push::{PushOptions, PushReport, Pushed, push};

@@ -2,6 +2,7 @@
 
 use super::BackupOptions;
 use super::cluster::Cluster;
+use crate::archive::check_own;
 use crate::clock::Clock;
 use crate::observe::Cancel;
 use crate::pg::datadir;
@@ -28,7 +29,10 @@ pub(super) struct Wal<'a> {
 impl Wal<'_> {
     fn wait(&self, names: &[String]) -> Result<()> {
         let (stanza, timeout) = (&self.options.stanza, self.options.archive_timeout);
-        self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel)
+        self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel)?;
+        names
+            .iter()
+            .try_for_each(|name| check_own(self.repository, stanza, &self.archive_id, &self.options.pgdata, name))
     }
 
     /// The start of a backup ends a segment. If that one is not archived in time, hours of copying would be in vain.

@@ -388,7 +388,8 @@ fn shared(
 ) -> Result<Shared> {
     let cut = repository.config().cut;
     let table = repository.keyring().gear_table()?;
-    let old_pages = OldPages::open(repository, session.index(), &options.stanza, options.deltas, plan.page_size)?;
+    let old_pages =
+        OldPages::open(repository, session.index(), &options.stanza, options.deltas, plan.page_size, &options.limits)?;
     Ok(Shared {
         keyring: Arc::clone(repository.keyring()),
         sealer: Arc::clone(session.sealer()),

@@ -7,6 +7,7 @@
 use crate::chunk::delta::SUB_BLOCK;
 use crate::crypto::PageHasher;
 use crate::index::{ChunkAt, ChunkIndex};
+use crate::limit::Limits;
 use crate::pack::{BasePages, FinishedPack};
 use crate::repository::{BaseCache, ChunkSource, PendingHashes, Repository, RepositoryIndex};
 use crate::{Error, Kind, Result};
@@ -20,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages that [`DeltaMode::Auto`] decodes for one that it wants, at most: half a chunk of the usual size.
 ///
-/// With single pages of a chunk of 32 left out, an increment after 1 % of the pages changed reads a sixth of the chunks it
-/// would read otherwise, and one after 10 % nearly all, see `benches/README.md`.
+/// A chunk of 32 pages then needs two. Of chunks with any change, two or more pages changed in a seventh when 1 % of all pages
+/// did, each for itself, and in seven of eight at 10 %.
 const DECODED_FOR_ONE: u32 = 16;
 
 /// Bytes a base cache may grow to if nothing is said.
@@ -30,7 +31,7 @@ pub const BASE_CACHE_BYTES: u64 = 1 << 30;
 /// Where old pages may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeltaMode {
-    /// As [`Self::Fetch`], but chunks of which few pages changed are not read: a page in full is larger than its delta, and
+    /// As [`Self::Fetch`], but chunks of which few pages are among the 64 gathered are not read: a page in full is larger than its delta, and
     /// reading sixteen or more for it takes longer still.
     #[default]
     Auto,
@@ -98,6 +99,9 @@ impl Pages {
 /// Old pages of a repository.
 pub(super) struct OldPages {
     source: ChunkSource,
+    /// Fetched bytes are charged: the repository may be on the disk that the limit is for.
+    limits: Arc<Limits>,
+    charged: AtomicU64,
     cache: Option<Arc<BaseCache>>,
     /// Data can be opened, and may be fetched.
     opens: bool,
@@ -121,6 +125,7 @@ impl OldPages {
         stanza: &str,
         deltas: Deltas,
         page_size: u32,
+        limits: &Arc<Limits>,
     ) -> Result<Option<Self>> {
         let cache = open_cache(repository, deltas)?.map(Arc::new);
         if deltas.mode == DeltaMode::Off {
@@ -133,8 +138,23 @@ impl OldPages {
         let hasher = patches.then(|| repository.keyring().sub_block_hasher()).transpose()?;
         let index = Arc::clone(index) as Arc<dyn ChunkIndex>;
         let source = ChunkSource::new(Arc::clone(repository), index, stanza).with_base_cache(cache.clone(), fetches);
-        let (pending, pages, told) = Default::default();
-        Ok(Some(Self { source, cache, opens, fetches, sparingly, hasher, pending, page_size, pages, told }))
+        let source = if limits.limits_reading() { source.without_announcing() } else { source };
+        let (pending, pages, told, charged) = Default::default();
+        let limits = Arc::clone(limits);
+        Ok(Some(Self {
+            source,
+            limits,
+            charged,
+            cache,
+            opens,
+            fetches,
+            sparingly,
+            hasher,
+            pending,
+            page_size,
+            pages,
+            told,
+        }))
     }
 
     /// How a page of the base chunk at this place can be used, of which `wanted` pages are.
@@ -169,7 +189,11 @@ impl OldPages {
 
     /// Old pages, joined.
     pub(super) fn join(&self, runs: &[BasePages]) -> Result<Vec<u8>> {
-        self.source.join_pages(runs, self.page_size as usize)
+        let joined = self.source.join_pages(runs, self.page_size as usize);
+        let fetched = self.source.base_bytes();
+        let charged = self.charged.fetch_max(fetched, Ordering::Relaxed);
+        self.limits.charge(usize::try_from(fetched.saturating_sub(charged)).unwrap_or(usize::MAX));
+        joined
     }
 
     /// Tells once why old pages could not be read, which makes a backup larger and no worse.
@@ -248,7 +272,8 @@ mod tests {
         let options = OpenOptions { key: 1, unlock: Unlock::None, cache: None };
         let repository = Arc::new(Repository::create(store, options, 1).unwrap());
         let index = repository.load_index_to_read().unwrap();
-        OldPages::open(&repository, &index, "main", Deltas { mode, cache_bytes: None }, 8192).unwrap().unwrap()
+        let deltas = Deltas { mode, cache_bytes: None };
+        OldPages::open(&repository, &index, "main", deltas, 8192, &Limits::none()).unwrap().unwrap()
     }
 
     #[test]

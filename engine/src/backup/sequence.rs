@@ -20,7 +20,7 @@ use crate::store::Store;
 use crate::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, select_biased, unbounded};
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::manifest::{Extent, ExtentAt};
+use pgkeep_formats::repo::manifest::{Extent, ExtentAt, push_extent};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -179,6 +179,15 @@ fn upload(shared: &Shared, store: &dyn Store, packs: &Receiver<FinishedPack>, du
 enum Placed {
     At(Extent),
     Gathered(GatherRun),
+}
+
+/// Units of zeros, which may be more than one extent can have.
+fn gap(mut units: u64) -> impl Iterator<Item = Placed> {
+    std::iter::from_fn(move || {
+        let now = u32::try_from(units).unwrap_or(u32::MAX);
+        units -= u64::from(now);
+        (now > 0).then_some(Placed::At(Extent { units: now, at: ExtentAt::Zero }))
+    })
 }
 
 struct Finished {
@@ -401,26 +410,17 @@ impl Sequencer<'_> {
     /// Where units are, now that it is known.
     fn extents(&mut self, placed: &[Placed]) -> Result<Vec<Extent>> {
         let mut out: Vec<Extent> = Vec::with_capacity(placed.len());
-        let mut push = |units: u32, at: ExtentAt| {
-            // Neighbours in one chunk are one extent, wherever their stretches were cut.
-            match (out.last_mut(), at) {
-                (Some(Extent { units: n, at: ExtentAt::Zero }), ExtentAt::Zero) => *n += units,
-                (
-                    Some(Extent { units: n, at: ExtentAt::Chunk { ordinal: a, offset: from } }),
-                    ExtentAt::Chunk { ordinal, offset },
-                ) if *a == ordinal && from.checked_add(*n) == Some(offset) => *n += units,
-                _ => out.push(Extent { units, at }),
-            }
-        };
+        // Neighbours in one chunk are one extent, wherever their stretches were cut.
         for place in placed {
             match place {
-                Placed::At(extent) => push(extent.units, extent.at),
+                Placed::At(extent) => push_extent(&mut out, *extent),
                 Placed::Gathered(run) => {
                     let end = (run.first + run.pages) as usize;
                     let lost = || Error::refused(Kind::Assert, "a gathered page has no place");
                     let gather = self.gathered.get_mut(&run.number).ok_or_else(lost)?;
                     for (ordinal, offset) in gather.places.get(run.first as usize..end).ok_or_else(lost)? {
-                        push(1, ExtentAt::Chunk { ordinal: *ordinal, offset: *offset });
+                        let at = ExtentAt::Chunk { ordinal: *ordinal, offset: *offset };
+                        push_extent(&mut out, Extent { units: 1, at });
                     }
                     gather.left = gather.left.saturating_sub(run.pages as usize);
                     if gather.left == 0 {
@@ -468,8 +468,7 @@ impl Sequencer<'_> {
                     let offset = (n - first) * super::task::TASK_BYTES_MAX as u64;
                     // A stretch that read short and is not the last: the file was cut and grew again meanwhile.
                     if done.output.len > 0 && offset > end {
-                        let units = ((offset - end) / u64::from(built.unit)) as u32;
-                        placed.push(Placed::At(Extent { units, at: ExtentAt::Zero }));
+                        placed.extend(gap((offset - end) / u64::from(built.unit)));
                     }
                     if done.output.len > 0 {
                         size = offset + done.output.len as u64;
@@ -549,4 +548,24 @@ fn bad_pages_message(path: &str, pages: &[u32]) -> String {
     let list: Vec<String> = pages.iter().take(16).map(u32::to_string).collect();
     let more = if pages.len() > 16 { format!(" and {} more", pages.len() - 16) } else { String::new() };
     format!("invalid page checksum found in file {path} at pages {}{more}", list.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_as_long_as_it_is() {
+        for units in [0, 1, u64::from(u32::MAX), 1 << 32, (3 << 32) + 7] {
+            let placed: Vec<_> = gap(units).collect();
+            let sum: u64 = placed
+                .iter()
+                .map(|place| match place {
+                    Placed::At(Extent { units, at: ExtentAt::Zero }) if *units > 0 => u64::from(*units),
+                    _ => panic!("no zeros"),
+                })
+                .sum();
+            assert_eq!(sum, units);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use super::plan::Plan;
 use super::task::What;
 use crate::pg::datadir;
 use crate::pg::summaries::{BlockSet, Verdict};
-use crate::repository::manifests::FileRecord;
+use crate::repository::manifests::{BAD_PAGES_MAX, FileRecord};
 use pgkeep_formats::pg::path::{PathClass, classify};
 use pgkeep_formats::repo::manifest::{Content, Extent, ExtentAt};
 use std::sync::Arc;
@@ -35,7 +35,9 @@ impl Plan {
                 return Known::Other;
             }
         };
-        if !matches!(record.entry.content, Content::Extents { unit, .. } if unit == self.page_size) {
+        // Of a file with more damage than its record has room for, not all pages that may have been repaired are known.
+        let told = record.entry.bad_pages.len() < BAD_PAGES_MAX;
+        if !told || !matches!(record.entry.content, Content::Extents { unit, .. } if unit == self.page_size) {
             return Known::Other;
         }
         let blocks = |size: u64| (size / u64::from(self.page_size.max(1))) as u32;

@@ -10,7 +10,9 @@ use crate::{Error, Result};
 use pgkeep_formats::FormatError;
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::pack::{Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer, SEAL_OVERHEAD};
+use pgkeep_formats::repo::pack::{
+    BaseRun, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer, SEAL_OVERHEAD,
+};
 
 /// Footer and page hashes of one pack.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ impl PackContents {
     pub fn bases(&self, ordinal: u16) -> Vec<BasePages> {
         let Some(entry) = self.footer.entries.get(usize::from(ordinal)) else { return Vec::new() };
         let Dependency::Bases(runs) = &entry.dependency else { return Vec::new() };
-        let run = |r: &pgkeep_formats::repo::pack::BaseRun| {
+        let run = |r: &BaseRun| {
             let chunk = *self.footer.bases.get(r.base as usize)?;
             Some(BasePages { chunk, first: r.first_page, pages: r.pages })
         };
@@ -113,11 +115,16 @@ impl PackContents {
     #[must_use]
     pub fn weight(&self) -> usize {
         let runs = |e: &FooterEntry| match &e.dependency {
-            Dependency::Bases(runs) => runs.len() * 12,
+            Dependency::Bases(runs) => runs.len(),
             _ => 0,
         };
-        let entries: usize = self.footer.entries.iter().map(|e| size_of_val(e) + 4 + runs(e)).sum();
-        entries + self.footer.bases.len() * ChunkId::LEN + self.hashes.len() * 8
+        let entry = |e: &FooterEntry| Self::weight_of(runs(e), e.page_hashes as usize);
+        self.footer.entries.iter().map(entry).sum::<usize>() + self.footer.bases.len() * ChunkId::LEN
+    }
+
+    /// Bytes of memory that a chunk with so many runs of bases and hashes takes, beside the names of its bases.
+    pub(super) fn weight_of(runs: usize, hashes: usize) -> usize {
+        size_of::<FooterEntry>() + size_of::<u32>() + runs * size_of::<BaseRun>() + hashes * size_of::<u64>()
     }
 }
 
@@ -134,4 +141,45 @@ fn open_hashes(repository: &Repository, name: &str, header: &[u8], sealed: &mut 
         .open_chunk(&section_head(&header, HASHES_KIND, plain_len as u32), sealed)
         .map_err(|e| Error::from(e).during(format!("cannot open the page hashes of '{name}'")))?;
     Ok(plain.as_chunks::<8>().0.iter().map(|h| u64::from_le_bytes(*h)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{SessionSealer, Unlock};
+    use crate::pack::{CONTENTS_BYTES_MAX, PackDomain, PackWriter, PackedChunk};
+    use crate::repository::OpenOptions;
+    use crate::store::{MemoryStore, Store};
+    use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_pack_of_deltas_is_full_when_its_contents_are() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let options = OpenOptions { key: 1, unlock: Unlock::None, cache: None };
+        let repository = Repository::create(Arc::clone(&store), options, 1).unwrap();
+        let sealer = SessionSealer::new(Arc::clone(repository.keyring())).unwrap();
+        let mut writer = PackWriter::new(&sealer, &PackDomain::Data, 1, 64 << 20);
+        let name = |n: u32| {
+            let mut id = [0; ChunkId::LEN];
+            id[..4].copy_from_slice(&n.to_le_bytes());
+            ChunkId(id)
+        };
+        // Each of 64 pages, every one of another base.
+        let mut chunks = 0;
+        while !writer.is_full() {
+            let bases: Vec<_> =
+                (0..64).map(|page| BasePages { chunk: name(chunks * 64 + page), first: page, pages: 1 }).collect();
+            let (kind, encoding) = (ChunkKind::Relation, Encoding::ZstdPrefix);
+            let chunk = PackedChunk { id: name(u32::MAX - chunks), kind, encoding, plain_len: 64 * 8192 };
+            writer.push(chunk, &[7; 100], &bases, &[u64::from(chunks); 64]);
+            chunks += 1;
+        }
+        let pack = writer.finish(&sealer).unwrap();
+        store.put_if_absent(&layout::pack(pack.facts.pack), &pack.bytes).unwrap();
+        let contents = PackContents::read(&repository, pack.facts.pack, pack.facts.size).unwrap();
+        let one = contents.weight() / chunks as usize;
+        assert!((CONTENTS_BYTES_MAX..CONTENTS_BYTES_MAX + one).contains(&contents.weight()), "{}", contents.weight());
+        assert!(contents.hashes(9) == [9; 64] && contents.bases(9)[63].chunk == name(9 * 64 + 63));
+    }
 }

@@ -85,6 +85,13 @@ pub fn scope_tag(domain: &PackDomain) -> [u8; 8] {
     tag
 }
 
+/// A pack whose [`PackContents`] take so much is finished, however few bytes its chunks have.
+///
+/// Deltas are a hundredth of their pages, so a pack of nothing else would have megabytes of hashes and bases. A backup that
+/// compares pages needs, at any place of the cluster, the contents of one pack of each day whose changes are still in use:
+/// with packs like this a repository's cache of them holds those of three months.
+const CONTENTS_BYTES_MAX: usize = 1 << 20;
+
 /// A complete pack.
 #[derive(Debug)]
 pub struct FinishedPack {
@@ -106,6 +113,8 @@ pub struct PackWriter {
     bases: HashMap<ChunkId, u32>,
     hashes: Vec<u8>,
     target: usize,
+    /// Bytes of memory that its contents will take, about.
+    contents: usize,
 }
 
 impl PackWriter {
@@ -128,6 +137,7 @@ impl PackWriter {
             bases: HashMap::new(),
             hashes: Vec::new(),
             target,
+            contents: 0,
         };
         pack.append(&header.encode());
         pack
@@ -144,11 +154,14 @@ impl PackWriter {
             // Most packs fill up; a small one returns the room when it is finished.
             self.bytes.reserve(self.target + self.target / 16);
         }
+        let known = self.footer.bases.len();
         let run = |b: &BasePages| BaseRun { base: self.base(b.chunk), first_page: b.first, pages: b.pages };
         let dependency = match bases {
             [] => Dependency::None,
             bases => Dependency::Bases(bases.iter().map(run).collect()),
         };
+        let new = self.footer.bases.len() - known;
+        self.contents += PackContents::weight_of(bases.len(), hashes.len()) + new * ChunkId::LEN;
         self.footer.entries.push(FooterEntry {
             id: chunk.id,
             offset: self.bytes.len() as u32,
@@ -174,7 +187,9 @@ impl PackWriter {
     /// True if it should be finished before another chunk is pushed.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= self.target || self.footer.entries.len() >= CHUNKS_MAX
+        self.bytes.len() >= self.target
+            || self.footer.entries.len() >= CHUNKS_MAX
+            || self.contents >= CONTENTS_BYTES_MAX
     }
 
     /// True while it holds no chunk.

@@ -165,36 +165,42 @@ impl ChunkSource {
         self.join_pages(&contents.bases(at.ordinal), page)
     }
 
-    /// Joins runs of pages of base chunks.
+    /// Joins runs of pages of base chunks. Beside the result, the chunks of one get are in memory at a time.
     ///
     /// # Errors
     /// As [`ChunkSource::read`]; `Format` if a run does not fit its chunk.
     pub fn join_pages(&self, runs: &[BasePages], page: usize) -> Result<Vec<u8>> {
-        let mut ids: Vec<ChunkId> = runs.iter().map(|r| r.chunk).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let plains = self.bases(&ids)?;
-        let mut joined =
-            Vec::with_capacity(runs.iter().map(|r| r.pages as usize * page).sum::<usize>().min(BASE_BYTES_MAX));
-        for run in runs {
-            let range = run.first as usize * page..(run.first as usize + run.pages as usize) * page;
-            let wrong =
-                || Error::refused(Kind::Format, format!("a delta needs bytes {range:?} of chunk {}", run.chunk));
-            let plain = plains.get(&run.chunk).ok_or_else(wrong)?;
-            let pages =
-                plain.get(range.clone()).filter(|p| joined.len() + p.len() <= BASE_BYTES_MAX).ok_or_else(wrong)?;
-            joined.extend_from_slice(pages);
+        let total = runs.iter().fold(0usize, |sum, r| sum.saturating_add((r.pages as usize).saturating_mul(page)));
+        if total > BASE_BYTES_MAX {
+            return Err(Error::refused(Kind::Format, format!("a delta needs {total} bytes of old pages")));
         }
+        let (mut joined, mut at) = (vec![0; total], 0);
+        let mut places: HashMap<ChunkId, Vec<(&BasePages, usize)>> = HashMap::new();
+        for run in runs {
+            places.entry(run.chunk).or_default().push((run, at));
+            at += run.pages as usize * page;
+        }
+        let mut ids: Vec<ChunkId> = places.keys().copied().collect();
+        ids.sort_unstable();
+        self.each_base(&ids, &mut |id, plain| {
+            for (run, to) in places.get(id).into_iter().flatten() {
+                let (from, len) = (run.first as usize * page, run.pages as usize * page);
+                let wrong =
+                    || Error::refused(Kind::Format, format!("a delta needs {len} bytes from {from} on of chunk {id}"));
+                let pages = plain.get(from..from + len).ok_or_else(wrong)?;
+                joined.get_mut(*to..to + len).ok_or_else(wrong)?.copy_from_slice(pages);
+            }
+            Ok(())
+        })?;
         Ok(joined)
     }
 
-    /// Decoded base chunks, from the cache or the store. Neighbours in a pack come with one get.
-    fn bases(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, Plain>> {
-        let mut found = HashMap::with_capacity(ids.len());
+    /// Calls `each` for decoded base chunks, from the cache or the store, in any order. Neighbours in a pack come with one get.
+    fn each_base(&self, ids: &[ChunkId], each: &mut dyn FnMut(&ChunkId, &Plain) -> Result<()>) -> Result<()> {
         let mut missing: Vec<(ChunkId, ChunkAt)> = Vec::new();
         for id in ids {
             match self.bases.0.get(id) {
-                Some(plain) => drop(found.insert(*id, plain)),
+                Some(plain) => each(id, &plain)?,
                 None => {
                     let at = self.locate(id).map_err(|e| e.during(format!("cannot read base chunk {id}")))?;
                     // Depth is one: a base that needs a base is a forgery or a fault, and could go round in circles.
@@ -226,18 +232,18 @@ impl ChunkSource {
             });
             let (now, later) = rest.split_at(joined.count().max(1));
             for (id, plain) in self.span_of_bases(now, start, (stop - start) as usize)? {
+                each(&id, &plain)?;
                 self.offer_base(id, &plain);
-                found.insert(id, plain);
             }
             rest = later;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Lets the store bring chunks of one pack nearer, so that it works while the first of them are decoded.
     fn will_read(&self, chunks: &[(ChunkId, ChunkAt)]) {
         let Some(pack) = chunks.first().map(|(_, at)| at.pack.pack).filter(|_| chunks.len() > 1) else { return };
-        if self.fetches_bases && self.base_cache.as_ref().is_none_or(|cache| !cache.has(pack)) {
+        if self.announces && self.fetches_bases && self.base_cache.as_ref().is_none_or(|cache| !cache.has(pack)) {
             let spans: Vec<_> = chunks.iter().map(|(_, at)| (at.offset.into(), at.stored_len as usize)).collect();
             self.store().will_get(&layout::pack(pack), &spans);
         }

@@ -37,6 +37,8 @@ pub struct ChunkSource {
     pub(super) base_cache: Option<Arc<BaseCache>>,
     /// Whether the store is asked for bases at all.
     pub(super) fetches_bases: bool,
+    /// Whether the store is told what will be asked for.
+    pub(super) announces: bool,
     /// Bytes fetched for bases.
     pub(super) base_bytes: AtomicU64,
 }
@@ -53,6 +55,7 @@ impl ChunkSource {
             bases: DecodedBases::default(),
             base_cache: None,
             fetches_bases: true,
+            announces: true,
             base_bytes: AtomicU64::new(0),
         }
     }
@@ -61,6 +64,13 @@ impl ChunkSource {
     #[must_use]
     pub fn with_base_cache(mut self, cache: Option<Arc<BaseCache>>, fetches: bool) -> Self {
         (self.base_cache, self.fetches_bases) = (cache, fetches);
+        self
+    }
+
+    /// The same, but the store is not told ahead what will be asked for: for readers that may not ask for it yet.
+    #[must_use]
+    pub fn without_announcing(mut self) -> Self {
+        self.announces = false;
         self
     }
 

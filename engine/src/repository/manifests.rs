@@ -11,6 +11,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use build::BAD_PAGES_MAX;
 pub use build::{BuiltEntry, ManifestBuilder, ManifestSummary};
 pub use read::{FileRecord, Manifest};
 pub use records::{Entries, ManifestReader};

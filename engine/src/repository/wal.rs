@@ -143,6 +143,22 @@ impl Repository {
         }
     }
 
+    /// Whether an archived file has this content, by the hash in its public part; none if it is certainly not there.
+    ///
+    /// # Errors
+    /// What the store said; `Format` if the object is damaged.
+    pub fn wal_has(&self, stanza: &str, archive_id: &str, name: &str, content: &[u8]) -> Result<Option<bool>> {
+        let key = layout::wal(stanza, archive_id, name);
+        let start = match self.store.get(&key, Range::Span { offset: 0, len: OBJECT_LEN_MIN }) {
+            Ok(start) => start,
+            Err(StoreError::TooShort { .. }) => self.store.get(&key, Range::Whole)?,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let ours = WalPublic { content_hash: self.keyring.content_hash(content)?, size: content.len() as u64 };
+        Ok(Some(wal_public(&start).map_err(Error::damaged(&key))? == ours))
+    }
+
     /// The content of an archived file; none if it is certainly not there.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What a backup does not even begin with: each has its exit status and says what is wrong.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use rustix::process::Signal;
 use support::{Cluster, Mode, Run, Sandbox, World, account, majors, world::STANZA};
@@ -207,10 +207,49 @@ fn root_is_refused_and_secrets_are_not_for_the_command_line() {
     let run = sandbox.run_expect(31, ["--stanza=demo", "--repo1-cipher-pass=x", "backup"]);
     assert_says(&run, &["[031]", "repo1-cipher-pass"]);
     if rustix::process::getuid().is_root() {
-        let mut command = std::process::Command::new(sandbox.binary());
+        let mut command = Command::new(sandbox.binary());
         command.arg(format!("--config={}", sandbox.config().display())).args(["--stanza=demo", "backup"]);
         let run = sandbox.finish(command);
         assert_eq!(run.code, Some(31), "{run}");
         assert_says(&run, &["root", "allow-root"]);
     }
+}
+
+fn run(command: &str, arguments: &[&Path]) {
+    let done = Command::new(command).arg(if command == "cp" { "-a" } else { "--" }).args(arguments).status().unwrap();
+    assert!(done.success(), "{command} {arguments:?}: {done}");
+}
+
+#[test]
+fn an_archive_of_another_history_is_not_taken_for_ours() {
+    let mut world = World::new(major(0));
+    world.cluster.stop(Mode::Fast);
+    let data = world.cluster.data_dir().to_owned();
+    let (earlier, left) = (world.path("earlier"), world.path("left"));
+    run("cp", &[&data, &earlier]);
+    world.cluster.start();
+    world.cluster.pgbench_init(1);
+    for _ in 0..3 {
+        world.archive_now();
+    }
+    world.backup("full");
+    world.cluster.stop(Mode::Fast);
+
+    // Back to the earlier state, on the same timeline: every segment that a backup waits for is there, by name.
+    run("mv", &[&data, &left]);
+    run("mv", &[&earlier, &data]);
+    world.cluster.start();
+    world.cluster.psql("CREATE TABLE other AS SELECT generate_series(1, 1000) AS id");
+    for kind in ["--type=full", "--type=incr"] {
+        let run = world.expect(45, ["--start-fast", kind, "backup"]);
+        assert_says(&run, &["[045]", "another history of the same timeline", STANZA]);
+    }
+    assert_eq!(world.labels().len(), 1);
+    world.cluster.stop(Mode::Fast);
+
+    // The history that is in the archive goes on.
+    run("mv", &[&data, &earlier]);
+    run("mv", &[&left, &data]);
+    world.cluster.start();
+    world.backup("incr");
 }

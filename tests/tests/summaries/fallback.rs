@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use support::{Run, World};
+use support::{Mode, Run, World};
 
 use crate::{builder, summarizing};
 
@@ -27,6 +27,10 @@ fn change(world: &World) {
         world.cluster.psql("UPDATE big SET n = n + 1 WHERE n % 1000 = 0");
         world.cluster.checkpoint();
     }
+    summarized(world);
+}
+
+fn summarized(world: &World) {
     world
         .cluster
         .wait_for("SELECT summarized_lsn >= redo_lsn FROM pg_get_wal_summarizer_state(), pg_control_checkpoint()");
@@ -111,4 +115,37 @@ fn what_is_not_listed_is_not_read() {
     world.restore("listed", ["--type=immediate"]);
     assert!(file("listed") == fs::read(world.cluster.data_dir().join(&path)).unwrap());
     assert!(file("listed") != file("before"));
+}
+
+#[test]
+fn a_file_repaired_by_hand_is_read_again_however_damaged_it_was() {
+    let mut world = World::of(builder(summarizing()[0]), &[]);
+    // A page a row.
+    world.cluster.psql("CREATE TABLE big (n int, x text STORAGE PLAIN)");
+    world.cluster.psql("INSERT INTO big SELECT n, repeat(md5(n::text), 200) FROM generate_series(1, 17000) n");
+    world.cluster.psql("CREATE INDEX ON big (n)");
+    world.cluster.psql("VACUUM FREEZE big");
+    let prints = world.cluster.fingerprint();
+    let file = world.cluster.data_dir().join(world.cluster.psql("SELECT pg_relation_filepath('big')"));
+    world.cluster.stop(Mode::Fast);
+    let whole = fs::read(&file).unwrap();
+    assert!(whole.len() > 16_900 * 8192);
+    let mut damaged = whole.clone();
+    damaged.chunks_mut(8192).for_each(|page| page[4000] ^= 1);
+    fs::write(&file, &damaged).unwrap();
+    world.cluster.start();
+    let run = world.ok(["--start-fast", "--type=full", "backup"]);
+    assert!(run.says("invalid page"), "{run}");
+
+    world.cluster.stop(Mode::Fast);
+    fs::write(&file, &whole).unwrap();
+    world.cluster.start();
+    world.cluster.checkpoint();
+    summarized(&world);
+    let run = incr(&world, &[]);
+    assert!(run.says(USED) && !run.says("invalid page"), "{run}");
+    let mut restored = world.restore("repaired", ["--type=immediate", "--target-action=promote"]);
+    restored.start();
+    restored.wait_promoted();
+    assert!(restored.fingerprint() == prints, "{}", restored.log_tail());
 }

@@ -25,7 +25,7 @@ const PIECE_BYTES_MIN: usize = 16 << 10;
 const PIECE_BYTES_AVERAGE: u64 = 64 << 10;
 const PIECE_BYTES_MAX: usize = 256 << 10;
 /// Bad pages noted of one file: enough to see the extent of a damage, few enough for one record.
-const BAD_PAGES_MAX: usize = 16 << 10;
+pub(crate) const BAD_PAGES_MAX: usize = 16 << 10;
 /// An entry as the builder takes it: owners by name, extents by ordinal.
 #[derive(Debug, Clone)]
 pub struct BuiltEntry {
@@ -141,6 +141,14 @@ impl ManifestBuilder {
     pub fn add(&mut self, session: &mut WriterSession, mut built: BuiltEntry) -> Result<()> {
         self.check_order(&built.path)?;
         let extents = joined(&std::mem::take(&mut built.extents));
+        let units: u64 = extents.iter().map(|e| u64::from(e.units)).sum();
+        let is_file = matches!(built.node, Node::File | Node::LinkedFile(_));
+        // Nobody could read a manifest in which they do not agree, from here on.
+        if is_file && built.inline.is_none() && units != built.size.div_ceil(built.unit.into()) {
+            let text =
+                format!("'{}' has {} bytes, and extents for {units} units of {}", built.path, built.size, built.unit);
+            return Err(Error::refused(Kind::Assert, text));
+        }
         let (path, unit) = (built.path.clone(), built.unit);
         self.table.mark(&extents);
         let mut stretches = Stretches::new(&extents, unit == self.root.page_size);

@@ -1,6 +1,7 @@
 //! Manifests of many days against plain maps of pages.
 
 use super::*;
+use crate::Kind;
 use crate::clock::SystemClock;
 use crate::crypto::Unlock;
 use crate::repository::{ChunkSource, OpenOptions, Repository, WriterSession};
@@ -418,4 +419,32 @@ fn an_unchanged_file_the_parent_lacks_is_refused() {
     builder.add_unchanged(&mut session, entry("b")).unwrap();
     let summary = builder.finish(&mut session, Vec::new()).unwrap();
     assert_eq!((summary.root.files, summary.root.bytes), (2, (1024 + 40) * u64::from(PAGE)));
+}
+
+#[test]
+fn a_file_whose_extents_do_not_add_up_is_refused() {
+    let world = World::new();
+    let mut session = WriterSession::begin(&world.repository, "demo", "test", "host", &SystemClock).unwrap();
+    let mut builder = ManifestBuilder::new(&session, PAGE, None).unwrap();
+    let entry = |path: &str, size: u64, units: u32| BuiltEntry {
+        path: path.into(),
+        node: Node::File,
+        mode: 0,
+        user: String::new(),
+        group: String::new(),
+        modified: (0, 0),
+        size,
+        inline: None,
+        unit: PAGE,
+        extents: vec![Extent { units, at: ExtentAt::Zero }; usize::from(units > 0)],
+        bad_pages: Vec::new(),
+    };
+    for (size, units) in [(0, 1), (1, 0), (u64::from(PAGE), 2), (u64::from(PAGE) + 1, 1)] {
+        let error = builder.add(&mut session, entry("a", size, units)).unwrap_err();
+        assert!(error.kind() == Kind::Assert && error.to_string().contains("'a'"), "{error}");
+    }
+    for (path, size, units) in [("a", 0, 0), ("b", u64::from(PAGE) + 1, 2)] {
+        builder.add(&mut session, entry(path, size, units)).unwrap();
+    }
+    builder.finish(&mut session, Vec::new()).unwrap();
 }
