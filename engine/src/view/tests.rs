@@ -132,8 +132,9 @@ fn a_tree_of_many_pieces_is_listed_without_reading_what_lies_deeper() {
     let mut tree = Tree::from([("".to_owned(), None), ("base".to_owned(), None), ("zz".to_owned(), None)]);
     for database in 1..5 {
         tree.insert(format!("base/{database}"), None);
-        for relation in 0..250 {
-            let bytes = Dice(database * 1000 + relation + 1).bytes(299);
+        // Enough for a dozen pieces, wherever a random key cuts.
+        for relation in 0..1500 {
+            let bytes = Dice(database * 10_000 + relation + 1).bytes(299);
             tree.insert(format!("base/{database}/{relation}"), Some(File::plain(bytes, 1)));
         }
     }
