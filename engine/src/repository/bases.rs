@@ -147,6 +147,11 @@ impl ChunkSource {
         self.base_bytes.load(Ordering::Relaxed)
     }
 
+    /// A decoded chunk that was kept.
+    pub(crate) fn kept_base(&self, id: &ChunkId) -> Option<Plain> {
+        self.bases.0.get(id)
+    }
+
     /// Keeps a decoded chunk that deltas may soon need.
     pub fn offer_base(&self, id: ChunkId, plain: &Plain) {
         self.bases.0.put(id, Arc::clone(plain), plain.capacity());

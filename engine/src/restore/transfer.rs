@@ -1,8 +1,9 @@
 //! From packs into files: fetch ranges of packs, open every chunk once, write it wherever it belongs.
 //!
-//! Fetching threads read *spans*, up to [`SPAN_BYTES_MAX`] of one pack with gaps of up to [`GAP_BYTES_MAX`], in the order
+//! Fetching threads read *spans*, up to [`SPAN_BYTES_MAX`] of one pack with gaps as large as the store says, in the order
 //! of the files; a bounded channel carries them to decoding threads, which open, check and write. In flight are at most a
-//! span a fetching thread, a decoding thread and a place in the channel: [`IN_FLIGHT_BYTES_MAX`] together.
+//! span a fetching thread, a decoding thread and a place in the channel: [`IN_FLIGHT_BYTES_MAX`] together. What is still at
+//! hand decoded, since deltas before needed it, is not fetched again.
 
 use super::place::Place;
 use super::plan::Mode;
@@ -23,8 +24,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Unwanted bytes that are fetched rather than ask again.
-const GAP_BYTES_MAX: u64 = 1 << 20;
 /// Largest span: enough to hide the latency of a request, few enough to spread the work.
 const SPAN_BYTES_MAX: u64 = 4 << 20;
 /// Smallest limit of a span, whatever the number of threads: a chunk's sealed bytes.
@@ -53,12 +52,17 @@ pub(super) fn transfer<'a>(
 ) -> Result<()> {
     let fetchers = (job.threads * 2).clamp(2, FETCHERS_MAX);
     let in_flight = (2 * fetchers + job.threads) as u64;
-    let spans = spans(groups, (IN_FLIGHT_BYTES_MAX / in_flight).clamp(SPAN_BYTES_MIN, SPAN_BYTES_MAX));
-    if spans.is_empty() {
-        return Ok(());
+    let (mut ready, mut missing) = (Vec::new(), Vec::new());
+    for group in groups.filter(|g| g.wanted.load(Ordering::Relaxed)) {
+        match job.source.kept_base(&group.id).filter(|_| window.has_deltas) {
+            Some(plain) => ready.push((group, plain)),
+            None => missing.push(group),
+        }
     }
+    let span_bytes_max = (IN_FLIGHT_BYTES_MAX / in_flight).clamp(SPAN_BYTES_MIN, SPAN_BYTES_MAX);
+    let spans = spans(&missing, span_bytes_max, job.source.store().gap());
     let failure = Failure::new(job.env.cancel);
-    let next = AtomicUsize::new(0);
+    let (next, next_ready) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (send, receive) = crossbeam_channel::bounded::<(&Span<'_>, Vec<u8>)>(fetchers);
     std::thread::scope(|scope| {
         for n in 0..fetchers.min(spans.len()) {
@@ -82,10 +86,17 @@ pub(super) fn transfer<'a>(
             }
         }
         drop(send);
-        for n in 0..job.threads.min(spans.len()) {
-            let (receive, failure) = (receive.clone(), &failure);
+        for n in 0..job.threads.min(spans.len().max(ready.len())) {
+            let (receive, failure, ready, next_ready) = (receive.clone(), &failure, &ready, &next_ready);
             let decode = move || {
                 let mut writer = Writer { job, window, open: None, there: Vec::new(), order: Vec::new() };
+                while let Some((group, plain)) = ready.get(next_ready.fetch_add(1, Ordering::Relaxed))
+                    && !failure.is_stopped()
+                {
+                    if let Err(e) = writer.group(group, plain) {
+                        return failure.note(e);
+                    }
+                }
                 for (span, mut bytes) in receive {
                     if failure.is_stopped() {
                         return;
@@ -104,14 +115,14 @@ pub(super) fn transfer<'a>(
     failure.result()
 }
 
-/// Joins the wanted chunks to spans. Packs come in the order in which the files need them.
-fn spans<'a>(groups: &mut dyn Iterator<Item = &'a Group>, span_bytes_max: u64) -> Vec<Span<'a>> {
+/// Joins chunks to spans. Packs come in the order in which the files need them.
+fn spans<'a>(groups: &[&'a Group], span_bytes_max: u64, gap: u64) -> Vec<Span<'a>> {
     let mut ranks: HashMap<PackId, usize> = HashMap::new();
     let mut order: Vec<(usize, u32, &Group)> = Vec::new();
-    for group in groups.filter(|g| g.wanted.load(Ordering::Relaxed)) {
+    for group in groups {
         let rank = ranks.len();
         let rank = *ranks.entry(group.at.pack.pack).or_insert(rank);
-        order.push((rank, group.at.offset, group));
+        order.push((rank, group.at.offset, *group));
     }
     order.sort_by_key(|(rank, offset, _)| (*rank, *offset));
     let mut spans: Vec<Span<'_>> = Vec::new();
@@ -119,7 +130,7 @@ fn spans<'a>(groups: &mut dyn Iterator<Item = &'a Group>, span_bytes_max: u64) -
         let (offset, end) = (u64::from(offset), u64::from(offset) + u64::from(group.at.stored_len));
         if let Some(last) = spans.last_mut()
             && last.pack == group.at.pack.pack
-            && offset <= last.offset + last.len + GAP_BYTES_MAX
+            && offset <= last.offset + last.len + gap
             && end - last.offset <= span_bytes_max
         {
             last.len = last.len.max(end - last.offset);

@@ -133,7 +133,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Unwanted bytes between two spans of an object up to which one get of all is better than two.
     fn gap(&self) -> u64 {
-        256 << 10
+        1 << 20
     }
 }
 
