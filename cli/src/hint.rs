@@ -72,7 +72,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         ) => of_system(error),
         (Kind::ArchiveMismatch, _) => &["do archive_command and the stanza belong to this cluster?"],
         (Kind::ArchiveDuplicate, _) => &[
-            "another server, or this one after a recovery, wrote WAL of the same name: give each cluster its own stanza",
+            "another server, or this one before it went back to an earlier state, wrote WAL of the same name",
+            "to keep what this server has: a stanza of its own. To go on from the archive: restore a backup; see \
+             docs/operations.md, \"When the archive holds another history\"",
         ],
         (Kind::LockAcquire, _) if says("session") => &["run the command again"],
         (Kind::LockAcquire, Some(C::Clone)) => &["'clone list' shows which clones are in use, and by whom"],

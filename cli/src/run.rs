@@ -47,7 +47,13 @@ fn perform(invocation: &Invocation) -> Status {
         Err(failure) => {
             let status = failure.status();
             if status != Status::OK && !matches!(failure, Failure::Told(_)) {
-                tracing::error!("{}", failure.report(Some(settings.command())));
+                let report = failure.report(Some(settings.command()));
+                // It has no options of logging, and its errors are what its user asked for.
+                if settings.command() == Command::Help {
+                    log::early_error(&report);
+                } else {
+                    tracing::error!("{report}");
+                }
             }
             (status, format!("aborted with exception {status}"))
         }

@@ -13,7 +13,7 @@ use std::path::Path;
 /// read, mostly none.
 ///
 /// # Errors
-/// `ArchiveDuplicate` if the contents differ; file errors; what the store said.
+/// `ArchiveDuplicate` if the contents differ, nothing if the archive has no such file; file errors; what the store said.
 pub(crate) fn check_own(
     repository: &Repository,
     stanza: &str,
@@ -34,14 +34,13 @@ pub(crate) fn check_own(
     };
     let same = repository.wal_has(stanza, archive_id, name, &content)?;
     // Archived meanwhile, the file may have been made another segment while it was read.
-    if same == Some(true) || !waits()? {
+    if same != Some(false) || !waits()? {
         return Ok(());
     }
     let place = repository.store().describe();
     let text = format!(
         "WAL segment {name} of this cluster is not the one of that name in the archive of stanza '{stanza}' in {place}: the \
-         archive holds another history of the same timeline. A cluster that went back to an earlier state must be promoted \
-         to a new timeline, and a copy of a cluster needs a stanza of its own"
+         archive holds another history of the same timeline, as of a cluster that went back to an earlier state or was copied"
     );
     Err(Error::refused(Kind::ArchiveDuplicate, text))
 }

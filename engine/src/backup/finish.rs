@@ -27,9 +27,12 @@ pub(super) struct Wal<'a> {
 }
 
 impl Wal<'_> {
+    /// Waits for segments, unless nobody wants to, and checks that those that are there are this server's.
     fn wait(&self, names: &[String]) -> Result<()> {
         let (stanza, timeout) = (&self.options.stanza, self.options.archive_timeout);
-        self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel)?;
+        if self.options.archive_check {
+            self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel)?;
+        }
         names
             .iter()
             .try_for_each(|name| check_own(self.repository, stanza, &self.archive_id, &self.options.pgdata, name))
@@ -39,11 +42,13 @@ impl Wal<'_> {
     pub(super) fn wait_for_prior(&self, start: &BackupStart) -> Result<()> {
         let size = self.cluster.wal_segment_size;
         let number = start.lsn.segment_number(size);
-        if !self.options.archive_check || number < 2 {
+        if number < 2 {
             return Ok(());
         }
         let name = WalSegment { timeline: start.timeline, number: number - 1 }.name(size);
-        tracing::info!("check archive for prior segment {name}");
+        if self.options.archive_check {
+            tracing::info!("check archive for prior segment {name}");
+        }
         self.wait(&[name])
     }
 
@@ -61,8 +66,8 @@ impl Wal<'_> {
         };
         if self.options.archive_check {
             tracing::info!("check archive for segment(s) {}:{}", bounds.0, bounds.1);
-            self.wait(&names)?;
         }
+        self.wait(&names)?;
         Ok(bounds)
     }
 }
