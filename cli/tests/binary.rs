@@ -132,6 +132,14 @@ General options:
         }
     }
     assert!(told(&run(&["help", "restore"])).1.contains("75   no backup fits"));
+    assert_eq!(told(&run(&["help", "clone", "create"])).1, told(&run(&["help", "clone"])).1);
+    for (args, expected) in [
+        (&["help", "nonsense"][..], "no command 'nonsense'"),
+        (&["help", "backup", "nonsense"], "no option 'nonsense'"),
+    ] {
+        let (status, out, err) = told(&run(args));
+        assert!(status != 0 && out.is_empty() && err.contains(expected), "{args:?}: {status} {out} {err}");
+    }
 }
 
 #[test]

@@ -25,6 +25,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         [command] => of_command(program, named(command)?),
         [command, option, ..] => {
             let command = named(command)?;
+            // `help clone create`: what it does is in the command's help.
+            if command.def().params.iter().any(|words| words.split('|').any(|word| word == option)) {
+                render::print(&of_command(program, command))?;
+                return Ok(Status::OK);
+            }
             of_option(program, command, option, &current(context.invocation, command)?)?
         }
     };
