@@ -258,7 +258,7 @@ fn off_means_no_delta_at_all() {
     rig.check();
 }
 
-/// Bytes of relation pages in chunks of each encoding that a backup added.
+/// Pages in chunks of each encoding that a backup added.
 fn added(rig: &mut Rig, blocks: &[u32], mode: DeltaMode, cache_bytes: Option<u64>) -> HashMap<Encoding, u32> {
     let before = rig.pages();
     rig.world.cluster.edit(TABLES[0], blocks);

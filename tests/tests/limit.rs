@@ -84,6 +84,23 @@ fn a_limited_backup_reads_everything_and_no_faster_than_allowed() {
 }
 
 #[test]
+fn old_pages_count_too() {
+    let world = Offline::new(73, 4);
+    run(&world, Limits::none(), &Cancel::default()).unwrap();
+    world.cluster.edit("base/5/16384", &[40, 50, 60]);
+    let meter = Waited::default();
+    let limits = Limits::with_meter(NonZero::new(2 * MIB), None, &Cancel::default(), Box::new(meter));
+    let mut options = world.options(BackupType::Incr);
+    options.limits = Arc::clone(&limits);
+    world.clock.advance(60);
+    let report =
+        backup::run(&open(&world.store).unwrap(), &options, &Silent, &Cancel::default(), &*world.clock).unwrap();
+    // Beside the files the sealed chunk of the old pages, most of which does not compress.
+    let more = limits.totals().bytes + 8192 - report.read;
+    assert!(more > 32 << 10 && more < 1 << 20, "{more} bytes of old pages");
+}
+
+#[test]
 fn cpu_time_is_paid_for_between_tasks() {
     let world = Offline::new(72, 8);
     let meter = Waited::default();

@@ -31,8 +31,8 @@ pub const BASE_CACHE_BYTES: u64 = 1 << 30;
 /// Where old pages may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeltaMode {
-    /// As [`Self::Fetch`], but chunks of which few pages are among the 64 gathered are not read: a page in full is larger than its delta, and
-    /// reading sixteen or more for it takes longer still.
+    /// As [`Self::Fetch`], but chunks of which few pages are among the 64 gathered are not read: a page in full is larger
+    /// than its delta, and decoding more than sixteen for it takes longer.
     #[default]
     Auto,
     /// From the base cache if it has them, else from the repository.

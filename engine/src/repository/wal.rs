@@ -122,12 +122,7 @@ impl Repository {
     }
 
     fn wal_compare(&self, key: &str, ours: &WalPublic) -> Result<WalPut> {
-        let start = match self.store.get(key, Range::Span { offset: 0, len: OBJECT_LEN_MIN }) {
-            Ok(start) => start,
-            Err(StoreError::TooShort { .. }) => self.store.get(key, Range::Whole)?,
-            Err(e) => return Err(e.into()),
-        };
-        if wal_public(&start).map_err(Error::damaged(key))? != *ours {
+        if wal_public(&self.wal_start(key)?).map_err(Error::damaged(key))? != *ours {
             return Ok(WalPut::Different);
         }
         let object = self.store.get(key, Range::Whole)?;
@@ -143,15 +138,22 @@ impl Repository {
         }
     }
 
+    /// Bytes of an object that hold its public part.
+    fn wal_start(&self, key: &str) -> Result<Vec<u8>, StoreError> {
+        match self.store.get(key, Range::Span { offset: 0, len: OBJECT_LEN_MIN }) {
+            Err(StoreError::TooShort { .. }) => self.store.get(key, Range::Whole),
+            other => other,
+        }
+    }
+
     /// Whether an archived file has this content, by the hash in its public part; none if it is certainly not there.
     ///
     /// # Errors
     /// What the store said; `Format` if the object is damaged.
     pub fn wal_has(&self, stanza: &str, archive_id: &str, name: &str, content: &[u8]) -> Result<Option<bool>> {
         let key = layout::wal(stanza, archive_id, name);
-        let start = match self.store.get(&key, Range::Span { offset: 0, len: OBJECT_LEN_MIN }) {
+        let start = match self.wal_start(&key) {
             Ok(start) => start,
-            Err(StoreError::TooShort { .. }) => self.store.get(&key, Range::Whole)?,
             Err(StoreError::NotFound { .. }) => return Ok(None),
             Err(e) => return Err(e.into()),
         };

@@ -54,7 +54,7 @@ pub(super) fn transfer<'a>(
     let in_flight = (2 * fetchers + job.threads) as u64;
     let (mut ready, mut missing) = (Vec::new(), Vec::new());
     for group in groups.filter(|g| g.wanted.load(Ordering::Relaxed)) {
-        match job.source.kept_base(&group.id).filter(|_| window.has_deltas) {
+        match window.has_deltas.then(|| job.source.kept_base(&group.id)).flatten() {
             Some(plain) => ready.push((group, plain)),
             None => missing.push(group),
         }

@@ -84,6 +84,11 @@ impl LocalStore {
         move |errno| StoreError::Io { verb, key, store, source: errno.into() }
     }
 
+    fn open_object(&self, key: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        retry_on_intr(|| rustix::fs::openat(&self.root, key, flags, Mode::empty()))
+    }
+
     fn not_found(&self, key: &str) -> StoreError {
         StoreError::NotFound { key: key.to_owned(), store: self.describe() }
     }
@@ -107,8 +112,7 @@ impl Store for LocalStore {
 
     fn get(&self, key: &str, range: Range) -> Result<Vec<u8>, StoreError> {
         key::check(key)?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = match retry_on_intr(|| rustix::fs::openat(&self.root, key, flags, Mode::empty())) {
+        let file = match self.open_object(key) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(self.not_found(key)),
             other => other.map_err(self.error("read", key))?,
         };
@@ -142,14 +146,11 @@ impl Store for LocalStore {
     }
 
     fn will_get(&self, key: &str, spans: &[(u64, usize)]) {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         // Who then asks for the bytes is told what is wrong.
-        let Ok(file) = key::check(key)
-            .map_err(drop)
-            .and_then(|()| rustix::fs::openat(&self.root, key, flags, Mode::empty()).map_err(drop))
-        else {
+        if key::check(key).is_err() {
             return;
-        };
+        }
+        let Ok(file) = self.open_object(key) else { return };
         for (offset, len) in spans {
             let _ = rustix::fs::fadvise(&file, *offset, NonZero::new(*len as u64), Advice::WillNeed);
         }

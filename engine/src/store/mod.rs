@@ -1,4 +1,5 @@
-//! Where objects live. Only four things are asked of a store, and two of its nature; each object is created once and never changed.
+//! Where objects live. Only four things are asked of a store, and two more are advice; each object is created once and
+//! never changed.
 //!
 //! Keys are relative, `/`-separated, without empty, `.` or `..` components; [`pgkeep_formats::repo::layout`] is the
 //! only place that spells them. Guarantees asked: read after write, list after write, atomic create-if-absent,

@@ -393,14 +393,8 @@ fn bases_keep_their_numbers_and_are_given_up() {
     assert!(live < seen.len() - 1, "{live} of {} bases are still in use", seen.len());
 }
 
-#[test]
-fn an_unchanged_file_the_parent_lacks_is_refused() {
-    let mut world = World::new();
-    let tree = two_files(&mut world, 1);
-    let made = world.make(None, &tree, false);
-    let mut session = WriterSession::begin(&world.repository, "demo", "test", "host", &SystemClock).unwrap();
-    let mut builder = ManifestBuilder::new(&session, PAGE, Some(world.open(&made.commit))).unwrap();
-    let entry = |path: &str| BuiltEntry {
+fn empty(path: &str) -> BuiltEntry {
+    BuiltEntry {
         path: path.into(),
         node: Node::File,
         mode: 0,
@@ -412,11 +406,20 @@ fn an_unchanged_file_the_parent_lacks_is_refused() {
         unit: PAGE,
         extents: Vec::new(),
         bad_pages: Vec::new(),
-    };
-    builder.add_unchanged(&mut session, entry("a")).unwrap();
-    assert!(builder.add_unchanged(&mut session, entry("a")).is_err(), "out of order");
-    assert!(builder.add_unchanged(&mut session, entry("aa")).is_err(), "no such file");
-    builder.add_unchanged(&mut session, entry("b")).unwrap();
+    }
+}
+
+#[test]
+fn an_unchanged_file_the_parent_lacks_is_refused() {
+    let mut world = World::new();
+    let tree = two_files(&mut world, 1);
+    let made = world.make(None, &tree, false);
+    let mut session = WriterSession::begin(&world.repository, "demo", "test", "host", &SystemClock).unwrap();
+    let mut builder = ManifestBuilder::new(&session, PAGE, Some(world.open(&made.commit))).unwrap();
+    builder.add_unchanged(&mut session, empty("a")).unwrap();
+    assert!(builder.add_unchanged(&mut session, empty("a")).is_err(), "out of order");
+    assert!(builder.add_unchanged(&mut session, empty("aa")).is_err(), "no such file");
+    builder.add_unchanged(&mut session, empty("b")).unwrap();
     let summary = builder.finish(&mut session, Vec::new()).unwrap();
     assert_eq!((summary.root.files, summary.root.bytes), (2, (1024 + 40) * u64::from(PAGE)));
 }
@@ -427,17 +430,9 @@ fn a_file_whose_extents_do_not_add_up_is_refused() {
     let mut session = WriterSession::begin(&world.repository, "demo", "test", "host", &SystemClock).unwrap();
     let mut builder = ManifestBuilder::new(&session, PAGE, None).unwrap();
     let entry = |path: &str, size: u64, units: u32| BuiltEntry {
-        path: path.into(),
-        node: Node::File,
-        mode: 0,
-        user: String::new(),
-        group: String::new(),
-        modified: (0, 0),
         size,
-        inline: None,
-        unit: PAGE,
         extents: vec![Extent { units, at: ExtentAt::Zero }; usize::from(units > 0)],
-        bad_pages: Vec::new(),
+        ..empty(path)
     };
     for (size, units) in [(0, 1), (1, 0), (u64::from(PAGE), 2), (u64::from(PAGE) + 1, 1)] {
         let error = builder.add(&mut session, entry("a", size, units)).unwrap_err();
