@@ -6,10 +6,12 @@
 //! [`invariants`] checks a whole repository.
 
 mod cluster;
+mod hooked;
 mod invariants;
 mod tree;
 
 pub use cluster::{FakeCluster, page};
+pub use hooked::HookedStore;
 pub use invariants::{Ledger, chunk_ids, invariants, rebuild};
 pub use tree::{Kept, Tree, read_back};
 

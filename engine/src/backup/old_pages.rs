@@ -31,8 +31,11 @@ pub const BASE_CACHE_BYTES: u64 = 1 << 30;
 /// Where old pages may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeltaMode {
-    /// As [`Self::Fetch`], but chunks of which few pages are among the 64 gathered are not read: a page in full is larger
-    /// than its delta, and decoding more than sixteen for it takes longer.
+    /// Of a repository that is near ([`Store::is_near`]) as [`Self::Fetch`], but chunks of which few pages are among the 64
+    /// gathered are not read: a page in full is larger than its delta, and decoding more than sixteen for it takes longer.
+    /// Of any other as [`Self::Cache`].
+    ///
+    /// [`Store::is_near`]: crate::store::Store::is_near
     #[default]
     Auto,
     /// From the base cache if it has them, else from the repository.
@@ -65,6 +68,16 @@ pub struct Deltas {
     /// Bytes the base cache of the repository may grow to; `None` is [`BASE_CACHE_BYTES`] with [`DeltaMode::Cache`], else
     /// no cache.
     pub cache_bytes: Option<u64>,
+}
+
+impl Deltas {
+    /// [`DeltaMode::Auto`] far from here is [`DeltaMode::Cache`].
+    fn of(self, repository: &Repository) -> Self {
+        match self.mode {
+            DeltaMode::Auto if !repository.store().is_near() => Self { mode: DeltaMode::Cache, ..self },
+            _ => self,
+        }
+    }
 }
 
 /// How a page can be encoded.
@@ -127,6 +140,7 @@ impl OldPages {
         page_size: u32,
         limits: &Arc<Limits>,
     ) -> Result<Option<Self>> {
+        let deltas = deltas.of(repository);
         let cache = open_cache(repository, deltas)?.map(Arc::new);
         if deltas.mode == DeltaMode::Off {
             return Ok(None);

@@ -195,6 +195,10 @@ impl Store for FaultStore {
     fn gap(&self) -> u64 {
         self.inner.gap()
     }
+
+    fn is_near(&self) -> bool {
+        self.inner.is_near()
+    }
 }
 
 #[cfg(test)]

@@ -142,6 +142,10 @@ impl Store for MemoryStore {
     fn describe(&self) -> String {
         "memory".to_owned()
     }
+
+    fn is_near(&self) -> bool {
+        true
+    }
 }
 
 /// `range` of `bytes`, or the end asked for.

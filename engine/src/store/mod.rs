@@ -1,4 +1,4 @@
-//! Where objects live. Only four things are asked of a store, and two more are advice; each object is created once and
+//! Where objects live. Only four things are asked of a store, the rest is advice; each object is created once and
 //! never changed.
 //!
 //! Keys are relative, `/`-separated, without empty, `.` or `..` components; [`pgkeep_formats::repo::layout`] is the
@@ -136,6 +136,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn gap(&self) -> u64 {
         1 << 20
     }
+
+    /// Whether reading costs little but time of a disk: nothing is paid by the request or the byte, and it is not far.
+    fn is_near(&self) -> bool {
+        false
+    }
 }
 
 impl<S: Store + ?Sized> Store for Arc<S> {
@@ -165,6 +170,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn gap(&self) -> u64 {
         (**self).gap()
+    }
+
+    fn is_near(&self) -> bool {
+        (**self).is_near()
     }
 }
 

@@ -122,6 +122,10 @@ impl Store for RecordingStore {
     fn gap(&self) -> u64 {
         self.inner.gap()
     }
+
+    fn is_near(&self) -> bool {
+        self.inner.is_near()
+    }
 }
 
 #[cfg(test)]

@@ -141,6 +141,10 @@ impl Store for RetryStore {
     fn gap(&self) -> u64 {
         self.inner.gap()
     }
+
+    fn is_near(&self) -> bool {
+        self.inner.is_near()
+    }
 }
 
 #[cfg(test)]

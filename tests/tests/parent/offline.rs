@@ -5,7 +5,7 @@ use pgkeep_engine::crypto::{KeyFile, Unlock};
 use pgkeep_engine::observe::{Cancel, Silent};
 use pgkeep_engine::pack::read_footer;
 use pgkeep_engine::repository::{ChunkSource, OpenOptions, Repository};
-use pgkeep_engine::store::{Depth, Listed, MemoryStore, Put, Range, Store, StoreError};
+use pgkeep_engine::store::{MemoryStore, Range, Store, Verb};
 use pgkeep_engine::{Kind, Result};
 use pgkeep_formats::id::{PackId, SessionId};
 use pgkeep_formats::repo::chunk::ChunkKind;
@@ -15,8 +15,9 @@ use pgkeep_formats::repo::records::{BackupType, Commit};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use support::offline::{STANZA, Tree, World, make_stanza, open, read_back, text};
+use support::offline::{HookedStore, STANZA, Tree, World, make_stanza, open, read_back, text};
 use support::seed::Seed;
 
 /// The stanza of the copy.
@@ -282,55 +283,23 @@ fn a_clock_that_goes_back_changes_neither_order_nor_what_is_stored() {
 
 /// A store in which something happens when the first object of a kind is to be written. The first pack is written when all
 /// manifests have been read, references when all has been copied.
-struct Meanwhile {
-    inner: MemoryStore,
+fn meanwhile(
+    inner: &MemoryStore,
     before: &'static str,
-    act: Mutex<Option<Act>>,
-}
-
-type Act = Box<dyn FnOnce(&MemoryStore) + Send>;
-
-impl std::fmt::Debug for Meanwhile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-impl Meanwhile {
-    fn of(inner: &MemoryStore, before: &'static str, act: impl FnOnce(&MemoryStore) + Send + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: inner.clone(), before, act: Mutex::new(Some(Box::new(act))) })
-    }
-
-    fn has_happened(&self) -> bool {
-        self.act.lock().unwrap_or_else(PoisonError::into_inner).is_none()
-    }
-}
-
-impl Store for Meanwhile {
-    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StoreError> {
-        if key.starts_with(self.before)
-            && let Some(act) = self.act.lock().unwrap_or_else(PoisonError::into_inner).take()
+    act: impl FnOnce(&MemoryStore) + Send + 'static,
+) -> (Arc<HookedStore>, Arc<AtomicBool>) {
+    let (store, act, has_happened) = (inner.clone(), Mutex::new(Some(act)), Arc::new(AtomicBool::new(false)));
+    let happened = Arc::clone(&has_happened);
+    let hook = move |verb, key: &str| {
+        if verb == Verb::Put
+            && key.starts_with(before)
+            && let Some(act) = act.lock().unwrap_or_else(PoisonError::into_inner).take()
         {
-            act(&self.inner);
+            act(&store);
+            happened.store(true, Ordering::SeqCst);
         }
-        self.inner.put_if_absent(key, bytes)
-    }
-
-    fn get(&self, key: &str, range: Range) -> Result<Vec<u8>, StoreError> {
-        self.inner.get(key, range)
-    }
-
-    fn list(&self, prefix: &str, depth: Depth, each: &mut dyn FnMut(Listed)) -> Result<(), StoreError> {
-        self.inner.list(prefix, depth, each)
-    }
-
-    fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.inner.delete(key)
-    }
-
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
+    };
+    (Arc::new(HookedStore::new(inner, hook)), has_happened)
 }
 
 #[test]
@@ -342,7 +311,7 @@ fn a_backup_whose_parent_expires_meanwhile_is_whole() {
     for kind in [BackupType::Incr, BackupType::Diff, BackupType::Full] {
         let store = world.fork();
         let records = [(STANZA, prior.session), (COPY, copied.session)];
-        let meanwhile = Meanwhile::of(&store, layout::PACKS, move |store| {
+        let (meanwhile, has_happened) = meanwhile(&store, layout::PACKS, move |store| {
             for (stanza, session) in records {
                 store.put_if_absent(&layout::expired(stanza, session), b"").unwrap();
                 store.delete(&layout::backup(stanza, session)).unwrap();
@@ -351,7 +320,7 @@ fn a_backup_whose_parent_expires_meanwhile_is_whole() {
         });
         let report = world.backup_to(Arc::clone(&meanwhile) as Arc<dyn Store>, None, kind);
         let report = report.unwrap_or_else(|e| panic!("{kind:?}: {}", text(&e)));
-        assert!(meanwhile.has_happened());
+        assert!(has_happened.load(Ordering::SeqCst));
         assert_holds(&store, STANZA, &report.commit, &tree);
         let left: Vec<_> = open(&store).unwrap().backups(STANZA).unwrap().into_iter().map(|c| c.label).collect();
         assert_eq!(left, [report.commit.label]);
@@ -367,9 +336,9 @@ fn a_pack_of_the_parent_that_is_deleted_meanwhile_is_named_and_nothing_is_visibl
     for pack in packs(&world.store, copied.session, false) {
         for (at, kind) in [(layout::PACKS, BackupType::Incr), (REFS, BackupType::Incr), (REFS, BackupType::Full)] {
             let store = world.fork();
-            let meanwhile = Meanwhile::of(&store, at, move |store| store.delete(&layout::pack(pack)).unwrap());
+            let (meanwhile, has_happened) = meanwhile(&store, at, move |store| store.delete(&layout::pack(pack)).unwrap());
             let outcome = world.backup_to(Arc::clone(&meanwhile) as Arc<dyn Store>, None, kind);
-            assert!(meanwhile.has_happened());
+            assert!(has_happened.load(Ordering::SeqCst));
             match outcome {
                 Err(error) => {
                     assert!(text(&error).contains(&pack.to_string()), "{}", text(&error));
@@ -388,10 +357,10 @@ fn a_pack_of_the_parent_that_is_deleted_meanwhile_is_named_and_nothing_is_visibl
     // Metadata of the other stanza has been read by then, or is done without.
     for pack in packs(&world.store, copied.session, true) {
         let store = world.fork();
-        let meanwhile = Meanwhile::of(&store, layout::PACKS, move |store| store.delete(&layout::pack(pack)).unwrap());
+        let (meanwhile, has_happened) = meanwhile(&store, layout::PACKS, move |store| store.delete(&layout::pack(pack)).unwrap());
         let report = world.backup_to(Arc::clone(&meanwhile) as Arc<dyn Store>, None, BackupType::Incr);
         let report = report.unwrap_or_else(|e| panic!("pack {pack}: {}", text(&e)));
-        assert!(meanwhile.has_happened());
+        assert!(has_happened.load(Ordering::SeqCst));
         assert_holds(&store, STANZA, &report.commit, &tree);
     }
 }
