@@ -181,10 +181,6 @@ pub fn run(
             }
             None => None,
         };
-        if let Some(start) = &start {
-            wal_of.wait_for_prior(start).map_err(|e| unless_lost(e, &mut connection))?;
-        }
-
         // A label that cannot be had is better known before hours of copying.
         let now = clock.now();
         let full = prior.map(|p| label::full_of(&p.label));
@@ -215,6 +211,10 @@ pub fn run(
             }
             _ => None,
         };
+        // Before anything is copied, but no earlier than there is nothing else to do meanwhile.
+        if let Some(start) = &start {
+            wal_of.wait_for_prior(start).map_err(|e| unless_lost(e, &mut connection))?;
+        }
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, earlier.own.clone())?;
         let shared = shared(repository, &session, options, &plan, !earlier.is_empty())?;
         observer.begin("backup", survey.bytes);

@@ -4,6 +4,7 @@
 //! sub-blocks need no old page: what they say is unchanged is left out. Both are optional; a page of which nothing is at
 //! hand is stored in full and becomes a base itself.
 
+use super::pages::ChangedPage;
 use crate::chunk::delta::SUB_BLOCK;
 use crate::crypto::PageHasher;
 use crate::index::{ChunkAt, ChunkIndex};
@@ -15,6 +16,7 @@ use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::keyslot::Role;
 use pgkeep_formats::repo::pack::FooterEntry;
+use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,6 +113,7 @@ impl Pages {
 
 /// Old pages of a repository.
 pub(super) struct OldPages {
+    index: Arc<RepositoryIndex>,
     source: ChunkSource,
     /// Fetched bytes are charged: the repository may be on the disk that the limit is for.
     limits: Arc<Limits>,
@@ -150,12 +153,14 @@ impl OldPages {
         let fetches = sparingly || deltas.mode == DeltaMode::Fetch;
         let patches = cache.is_some() && (sparingly || !(fetches && opens)) && page_size as usize >= SUB_BLOCK;
         let hasher = patches.then(|| repository.keyring().sub_block_hasher()).transpose()?;
-        let index = Arc::clone(index) as Arc<dyn ChunkIndex>;
-        let source = ChunkSource::new(Arc::clone(repository), index, stanza).with_base_cache(cache.clone(), fetches);
+        let index = Arc::clone(index);
+        let source = ChunkSource::new(Arc::clone(repository), Arc::clone(&index) as Arc<dyn ChunkIndex>, stanza)
+            .with_base_cache(cache.clone(), fetches);
         let source = if limits.limits_reading() { source.without_announcing() } else { source };
         let (pending, pages, told, charged) = Default::default();
         let limits = Arc::clone(limits);
         Ok(Some(Self {
+            index,
             source,
             limits,
             charged,
@@ -173,15 +178,42 @@ impl OldPages {
 
     /// How a page of the base chunk at this place can be used, of which `wanted` pages are.
     pub(super) fn way(&self, at: &ChunkAt, page: u32, wanted: u32) -> Way {
-        let cached = |cache: &Arc<BaseCache>| cache.has(at.pack.pack);
-        let pays = !self.sparingly || at.plain_len / self.page_size <= wanted.saturating_mul(DECODED_FOR_ONE);
-        if pays && self.opens && (self.fetches || self.cache.as_ref().is_some_and(cached)) {
+        if self.is_read(at, wanted) {
             return Way::Prefix;
         }
         match self.sub_hashes(at.pack.pack, at.ordinal, page) {
             Some(_) => Way::Patch,
             None => Way::Full,
         }
+    }
+
+    /// Says which old pages a gather will need, long before they are: so disk and cores work at once.
+    ///
+    /// # Errors
+    /// What the index said.
+    pub(super) fn announce(&self, pages: &[ChangedPage]) -> Result<()> {
+        let mut wanted: HashMap<ChunkId, u32> = HashMap::new();
+        for (chunk, _) in pages.iter().filter_map(|p| p.base) {
+            *wanted.entry(chunk).or_default() += 1;
+        }
+        let mut chunks = Vec::new();
+        for (chunk, wanted) in wanted {
+            if let Some(at) = self.index.lookup(&chunk)?
+                && !at.encoding.is_delta()
+                && self.is_read(&at, wanted)
+                && self.source.kept_base(&chunk).is_none()
+            {
+                chunks.push((chunk, at));
+            }
+        }
+        self.source.will_read(&mut chunks);
+        Ok(())
+    }
+
+    /// Whether a base chunk is read, of which `wanted` pages are.
+    fn is_read(&self, at: &ChunkAt, wanted: u32) -> bool {
+        let pays = !self.sparingly || at.plain_len / self.page_size <= wanted.saturating_mul(DECODED_FOR_ONE);
+        pays && self.opens && (self.fetches || self.cache.as_ref().is_some_and(|cache| cache.has(at.pack.pack)))
     }
 
     /// Hashes of the sub-blocks of an old page.

@@ -129,7 +129,8 @@ impl Copy<'_> {
     }
 }
 
-/// Gathers first: what waits for them is nearer to its end.
+/// Tasks first: while gathers wait, the disk brings the old pages that they were announced with. They do not wait for long,
+/// as tasks are not taken up while too many do.
 fn work(
     shared: &Shared,
     mut tasks: Receiver<Task>,
@@ -144,16 +145,16 @@ fn work(
     let (mut tasks_open, mut gathers_open) = (true, true);
     while tasks_open || gathers_open {
         let sent = select_biased! {
+            recv(tasks) -> message => match message {
+                Ok(task) => done.send(Done::Task { sequence: task.sequence, output: worker.run(&task.work) }).is_ok(),
+                Err(_) => { (tasks, tasks_open) = (never(), false); true }
+            },
             recv(gathers) -> message => match message {
                 Ok(gather) => {
                     let (number, result) = (gather.number, worker.gather(&gather));
                     gathered.send(Done::Gather { number, gathered: result }).is_ok()
                 }
                 Err(_) => { (gathers, gathers_open) = (never(), false); true }
-            },
-            recv(tasks) -> message => match message {
-                Ok(task) => done.send(Done::Task { sequence: task.sequence, output: worker.run(&task.work) }).is_ok(),
-                Err(_) => { (tasks, tasks_open) = (never(), false); true }
             },
         };
         if !sent {
@@ -293,8 +294,8 @@ impl Sequencer<'_> {
     }
 
     fn flush_gather(&mut self) -> Result<()> {
-        let gathers = &self.gathers;
-        self.gatherer.flush(&mut |gather| send(gathers.as_ref(), gather))
+        let (shared, gathers) = (self.copy.shared, &self.gathers);
+        self.gatherer.flush(&mut |gather| send(shared, gathers.as_ref(), gather))
     }
 
     fn durable(&mut self, message: Result<Result<FinishedPack>, crossbeam_channel::RecvError>) -> Result<()> {
@@ -389,8 +390,8 @@ impl Sequencer<'_> {
                     let end = first + units as usize;
                     let bytes = output.changed.bytes.get(first * self.page_size..end * self.page_size);
                     let pages = output.changed.pages.get(first..end).unwrap_or_default();
-                    let channel = &self.gathers;
-                    let mut send = |gather| send(channel.as_ref(), gather);
+                    let (shared, channel) = (self.copy.shared, &self.gathers);
+                    let mut send = |gather| send(shared, channel.as_ref(), gather);
                     let runs = self.gatherer.push(bytes.unwrap_or_default(), pages, self.page_size, &mut send)?;
                     *gathers = runs.last().map_or(*gathers, |run| run.number + 1);
                     placed.extend(runs.into_iter().map(Placed::Gathered));
@@ -539,7 +540,10 @@ impl Sequencer<'_> {
     }
 }
 
-fn send(gathers: Option<&Sender<Gather>>, gather: Gather) -> Result<()> {
+fn send(shared: &Shared, gathers: Option<&Sender<Gather>>, gather: Gather) -> Result<()> {
+    if let Some(old) = &shared.old_pages {
+        old.announce(&gather.changed.pages)?;
+    }
     let sent = gathers.map(|channel| channel.send(gather).is_ok());
     if sent == Some(true) { Ok(()) } else { Err(Error::refused(Kind::Assert, "no worker is left to gather pages")) }
 }

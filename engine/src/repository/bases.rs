@@ -2,8 +2,9 @@
 //!
 //! *Owns* two caches in memory, each bounded in bytes, least recently used out first: contents of packs ([`PackContents`]) of
 //! a repository, and decoded base chunks of one reader. Sealed bases may also come from the disk, see [`BaseCache`]. Gathered pages and their bases both lie in file order, so a few dozen
-//! chunks make scattered bases a sequential read. Two threads that miss the same thing both fetch it: harmless, and no
-//! thread ever waits for another. The lock is held for look-ups only.
+//! chunks make scattered bases a sequential read. Two threads that miss the same contents both fetch them: harmless. A base
+//! that one thread fetches the others wait for, once they have fetched what nobody else does: so no two wait for each other.
+//! Locks are held for look-ups only.
 
 #[cfg(doc)]
 use super::BaseCache;
@@ -15,10 +16,10 @@ use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::index::PackFacts;
 use pgkeep_formats::repo::layout;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of footers and page hashes a repository keeps.
 const CONTENTS_BYTES: usize = 96 << 20;
@@ -93,6 +94,58 @@ pub(super) struct DecodedBases(Bounded<ChunkId, Plain>);
 impl Default for DecodedBases {
     fn default() -> Self {
         Self(Bounded::new(BASES_BYTES))
+    }
+}
+
+/// Base chunks that threads are decoding.
+#[derive(Default)]
+pub(super) struct InFlight {
+    ids: Mutex<HashSet<ChunkId>>,
+    freed: Condvar,
+}
+
+/// Base chunks that one thread decodes; given back at the latest when this is dropped.
+struct Claims<'a> {
+    of: &'a InFlight,
+    mine: HashSet<ChunkId>,
+}
+
+impl InFlight {
+    fn lock(&self) -> MutexGuard<'_, HashSet<ChunkId>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody decodes this chunk.
+    fn wait(&self, id: &ChunkId) {
+        let ids = self.lock();
+        drop(self.freed.wait_while(ids, |ids| ids.contains(id)).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Claims<'_> {
+    /// False if another thread decodes it.
+    fn take(&mut self, id: ChunkId) -> bool {
+        let taken = self.of.lock().insert(id);
+        if taken {
+            self.mine.insert(id);
+        }
+        taken
+    }
+
+    fn give_back(&mut self, id: &ChunkId) {
+        if self.mine.remove(id) {
+            self.of.lock().remove(id);
+            self.of.freed.notify_all();
+        }
+    }
+}
+
+impl Drop for Claims<'_> {
+    fn drop(&mut self) {
+        for id in std::mem::take(&mut self.mine) {
+            self.of.lock().remove(&id);
+        }
+        self.of.freed.notify_all();
     }
 }
 
@@ -202,25 +255,47 @@ impl ChunkSource {
 
     /// Calls `each` for decoded base chunks, from the cache or the store, in any order. Neighbours in a pack come with one get.
     fn each_base(&self, ids: &[ChunkId], each: &mut dyn FnMut(&ChunkId, &Plain) -> Result<()>) -> Result<()> {
-        let mut missing: Vec<(ChunkId, ChunkAt)> = Vec::new();
+        let mut theirs = self.each_unclaimed(ids, each)?;
+        while let Some(first) = theirs.first() {
+            self.bases_in_flight.wait(first);
+            // Mostly kept now; what is not, as the other thread failed or others pushed it out, is fetched here.
+            theirs = self.each_unclaimed(&theirs, each)?;
+        }
+        Ok(())
+    }
+
+    /// Does it for all but those that other threads are decoding, which are returned.
+    fn each_unclaimed(
+        &self,
+        ids: &[ChunkId],
+        each: &mut dyn FnMut(&ChunkId, &Plain) -> Result<()>,
+    ) -> Result<Vec<ChunkId>> {
+        let mut claims = Claims { of: &self.bases_in_flight, mine: HashSet::new() };
+        let (mut missing, mut theirs): (Vec<(ChunkId, ChunkAt)>, _) = (Vec::new(), Vec::new());
         for id in ids {
-            match self.bases.0.get(id) {
-                Some(plain) => each(id, &plain)?,
-                None => {
-                    let at = self.locate(id).map_err(|e| e.during(format!("cannot read base chunk {id}")))?;
-                    // Depth is one: a base that needs a base is a forgery or a fault, and could go round in circles.
-                    if !matches!(at.encoding, Encoding::Raw | Encoding::Zstd) {
-                        let text = format!("chunk {id} is the base of a delta and a delta itself");
-                        return Err(Error::refused(Kind::Format, text));
-                    }
-                    missing.push((*id, at));
-                }
+            if let Some(plain) = self.bases.0.get(id) {
+                each(id, &plain)?;
+                continue;
             }
+            if !claims.take(*id) {
+                theirs.push(*id);
+                continue;
+            }
+            // Kept between the first look and the claim.
+            if let Some(plain) = self.bases.0.get(id) {
+                claims.give_back(id);
+                each(id, &plain)?;
+                continue;
+            }
+            let at = self.locate(id).map_err(|e| e.during(format!("cannot read base chunk {id}")))?;
+            // Depth is one: a base that needs a base is a forgery or a fault, and could go round in circles.
+            if !matches!(at.encoding, Encoding::Raw | Encoding::Zstd) {
+                let text = format!("chunk {id} is the base of a delta and a delta itself");
+                return Err(Error::refused(Kind::Format, text));
+            }
+            missing.push((*id, at));
         }
-        missing.sort_unstable_by_key(|(_, at)| (at.pack.pack, at.offset));
-        for packed in missing.chunk_by(|(_, a), (_, b)| a.pack.pack == b.pack.pack) {
-            self.will_read(packed);
-        }
+        self.will_read(&mut missing);
         let (end, gap) = (|at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len), self.store().gap());
         let mut rest = missing.as_slice();
         while let Some((_, first)) = rest.first() {
@@ -237,20 +312,27 @@ impl ChunkSource {
             });
             let (now, later) = rest.split_at(joined.count().max(1));
             for (id, plain) in self.span_of_bases(now, start, (stop - start) as usize)? {
-                each(&id, &plain)?;
                 self.offer_base(id, &plain);
+                claims.give_back(&id);
+                each(&id, &plain)?;
             }
             rest = later;
         }
-        Ok(())
+        Ok(theirs)
     }
 
-    /// Lets the store bring chunks of one pack nearer, so that it works while the first of them are decoded.
-    fn will_read(&self, chunks: &[(ChunkId, ChunkAt)]) {
-        let Some(pack) = chunks.first().map(|(_, at)| at.pack.pack).filter(|_| chunks.len() > 1) else { return };
-        if self.announces && self.fetches_bases && self.base_cache.as_ref().is_none_or(|cache| !cache.has(pack)) {
-            let spans: Vec<_> = chunks.iter().map(|(_, at)| (at.offset.into(), at.stored_len as usize)).collect();
-            self.store().will_get(&layout::pack(pack), &spans);
+    /// Lets the store bring base chunks nearer, so that it works while others are decoded. Sorts them by their places.
+    pub fn will_read(&self, chunks: &mut [(ChunkId, ChunkAt)]) {
+        chunks.sort_unstable_by_key(|(_, at)| (at.pack.pack, at.offset));
+        if !self.announces || !self.fetches_bases {
+            return;
+        }
+        for packed in chunks.chunk_by(|(_, a), (_, b)| a.pack.pack == b.pack.pack) {
+            let Some(pack) = packed.first().map(|(_, at)| at.pack.pack) else { continue };
+            if self.base_cache.as_ref().is_none_or(|cache| !cache.has(pack)) {
+                let spans: Vec<_> = packed.iter().map(|(_, at)| (at.offset.into(), at.stored_len as usize)).collect();
+                self.store().will_get(&layout::pack(pack), &spans);
+            }
         }
     }
 

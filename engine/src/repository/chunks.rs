@@ -1,6 +1,6 @@
 //! Reading chunks: from its place in a pack to checked plaintext.
 
-use super::bases::DecodedBases;
+use super::bases::{DecodedBases, InFlight};
 use super::{BaseCache, Repository};
 use crate::chunk::{Decoder, delta};
 use crate::crypto::{ChunkOpener, Scope};
@@ -33,6 +33,7 @@ pub struct ChunkSource {
     stanza: String,
     meta_openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
     pub(super) bases: DecodedBases,
+    pub(super) bases_in_flight: InFlight,
     /// Where sealed bases are looked for before the store is asked.
     pub(super) base_cache: Option<Arc<BaseCache>>,
     /// Whether the store is asked for bases at all.
@@ -53,6 +54,7 @@ impl ChunkSource {
             stanza: stanza.to_owned(),
             meta_openers: Mutex::default(),
             bases: DecodedBases::default(),
+            bases_in_flight: InFlight::default(),
             base_cache: None,
             fetches_bases: true,
             announces: true,

@@ -336,7 +336,8 @@ fn a_pack_of_the_parent_that_is_deleted_meanwhile_is_named_and_nothing_is_visibl
     for pack in packs(&world.store, copied.session, false) {
         for (at, kind) in [(layout::PACKS, BackupType::Incr), (REFS, BackupType::Incr), (REFS, BackupType::Full)] {
             let store = world.fork();
-            let (meanwhile, has_happened) = meanwhile(&store, at, move |store| store.delete(&layout::pack(pack)).unwrap());
+            let (meanwhile, has_happened) =
+                meanwhile(&store, at, move |store| store.delete(&layout::pack(pack)).unwrap());
             let outcome = world.backup_to(Arc::clone(&meanwhile) as Arc<dyn Store>, None, kind);
             assert!(has_happened.load(Ordering::SeqCst));
             match outcome {
@@ -357,7 +358,8 @@ fn a_pack_of_the_parent_that_is_deleted_meanwhile_is_named_and_nothing_is_visibl
     // Metadata of the other stanza has been read by then, or is done without.
     for pack in packs(&world.store, copied.session, true) {
         let store = world.fork();
-        let (meanwhile, has_happened) = meanwhile(&store, layout::PACKS, move |store| store.delete(&layout::pack(pack)).unwrap());
+        let (meanwhile, has_happened) =
+            meanwhile(&store, layout::PACKS, move |store| store.delete(&layout::pack(pack)).unwrap());
         let report = world.backup_to(Arc::clone(&meanwhile) as Arc<dyn Store>, None, BackupType::Incr);
         let report = report.unwrap_or_else(|e| panic!("pack {pack}: {}", text(&e)));
         assert!(has_happened.load(Ordering::SeqCst));

@@ -14,8 +14,10 @@ use pgkeep_formats::repo::layout;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-/// The wait before the second look for a segment; each later one is half as long again.
+/// The wait before the second look for a segment; each later one is half as long again. A look into a repository that is
+/// near costs next to nothing.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
+const FIRST_WAIT_NEAR: Duration = Duration::from_millis(5);
 /// No wait is longer, so that a stop is heeded soon and an arrival seen soon.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -161,7 +163,8 @@ impl Repository {
             missing.entry(directory).or_default().insert(name);
         }
         let mut last_arrival = clock.now();
-        let mut wait = FIRST_WAIT;
+        let first_wait = if self.store.is_near() { FIRST_WAIT_NEAR } else { FIRST_WAIT };
+        let mut wait = first_wait;
         loop {
             cancel.check()?;
             let mut arrived = false;
@@ -174,7 +177,7 @@ impl Repository {
             let now = clock.now();
             let Some(first) = missing.values().find_map(|names| names.first()) else { return Ok(()) };
             if arrived {
-                (last_arrival, wait) = (now, FIRST_WAIT);
+                (last_arrival, wait) = (now, first_wait);
             }
             let left = timeout.saturating_sub(now.saturating_sub(last_arrival));
             if left.is_zero() {
