@@ -27,6 +27,8 @@ from tools import BaseBackup, Pgkeep, PgBackRest, Restic, parse_variant, segment
 
 WEEK = 7
 KEEP = 7
+# Restores in turn, of the last backup and of a fresh full.
+RESTORES = 3
 
 
 def machine(a, cluster):
@@ -160,6 +162,19 @@ def check_restore(a, runner, cluster, tool, which, expected):
     return out
 
 
+def beside_fresh(a, runner, cluster, tool):
+    """Restores of the last backup and of a full in a repository of its own, of the same state, in turn: what history costs a restore."""
+    fresh = Pgkeep(runner, f"{tool.name}-fresh", tool.binary, tool.options)
+    fresh.setup(cluster)
+    fresh.backup(True)
+    out = {"last": [], "fresh": []}
+    for turn in range(RESTORES):
+        for name in ("last", "fresh")[::1 if turn % 2 else -1]:
+            out[name].append(check_restore(a, runner, cluster, tool if name == "last" else fresh, "last", None))
+    clean(fresh.home)
+    return out
+
+
 def run(a):
     runner, cluster, data = make_cluster(a)
     result = {"settings": {k: v for k, v in vars(a).items() if k in ("scale", "days", "seed", "share", "distribution", "variant", "wal")}, "days": []}
@@ -190,6 +205,8 @@ def run(a):
                                             "last": check_restore(a, runner, cluster, tool, "last", expected)}
             print(f"{tool.name:16} restored, tables {'the same' if result['restore'][tool.name]['last']['same'] else 'DIFFER'}", flush=True)
             save()
+        result["beside_fresh"] = {t.name: beside_fresh(a, runner, cluster, t) for t in tools if isinstance(t, Pgkeep)}
+        save()
         result["keep"] = {"last": KEEP, "tools": {t.name: t.keep(KEEP, WEEK) for t in tools}} if a.days > KEEP else None
         save()
     finally:

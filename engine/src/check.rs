@@ -101,7 +101,7 @@ pub fn run(
     let (identity, found) = ClusterIdentity::of_server(server, options.pgdata, options.port)?;
     let role = if found.in_recovery { ServerRole::Standby } else { ServerRole::Primary };
     if role == ServerRole::Primary {
-        configuration(&found, options.archive_check, options.program_names)?;
+        configuration(&found, options.archive_check, options.program_names, options.stanza)?;
     }
     // 2. Every repository knows the cluster.
     let mut archive_ids = Vec::with_capacity(repositories.len());
@@ -148,8 +148,8 @@ pub fn archives(server: &Identity) -> Result<()> {
 ///
 /// # Errors
 /// As [`archives`]; `FeatureNotSupported` with `archive_mode=always`; `ArchiveCommandInvalid` if the command does not name
-/// the program.
-pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&str]) -> Result<()> {
+/// the program, or names another stanza.
+pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&str], stanza: &str) -> Result<()> {
     if check == ArchiveCheck::Off {
         return Ok(());
     }
@@ -164,7 +164,13 @@ pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&s
     }
     let command = &server.archive_command;
     if program_names.iter().any(|name| !name.is_empty() && command.contains(name)) {
-        return Ok(());
+        return match stanza_of(command) {
+            Some(other) if other != stanza => {
+                let text = format!("archive_command archives for stanza '{other}', not for '{stanza}': '{command}'");
+                Err(Error::refused(Kind::ArchiveCommandInvalid, text))
+            }
+            _ => Ok(()),
+        };
     }
     let mut names: Vec<&str> = Vec::new();
     for name in program_names.iter().filter(|name| !name.is_empty()) {
@@ -174,6 +180,21 @@ pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&s
     }
     let text = format!("archive_command must contain '{}', but is '{command}'", names.join("' or '"));
     Err(Error::refused(Kind::ArchiveCommandInvalid, text))
+}
+
+/// The stanza that a command names, if it does so plainly: what a shell would still change is not guessed at.
+fn stanza_of(command: &str) -> Option<&str> {
+    let mut words = command.split_whitespace();
+    let value = loop {
+        match words.next()?.strip_prefix("--stanza") {
+            Some("") => break words.next()?,
+            Some(rest) if rest.starts_with('=') => break rest.get(1..)?,
+            _ => {}
+        }
+    };
+    let bare = ['"', '\''].into_iter().find_map(|q| value.strip_prefix(q)?.strip_suffix(q)).unwrap_or(value);
+    let plain = |c: char| c.is_alphanumeric() || "._-".contains(c);
+    (!bare.is_empty() && bare.chars().all(plain)).then_some(bare)
 }
 
 fn archive_id(repository: &Repository, stanza: &str, identity: &ClusterIdentity) -> Result<String> {
@@ -250,7 +271,7 @@ mod tests {
         use ArchiveMode::{Always, Off, On};
         let good = "pgkeep --stanza=demo archive-push %p";
         let kind = |mode, command, library, check| {
-            configuration(&server(mode, command, library), check, &["pgkeep", "backuper"]).map_err(|e| e.kind())
+            configuration(&server(mode, command, library), check, &["pgkeep", "backuper"], "demo").map_err(|e| e.kind())
         };
         assert_eq!(kind(On, good, "", ArchiveCheck::Strict), Ok(()));
         assert_eq!(kind(On, "/opt/backuper archive-push %p", "", ArchiveCheck::Strict), Ok(()));
@@ -266,10 +287,34 @@ mod tests {
     }
 
     #[test]
+    fn a_command_for_another_stanza_is_refused_if_it_says_so_plainly() {
+        let of = |command: &str| {
+            let server = server(ArchiveMode::On, command, "");
+            configuration(&server, ArchiveCheck::AnyMode, &["pgkeep"], "demo").map_err(|e| e.to_string())
+        };
+        for good in [
+            "pgkeep --stanza=demo archive-push %p",
+            "pgkeep --stanza 'demo' archive-push %p",
+            "pgkeep --stanza=\"demo\" archive-push %p",
+            "pgkeep archive-push %p",
+            "pgkeep --stanza=$STANZA archive-push %p",
+            "pgkeep --stanza=$(hostname) archive-push %p",
+            "pgkeep --stanza",
+            "pgkeep --stanza=",
+        ] {
+            assert_eq!(of(good), Ok(()), "{good}");
+        }
+        for bad in ["pgkeep --stanza=main archive-push %p", "pgkeep --stanza 'main' archive-push %p"] {
+            let told = of(bad).unwrap_err();
+            assert!(told.starts_with("archive_command archives for stanza 'main', not for 'demo'"), "{told}");
+        }
+    }
+
+    #[test]
     fn a_name_is_told_once() {
         let names = ["pgkeep", "pgbackrest", "", "pgkeep"];
         let error =
-            configuration(&server(ArchiveMode::On, "cp %p /wal", ""), ArchiveCheck::Strict, &names).unwrap_err();
+            configuration(&server(ArchiveMode::On, "cp %p /wal", ""), ArchiveCheck::Strict, &names, "a").unwrap_err();
         assert_eq!(error.to_string(), "archive_command must contain 'pgkeep' or 'pgbackrest', but is 'cp %p /wal'");
     }
 }

@@ -218,7 +218,7 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
             of("stanza"),
             of("repository"),
             human_size(s.info.bytes),
-            created.strftime("%Y-%m-%d %H:%M:%S")
+            created.strftime("%Y-%m-%d %H:%M:%S%:::z")
         ));
     }
     let none = text.is_empty() && status == Status::OK;

@@ -77,6 +77,9 @@ fn of_command(program: &Program, command: Command) -> String {
         let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
     }
     text.push('\n');
+    for (action, help) in actions(command) {
+        entry(&mut text, action, 10, help);
+    }
     let (options, inert): (Vec<_>, Vec<_>) = options_of(command).into_iter().partition(|d| d.effect.is_none());
     for heading in ["Command", "General", "Log", "Repository", "Stanza"] {
         let rows: Vec<_> = options.iter().filter(|d| heading_of(d) == heading).collect();
@@ -110,6 +113,19 @@ fn of_command(program: &Program, command: Command) -> String {
         }
     }
     text
+}
+
+/// What the words do that a command takes, and what each needs.
+fn actions(command: Command) -> &'static [(&'static str, &'static str)] {
+    match command {
+        Command::Clone => &[
+            ("create", "make a clone of a backup and mount it; needs --dir (an empty directory for what the clone writes), --mountpoint (an empty directory), and --stanza; PostgreSQL is started on the mountpoint, as the last line of its output says"),
+            ("mount", "serve a clone again, after a reboot for example; needs --dir and --mountpoint"),
+            ("list", "list the clones in --dir"),
+            ("destroy", "unmount a clone and remove what it wrote; needs --dir; --force ends a server that runs on it"),
+        ],
+        _ => &[],
+    }
 }
 
 fn of_option(program: &Program, command: Command, name: &str, settings: &Settings) -> Result<String, OptionError> {

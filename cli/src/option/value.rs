@@ -3,7 +3,7 @@
 use super::def::Type;
 use super::error::OptionError;
 use crate::exit::Status;
-use crate::size::{CpuShare, exact_cpus, parse_cpus, parse_size, parse_time};
+use crate::size::{CpuShare, exact_cpus, exact_size, exact_time, parse_cpus, parse_size, parse_time};
 use std::path::Path;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -86,14 +86,17 @@ pub(super) fn parse(name: &str, ty: Type, written: &[String], cwd: &Path) -> Res
         Type::Size(least, most) => {
             match parse_size(text) {
                 Some(n) if (least..=most).contains(&n) => Ok(Value::Size(n)),
-                Some(_) => Err(outside(format!("{least} bytes"), format!("{most} bytes"))),
+                Some(_) => Err(outside(exact_size(least), exact_size(most))),
                 None => Err(refuse("is not a size".to_owned())
                     .hint("write a size as a whole number with a unit, such as 20MiB")),
             }
         }
         Type::Time(least, most) => match parse_time(text) {
             Some(t) if (u128::from(least)..=u128::from(most)).contains(&t.as_millis()) => Ok(Value::Time(t)),
-            Some(_) => Err(outside(format!("{least}ms"), format!("{most}ms"))),
+            Some(_) => {
+                let [least, most] = [least, most].map(|ms| exact_time(Duration::from_millis(ms)));
+                Err(outside(least, most))
+            }
             None => {
                 Err(refuse("is not a time".to_owned()).hint("write a time in seconds, or with a unit, such as 15m"))
             }
