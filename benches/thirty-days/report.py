@@ -72,9 +72,9 @@ def thirty_days(result):
     parts.append(table(["tool", "repository without WAL", "WAL", last, "restore of first, s", "of last, s", "read for first", "for last", "tables"], rows))
     for n, of in result.get("beside_fresh", {}).items():
         wall = statistics.median(a["wall"] / b["wall"] for a, b in zip(of["last"], of["fresh"]))
-        read = of["last"][0]["read"] / of["fresh"][0]["read"]
+        read_by = of["last"][0]["read"] / of["fresh"][0]["read"]
         parts.append(f"\n{n}: restoring the last backup beside a full of the same state alone in its repository, median of {len(of['last'])} in turn: "
-                     f"wall {wall:.2f}, bytes read {read:.2f}.")
+                     f"wall {wall:.2f}, bytes read {read_by:.2f}.")
     written = sum(d.get("wal_bytes", 0) for d in days)
     if written:
         parts.append(f"\nWAL segments written: {mib(written)} MiB.")
