@@ -47,7 +47,7 @@ fn main() {
 }
 
 const FILES: &[&str] = &["make-files", "full", "list", "read-file", "incr", "verify"];
-const CHUNKS: &[&str] = &["make-chunks", "list", "find-chunks", "next-chunks", "find-chunks"];
+const CHUNKS: &[&str] = &["make-chunks", "list", "find-chunks", "next-chunks", "find-chunks", "verify"];
 
 fn run(ground: &Ground, step: &str, count: u64) {
     match step {

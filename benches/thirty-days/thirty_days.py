@@ -164,7 +164,9 @@ def check_restore(a, runner, cluster, tool, which, expected):
 
 def beside_fresh(a, runner, cluster, tool):
     """Restores of the last backup and of a full in a repository of its own, of the same state, in turn: what history costs a restore."""
-    fresh = Pgkeep(runner, f"{tool.name}-fresh", tool.binary, tool.options)
+    fresh = Pgkeep(runner, f"{tool.name}.fresh", tool.binary, tool.options)
+    if fresh.home.exists():
+        fail(f"{fresh.home} is there already")
     fresh.setup(cluster)
     fresh.backup(True)
     out = {"last": [], "fresh": []}

@@ -159,7 +159,7 @@ fn attend(context: &Context<'_>, served: Served) -> Result<Status, Failure> {
             }
         };
         loop {
-            let stopped = clone.as_deref().map_or(Ok(()), stop);
+            let stopped = clone.as_deref().map_or(Ok(()), stop_server);
             let if_used = if clone.is_some() { IfUsed::Stay } else { IfUsed::Detach };
             match stopped.and_then(|()| mounted.unmount(if_used).map_err(Failure::from)) {
                 Ok(Left::Gone) => return,
@@ -181,7 +181,10 @@ fn attend(context: &Context<'_>, served: Served) -> Result<Status, Failure> {
 }
 
 /// Stops the server on a clone, if there is one: in order, or else at once.
-fn stop(clone: &Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// `PostgresRunning` if it does not end.
+pub(crate) fn stop_server(clone: &Path) -> Result<(), Failure> {
     let Some(pid) = servers::of_clone(clone)? else { return Ok(()) };
     for (signal, wait) in STOP_WAIT {
         tracing::info!("stopping server {pid} with {signal:?}");

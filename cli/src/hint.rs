@@ -83,7 +83,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
             &["does pg1-path name the right cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'"]
         }
         (Kind::FileMissing, _) => missing(command, root, &says),
-        (Kind::PathMissing, Some(C::Clone)) if says("cannot list") => &["--dir names the directory that holds clones, or one of them"],
+        (Kind::PathMissing, Some(C::Clone)) if says("cannot list") => {
+            &["--dir names the directory that holds clones, or one of them"]
+        }
         (Kind::PathMissing, Some(C::Clone)) => &["'clone list' shows the clones in a directory"],
         (Kind::PathMissing, Some(C::ArchiveGet)) => &["'verify' shows what the repository lacks"],
         (Kind::DbConnect, _) => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],

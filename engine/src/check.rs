@@ -164,8 +164,11 @@ pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&s
     }
     let command = &server.archive_command;
     if program_names.iter().any(|name| !name.is_empty() && command.contains(name)) {
-        return match stanza_of(command) {
-            Some(other) if other != stanza => {
+        // While another tool is still in use a command has several parts, each with a stanza of its own.
+        let ours = |part: &&str| program_names.iter().any(|name| !name.is_empty() && part.contains(name));
+        let told: Vec<Option<&str>> = command.split(['&', '|', ';']).filter(ours).map(stanza_of).collect();
+        return match told.first() {
+            Some(Some(other)) if told.iter().all(|of| of.is_some_and(|of| of != stanza)) => {
                 let text = format!("archive_command archives for stanza '{other}', not for '{stanza}': '{command}'");
                 Err(Error::refused(Kind::ArchiveCommandInvalid, text))
             }
@@ -301,10 +304,16 @@ mod tests {
             "pgkeep --stanza=$(hostname) archive-push %p",
             "pgkeep --stanza",
             "pgkeep --stanza=",
+            "pgkeep --stanza=main archive-push %p && pgkeep --stanza=demo archive-push %p",
+            "/usr/bin/pgkeep --stanza=main archive-push %p; pgkeep archive-push %p",
         ] {
             assert_eq!(of(good), Ok(()), "{good}");
         }
-        for bad in ["pgkeep --stanza=main archive-push %p", "pgkeep --stanza 'main' archive-push %p"] {
+        for bad in [
+            "pgkeep --stanza=main archive-push %p",
+            "pgkeep --stanza 'main' archive-push %p",
+            "test -f x && pgkeep --stanza=main archive-push %p",
+        ] {
             let told = of(bad).unwrap_err();
             assert!(told.starts_with("archive_command archives for stanza 'main', not for 'demo'"), "{told}");
         }

@@ -13,9 +13,11 @@ mod bitmap;
 mod disk;
 mod files;
 mod fs;
+mod hydrate;
 mod identity;
 mod names;
 mod nodes;
+mod promote;
 mod recover;
 mod settle;
 mod skeleton;
@@ -23,7 +25,8 @@ mod state;
 mod tablespaces;
 
 pub(crate) use fs::negotiate;
-pub use state::CloneInfo;
+pub use promote::promote;
+pub use state::{CloneInfo, Hydration, HydrationState};
 
 use crate::mount::{Access, MountOptions, Session};
 use crate::owner::Owner;
@@ -33,6 +36,7 @@ use pgkeep_engine::{Error, FileError, Kind, Result};
 use rustix::fs::{Mode, OFlags};
 use state::Layout;
 use std::io::ErrorKind;
+use std::num::NonZero;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -163,6 +167,7 @@ fn clear(layout: &Layout) -> Result<()> {
 /// fit the backup, and what the file system or the kernel said.
 pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options: &MountOptions) -> Result<Session> {
     let layout = Layout::new(dir);
+    promote::refuse_begun(&layout)?;
     let opened = recover::open(&layout)?;
     if snapshot.page_size() != opened.info.page_size {
         let (pages, expected) = (snapshot.page_size(), opened.info.page_size);
@@ -175,6 +180,7 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
         rustix::fs::open(&data, flags, Mode::empty()).map_err(|error| FileError::at("open", &data)(error.into()))?;
     let (maps, queue) = (opened.maps, Arc::new(settle::Queue::default()));
     let doubt = Arc::new(recover::Doubt::new(&layout));
+    let demand = Arc::new(hydrate::Demand::default());
     let shared = base::Shared {
         page_size: opened.info.page_size,
         snapshot,
@@ -182,13 +188,18 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
         disk: Box::new(disk::Kernel),
         queue: Arc::clone(&queue),
         doubt: Arc::clone(&doubt),
+        demand: Arc::clone(&demand),
     };
     let backing =
         backing::Backing::new(root, opened.dirty, opened.table, shared).map_err(FileError::at("open", &data))?;
-    let settler = settle::Settler::start(queue).map_err(FileError::at("serve", dir))?;
+    let backing = Arc::new(backing);
+    let settler = settle::Settler::start(Arc::clone(&queue)).map_err(FileError::at("serve", dir))?;
+    let hydrator = hydrate::Hydrator::start(&layout, Arc::clone(&backing), demand, queue);
+    let hydrator = hydrator.map_err(FileError::at("serve", dir))?;
     let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
+        drop(hydrator);
         let result = recover::close(&layout, &maps, settler, &doubt);
         drop(lock);
         result
@@ -206,6 +217,24 @@ pub fn info(dir: &Path) -> Result<CloneInfo> {
         return Err(Error::refused(Kind::PathMissing, format!("'{}' is not a complete clone", dir.display())));
     }
     CloneInfo::load(&layout)
+}
+
+/// Asks for everything that a clone lacks, at most so many bytes a second. Whoever serves the clone fetches it, from now
+/// on or from the next mount on, until it is there.
+///
+/// # Errors
+/// `PathMissing` if `dir` is no complete clone, and what the file system said.
+pub fn hydrate(dir: &Path, io_limit: Option<NonZero<u64>>) -> Result<()> {
+    info(dir)?;
+    state::Wish { io_limit }.save(&Layout::new(dir))
+}
+
+/// How far hydration of a clone is; `None` if nobody asked for it or nobody has served the clone since.
+///
+/// # Errors
+/// `FileInvalid` if the record is damaged, and what the file system said.
+pub fn hydration(dir: &Path) -> Result<Option<Hydration>> {
+    Hydration::load(&Layout::new(dir))
 }
 
 /// Succeeds if nobody serves or changes the clone at this moment.

@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -118,7 +119,9 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     assert!(run.says(&destroy), "{run}");
     let told = newest.create(&world, &["--output=json", "--log-level-console=info"]).json();
     assert_eq!(told["mountpoint"], newest.mountpoint.to_str().unwrap());
-    assert_eq!((&told["label"], &told["port"]), (&label.as_str().into(), &5433.into()));
+    assert_eq!(told["label"], label);
+    let port = told["port"].as_u64().unwrap();
+    assert!(port >= 5433, "{told}");
 
     let mut clone = Cluster::adopt(MAJOR, &at_target.mountpoint);
     clone.start();
@@ -136,7 +139,7 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
 
     // A second clone beside it, to the end of the archive, by its own settings alone.
     let auto = fs::read_to_string(newest.mountpoint.join("postgresql.auto.conf")).unwrap();
-    assert!(auto.contains("port = '5433'\nlisten_addresses = 'localhost'\n"), "{auto}");
+    assert!(auto.contains(&format!("port = '{port}'\nlisten_addresses = 'localhost'\n")), "{auto}");
     let mut other = Cluster::adopt(MAJOR, &newest.mountpoint);
     other.start();
     other.wait_promoted();
@@ -167,6 +170,109 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     assert_eq!(objects(&world), before);
     assert!(data(&world.cluster) == last);
     assert_eq!(world.cluster.psql("SELECT count(*) FROM pg_tables WHERE tablename = 'ours'"), "0");
+}
+
+#[test]
+fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory() {
+    let (world, _) = world();
+    world.mark(1);
+    world.archive_now();
+    let last = data(&world.cluster);
+    let places = Places::new(&world, "h");
+    let sockets = world.cluster.socket_dir().to_owned();
+    let socket = format!("--socket-path={}", sockets.display());
+    let pg_bin = format!("--pg-bin={}", world.cluster.binaries().dir().display());
+    let told = places.create(&world, &["--start", &socket, &pg_bin, "--output=json"]).json();
+    assert!(told["postmaster"].as_u64().is_some_and(|pid| pid > 0), "{told}");
+    let port = told["port"].as_u64().unwrap();
+    let sql = |text: &str| {
+        let mut psql = Command::new(world.cluster.binaries().client("psql"));
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", text]);
+        let out = psql.arg("-h").arg(&sockets).args(["-p", &port.to_string()]).output().unwrap();
+        assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    };
+    // Recovery has ended when the command has.
+    assert_eq!(sql("SELECT pg_is_in_recovery()"), "f");
+    let state = |world: &World| world.ok(places.args("info").into_iter().chain(["--output=json".to_owned()])).json();
+    assert!(state(&world)["hydration"].is_null());
+
+    // A table changes while everything is fetched, one is dropped, one is truncated, and one is made.
+    sql(
+        "UPDATE pgbench_accounts SET abalance = aid WHERE aid % 3 = 0; DROP TABLE pgbench_history; TRUNCATE pgbench_tellers",
+    );
+    let hydrate = places.args("hydrate").into_iter().chain(["--io-limit=8MiB".to_owned()]);
+    let running = world.spawn(hydrate);
+    sql("CREATE TABLE ours AS SELECT generate_series(1, 50000) AS i");
+    sql("UPDATE pgbench_accounts SET filler = 'x' WHERE aid % 7 = 0");
+    let run = running.wait();
+    assert_eq!(run.code, Some(0), "{run}");
+    let hydration = &state(&world)["hydration"];
+    assert_eq!(hydration["state"], "done", "{hydration}");
+    assert_eq!(hydration["done"], hydration["total"], "{hydration}");
+    let expected = sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'");
+
+    // Stopped and started it is as it was.
+    world.ok(places.args("stop"));
+    assert!(!places.is_mounted(&world) && state(&world)["postmaster"].is_null());
+    let started = world.ok(places.args("start").into_iter().chain([pg_bin.clone()]));
+    assert!(started.says("to connect: psql"), "{started}");
+    assert_eq!(sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'"), expected);
+
+    // Without the repository, as it is not needed any more.
+    let away = world.path("repo.away");
+    let run = world.ok(places.args("promote").into_iter().chain([pg_bin.clone()]));
+    fs::rename(world.sandbox.repo(), &away).unwrap();
+    assert!(run.says("is an ordinary data directory now; its server runs again"), "{run}");
+    assert!(!places.is_mounted(&world) && !places.dir.exists());
+    assert_eq!(sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'"), expected);
+    assert_eq!(sql("SELECT count(*) FROM ours"), "50000");
+    let pidfile = places.mountpoint.join("postmaster.pid");
+    let pid = fs::read_to_string(&pidfile).unwrap().lines().next().unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
+    wait_until("the end of the server", || !pidfile.exists());
+    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
+    clone.start();
+    assert_ne!(data(&clone), last);
+    clone.amcheck();
+    clone.stop(Mode::Fast);
+    fs::rename(&away, world.sandbox.repo()).unwrap();
+}
+
+#[test]
+fn what_is_not_served_is_neither_hydrated_nor_promoted_and_nothing_is_lost() {
+    let (world, _) = world();
+    let places = Places::new(&world, "w");
+    places.create(&world, &[]);
+    let restored = world.path("restored");
+    world.restore_to(&restored, ["--type=none"]);
+    let below = |dir: PathBuf| -> Vec<_> {
+        everything(&dir).into_iter().map(|(path, what)| (path.strip_prefix(&dir).unwrap().to_owned(), what)).collect()
+    };
+    let expected = below(restored.join("base"));
+    let base = |places: &Places| below(places.mountpoint.join("base"));
+    world.ok(places.args("stop"));
+    let run = world.expect(73, places.args("hydrate"));
+    assert!(run.says("is not served") && run.says("clone '"), "{run}");
+    // What it lacks it needs; what is asked for is refused before anything is changed.
+    let run = world.expect(55, places.args("promote"));
+    assert!(run.says("the clone lacks page 0 of '"), "{run}");
+    // The wish of before is remembered: it is fulfilled by the next mount.
+    world.ok(places.args("mount"));
+    wait_until("hydration", || {
+        let run = world.ok(places.args("info").into_iter().chain(["--output=json".to_owned()]));
+        run.json()["hydration"]["state"] == "done"
+    });
+    assert!(base(&places) == expected);
+    // Something in the place of the mountpoint.
+    world.ok(places.args("stop"));
+    fs::write(places.mountpoint.join("mine"), b"mine").unwrap();
+    let run = world.expect(40, places.args("promote"));
+    assert!(run.says("is not empty"), "{run}");
+    fs::remove_file(places.mountpoint.join("mine")).unwrap();
+    world.ok(places.args("promote"));
+    assert!(base(&places) == expected);
+    assert!(places.mountpoint.join("PG_VERSION").is_file() && !places.dir.exists());
 }
 
 #[test]

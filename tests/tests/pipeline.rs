@@ -10,11 +10,11 @@ use pgkeep_engine::restore::{self, Env, RestoreOptions};
 use pgkeep_engine::store::{Call, Range, RecordingStore, Verb};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::BackupType;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::offline::{HookedStore, Ledger, STANZA, Tree, World, invariants, open, open_with};
 
 const MIB: u64 = 1 << 20;
@@ -67,19 +67,17 @@ fn while_the_store_takes_its_time_two_packs_are_under_way_and_reading_goes_on() 
                 return;
             }
             let number = begun.raise();
-            // The first waits for the second to begin as well, and then for the workers to read on: what both packs hold,
-            // what fills the next, and the tasks that may be under way.
-            if number != 1 {
+            // The first two wait for each other, so that no uploader is left, and then for the workers to read on: what fills
+            // the next pack.
+            if number > 2 {
                 return;
             }
-            let read = limits.totals().bytes;
-            let mut waited = Duration::ZERO;
             let goes_on = begun.wait(2) && {
-                while limits.totals().bytes < read + 4 * MIB && waited < FOR_GOOD {
+                let (read, waiting) = (limits.totals().bytes, Instant::now());
+                while limits.totals().bytes < read + MIB / 2 && waiting.elapsed() < FOR_GOOD {
                     std::thread::sleep(Duration::from_millis(5));
-                    waited += Duration::from_millis(5);
                 }
-                waited < FOR_GOOD
+                waiting.elapsed() < FOR_GOOD
             };
             if !goes_on {
                 idled.fetch_add(1, Ordering::SeqCst);
@@ -134,11 +132,11 @@ fn workers_read_one_file_side_by_side() {
     check(&world, &report.commit.label);
 }
 
-/// Parts of packs that were asked for.
+/// Parts of packs that were asked for, without headers, which come before all else.
 fn parts(calls: &[Call]) -> BTreeMap<String, Vec<(u64, u64)>> {
     let mut parts: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
     for call in calls.iter().filter(|c| c.verb == Verb::Get && layout::parse_pack(&c.key).is_some()) {
-        if let Some(Range::Span { offset, len }) = call.range {
+        if let Some(Range::Span { offset, len }) = call.range.filter(|r| !matches!(r, Range::Span { offset: 0, .. })) {
             parts.entry(call.key.clone()).or_default().push((offset, offset + len as u64));
         }
     }
@@ -147,7 +145,7 @@ fn parts(calls: &[Call]) -> BTreeMap<String, Vec<(u64, u64)>> {
 }
 
 #[test]
-fn a_restore_after_a_month_of_deltas_asks_for_no_byte_twice() {
+fn a_restore_after_a_month_of_deltas_asks_for_no_chunk_twice() {
     let world = World::new(93, 8);
     world.backup(BackupType::Full);
     for day in 0..30 {
@@ -227,5 +225,27 @@ fn a_far_repository_is_not_asked_for_old_pages_unless_told_to() {
         assert_eq!(asked, asks, "{mode:?}, near: {near}");
         expected.insert(incr.label, Tree::of_files(world.cluster.path()));
         invariants(&world.store, &expected, &mut Ledger::default());
+    }
+}
+
+#[test]
+fn old_pages_are_announced_unless_a_limit_forbids_to_read_them_yet() {
+    for (limited, announces) in [(false, true), (true, false)] {
+        let world = World::new(95, 4);
+        world.backup(BackupType::Full);
+        world.cluster.edit("base/5/16386", &(0..400).step_by(3).collect::<Vec<_>>());
+        let recording = Arc::new(RecordingStore::new(HookedStore::new(&world.store, |_, _| ())));
+        let repository = open_with(Arc::clone(&recording) as _, None).unwrap();
+        let mut options = world.options(BackupType::Incr);
+        if limited {
+            options.limits = counting();
+        }
+        world.clock.advance(60);
+        backup::run(&repository, &options, &Silent, &Cancel::default(), &*world.clock).unwrap();
+        let told: u64 = recording.bytes(Verb::WillGet);
+        assert_eq!(told > 100 << 10, announces, "{told} bytes");
+        let packs: BTreeSet<_> = parts(&recording.calls()).into_keys().collect();
+        let announced: BTreeSet<_> = recording.keys(Verb::WillGet).into_iter().collect();
+        assert!(announced.is_subset(&packs), "{announced:?} are not among {packs:?}");
     }
 }

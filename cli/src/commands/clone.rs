@@ -1,8 +1,10 @@
 //! `clone`: writable clones of a backup, each a directory and a mount.
 //!
-//! `create` makes the directory and serves it, `mount` serves it again (after a reboot, or when the daemon died), `list`
-//! shows clones, `destroy` removes one with everything that was written to it.
+//! `create` makes the directory and serves it, `mount` serves it again (after a reboot, or when the daemon died), `start` and
+//! `stop` do that and start and stop its server, `hydrate` fetches everything, `promote` makes an ordinary data directory of
+//! it, `list` and `info` show clones, `destroy` removes one with everything that was written to it.
 
+mod life;
 mod make;
 mod settings;
 mod told;
@@ -19,7 +21,7 @@ use pgkeep_engine::repository::{ChunkSource, Repository};
 use pgkeep_engine::view::{BackupSnapshot, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::repo::records::Commit;
-use pgkeep_fuse::clone::{self, CloneInfo};
+use pgkeep_fuse::clone::{self, CloneInfo, HydrationState};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
 use rustix::process::Signal;
 use serde_json::json;
@@ -35,17 +37,37 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     match context.settings.param(0).to_str() {
-        Some("create") => daemon::run(context, make::create),
+        Some("create") => create(context),
         Some("mount") => daemon::run(context, mount),
+        Some("start") => life::start(context),
+        Some("stop") => life::stop(context),
+        Some("hydrate") => life::hydrate(context),
+        Some("promote") => life::promote(context),
         Some("list") => list(context.settings),
+        Some("info") => info(context.settings),
         Some("destroy") => destroy(context.settings),
         _ => {
             let message = format!("'{}' is not something to do with clones", context.settings.param(0).display());
             Err(OptionError::new(Status::PARAM_INVALID, message)
-                .hint("it is 'create', 'mount', 'list' or 'destroy'")
+                .hint("it is 'create', 'mount', 'start', 'stop', 'hydrate', 'promote', 'list', 'info' or 'destroy'")
                 .into())
         }
     }
+}
+
+/// Makes a clone and, with `--start`, starts its server.
+fn create(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let start = settings.flag(Opt::Start);
+    if start && settings.flag(Opt::Foreground) {
+        let message = "option start is not for a clone that is served in front: start its server beside it";
+        return Err(OptionError::new(Status::OPTION_INVALID, message).into());
+    }
+    let status = daemon::run(context, make::create)?;
+    if start && !settings.flag(Opt::ReadyPipe) && status == Status::OK {
+        return life::started(context, &dir(settings));
+    }
+    Ok(status)
 }
 
 /// The clone's directory, absolute.
@@ -180,50 +202,75 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
         }
     }
     if settings.text(Opt::Output) == Some("json") {
-        let rows = states.iter().map(|s| {
-            let of = |name| recorded(&s.info, name);
-            json!({
-                "dir": s.dir.display().to_string(),
-                "stanza": of("stanza"),
-                "label": of("label"),
-                "repository": of("repository").parse::<u32>().ok(),
-                "type": of("type"),
-                "target": Some(of("target")).filter(|t| !t.is_empty()),
-                "port": of("port").parse::<u16>().ok(),
-                "socket": of("socket"),
-                "mountpoint": s.mounted.first().map(|m| m.on.display().to_string()),
-                "postmaster": s.postmaster,
-                "created": s.info.created,
-                "files": s.info.files,
-                "bytes": s.info.bytes,
-            })
-        });
-        render::print(&json::to_text(rows.collect()))?;
+        render::print(&json::to_text(states.iter().map(of_state).collect()))?;
         return Ok(status);
     }
-    let mut text = String::new();
-    for s in &states {
-        let of = |name| recorded(&s.info, name);
-        let created = jiff::Timestamp::from_second(s.info.created).unwrap_or_default().to_zoned(zone::local());
-        let place = match (s.mounted.first(), s.postmaster) {
-            (Some(on), Some(pid)) => format!("mounted on {}, server {pid} on port {}", on.on.display(), of("port")),
-            (Some(on), None) => format!("mounted on {}, no server", on.on.display()),
-            (None, Some(pid)) => format!("not mounted, but server {pid} still runs on it"),
-            (None, None) => "not mounted".to_owned(),
-        };
-        text.push_str(&format!(
-            "clone: {}\n    backup: {} of stanza {}, repo{}\n    size: {}, created {}\n    status: {place}\n",
-            s.dir.display(),
-            of("label"),
-            of("stanza"),
-            of("repository"),
-            human_size(s.info.bytes),
-            created.strftime("%Y-%m-%d %H:%M:%S%:::z")
-        ));
-    }
+    let text: String = states.iter().map(text_of).collect();
     let none = text.is_empty() && status == Status::OK;
     render::print(if none { "No clones exist in the directory.\n" } else { &text })?;
     Ok(status)
+}
+
+fn info(settings: &Settings) -> Result<Status, Failure> {
+    let dir = dir(settings);
+    let state = state(dir.clone(), clone::info(&dir)?)?;
+    let json = settings.text(Opt::Output) == Some("json");
+    render::print(&if json { json::to_text(of_state(&state)) } else { text_of(&state) })?;
+    Ok(Status::OK)
+}
+
+fn of_state(s: &State) -> serde_json::Value {
+    let of = |name| recorded(&s.info, name);
+    let hydration = life::told_hydration(s).map(
+        |(state, done, total, error)| json!({ "state": state.as_str(), "done": done, "total": total, "error": error }),
+    );
+    json!({
+        "dir": s.dir.display().to_string(),
+        "stanza": of("stanza"),
+        "label": of("label"),
+        "repository": of("repository").parse::<u32>().ok(),
+        "type": of("type"),
+        "target": Some(of("target")).filter(|t| !t.is_empty()),
+        "port": of("port").parse::<u16>().ok(),
+        "socket": of("socket"),
+        "mountpoint": s.mounted.first().map(|m| m.on.display().to_string()),
+        "postmaster": s.postmaster,
+        "created": s.info.created,
+        "files": s.info.files,
+        "bytes": s.info.bytes,
+        "hydration": hydration,
+    })
+}
+
+fn text_of(s: &State) -> String {
+    let of = |name| recorded(&s.info, name);
+    let created = jiff::Timestamp::from_second(s.info.created).unwrap_or_default().to_zoned(zone::local());
+    let place = match (s.mounted.first(), s.postmaster) {
+        (Some(on), Some(pid)) => format!("mounted on {}, server {pid} on port {}", on.on.display(), of("port")),
+        (Some(on), None) => format!("mounted on {}, no server", on.on.display()),
+        (None, Some(pid)) => format!("not mounted, but server {pid} still runs on it"),
+        (None, None) => "not mounted".to_owned(),
+    };
+    let hydration = match life::told_hydration(s) {
+        Some((HydrationState::Done, ..)) => "    hydration: done, the repository is not needed any more\n".to_owned(),
+        Some((state, done, total, error)) => format!(
+            "    hydration: {}, {} of {}{}\n",
+            state.as_str(),
+            human_size(done),
+            human_size(total),
+            error.map_or_else(String::new, |e| format!(": {e}"))
+        ),
+        None => String::new(),
+    };
+    format!(
+        "clone: {}\n    backup: {} of stanza {}, repo{}\n    size: {}, created {}\n    status: {place}\n{hydration}",
+        s.dir.display(),
+        of("label"),
+        of("stanza"),
+        of("repository"),
+        human_size(s.info.bytes),
+        created.strftime("%Y-%m-%d %H:%M:%S%:::z")
+    )
 }
 
 fn destroy(settings: &Settings) -> Result<Status, Failure> {
@@ -233,15 +280,7 @@ fn destroy(settings: &Settings) -> Result<Status, Failure> {
     }
     refuse_running(settings, &dir)?;
     let mounted = mounts::of_source(&mounts::source_of(&dir))?;
-    for mount in &mounted {
-        let on = mount.on.display();
-        let text = match mount.unmount(IfUsed::Stay)? {
-            Left::Gone => continue,
-            Left::Used => format!("'{on}' is used by processes {:?}", servers::users_of(&mount.on)),
-            Left::Covered => format!("another mount lies over '{on}'"),
-        };
-        return Err(Error::refused(Kind::Kernel, format!("cannot unmount clone '{}': {text}", dir.display())).into());
-    }
+    leave(&dir, &mounted)?;
     // The daemon holds the clone until everything is durable.
     let begun = Instant::now();
     loop {
@@ -257,6 +296,34 @@ fn destroy(settings: &Settings) -> Result<Status, Failure> {
     }
     tracing::info!("clone '{}' is removed", dir.display());
     Ok(Status::OK)
+}
+
+/// Takes a clone's mounts away.
+fn leave(dir: &Path, mounted: &[Mounted]) -> Result<(), Failure> {
+    for mount in mounted {
+        let on = mount.on.display();
+        let text = match mount.unmount(IfUsed::Stay)? {
+            Left::Gone => continue,
+            Left::Used => format!("'{on}' is used by processes {:?}", servers::users_of(&mount.on)),
+            Left::Covered => format!("another mount lies over '{on}'"),
+        };
+        return Err(Error::refused(Kind::Kernel, format!("cannot unmount clone '{}': {text}", dir.display())).into());
+    }
+    Ok(())
+}
+
+/// Takes a clone's mounts away and waits until its daemon has made everything durable.
+fn unmount(dir: &Path, mounted: &[Mounted]) -> Result<(), Failure> {
+    leave(dir, mounted)?;
+    let begun = Instant::now();
+    loop {
+        match clone::check_free(dir) {
+            Err(e) if e.kind() == Kind::LockAcquire && !mounted.is_empty() && begun.elapsed() < END_WAIT => {
+                std::thread::sleep(PAUSE);
+            }
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// Ends a server at once: what it has is lost already, or going to be removed.

@@ -119,9 +119,23 @@ fn of_command(program: &Program, command: Command) -> String {
 fn actions(command: Command) -> &'static [(&'static str, &'static str)] {
     match command {
         Command::Clone => &[
-            ("create", "make a clone of a backup and mount it; needs --dir (an empty directory for what the clone writes), --mountpoint (an empty directory), and --stanza; PostgreSQL is started on the mountpoint, as the last line of its output says"),
-            ("mount", "serve a clone again, after a reboot for example; needs --dir and --mountpoint"),
+            (
+                "create",
+                "make a clone of a backup and mount it; needs --dir (an empty directory for what the clone writes), --mountpoint (an empty directory), and --stanza; --start starts its server as well, else the output tells how to",
+            ),
+            ("mount", "serve a clone again, after a reboot for example; needs --dir and --stanza"),
+            ("start", "the same, and start its server; waits until it lets connections in"),
+            ("stop", "end its server in order and unmount it; nothing is lost; needs --dir"),
+            (
+                "hydrate",
+                "fetch everything it still lacks while it is used, and wait for it; needs --dir; --io-limit bounds it",
+            ),
+            (
+                "promote",
+                "hydrate it and make it an ordinary data directory in place of the mountpoint, which must be on the file system of --dir; its server is stopped for a moment",
+            ),
             ("list", "list the clones in --dir"),
+            ("info", "show the clone in --dir"),
             ("destroy", "unmount a clone and remove what it wrote; needs --dir; --force ends a server that runs on it"),
         ],
         _ => &[],

@@ -209,6 +209,7 @@ options! {
             Override { commands: VERIFY, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
+    PgBin "pg-bin" "directory of PostgreSQL's programs" = Def::new(Type::Path, None).on(CLONE).typed();
     Port "port" "port of the clone's server" = int(1, 65535).on(CLONE).typed();
     Priority "priority" "nice value of the process" = int(-20, 19).on(STORE);
     ProcessMax "process-max" "greatest number of worker threads"
@@ -233,6 +234,7 @@ options! {
     Sort "sort" "order of the listing" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
     SpoolPath "spool-path" "directory for WAL on its way"
         = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
+    Start "start" "start the clone's server when it is mounted" = flag("n").on(CLONE).typed();
     Stanza "stanza" "name of the cluster" = text().on(ALL | HELP).typed();
     TcpKeepAliveCount "tcp-keep-alive-count" "keep-alive probes before giving up"
         = int(1, 32).on(STORE).ignored(NO_NETWORK);
@@ -286,8 +288,8 @@ options! {
         = Def::new(Type::Cpus, None).on(BACKUP);
     Exclude "exclude" "path under the data directory to leave out" = Def::new(Type::List, None).on(BACKUP);
     ExpireAuto "expire-auto" "apply retention after a backup" = flag("y").on(BACKUP);
-    IoLimit "io-limit" "bytes to read a second from the data directory at most"
-        = Def::new(Type::Size(64 * KIB, TIB), None).on(BACKUP);
+    IoLimit "io-limit" "bytes to read a second at most"
+        = Def::new(Type::Size(64 * KIB, TIB), None).on(BACKUP | CLONE);
     ManifestSaveThreshold "manifest-save-threshold" "progress after which an interrupted backup can resume"
         = size(1, TIB, "1GiB").on(BACKUP).ignored("an interrupted backup resumes from its last finished object");
     Online "online" "the server runs during the backup" = flag("y").on(BACKUP | STANZA & !DELETE).typed();

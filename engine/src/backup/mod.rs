@@ -204,6 +204,10 @@ pub fn run(
         let survey = plan::survey(&plan, earlier.prior(), now.as_secs() as i64, cancel)?;
         plan.trusted_before =
             trusted.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
+        // Manifests and the survey are read while the segment is on its way.
+        if let Some(start) = &start {
+            wal_of.wait_for_prior(start).map_err(|e| unless_lost(e, &mut connection))?;
+        }
         plan.changed = match (&trusted, &start, &mut connection) {
             (Some(prior), Some(start), Some(connection)) => {
                 let ask = summaries::Ask { options, cluster: &cluster, prior, start, cancel, clock };
@@ -211,10 +215,6 @@ pub fn run(
             }
             _ => None,
         };
-        // Before anything is copied, but no earlier than there is nothing else to do meanwhile.
-        if let Some(start) = &start {
-            wal_of.wait_for_prior(start).map_err(|e| unless_lost(e, &mut connection))?;
-        }
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, earlier.own.clone())?;
         let shared = shared(repository, &session, options, &plan, !earlier.is_empty())?;
         observer.begin("backup", survey.bytes);

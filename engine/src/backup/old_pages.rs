@@ -4,7 +4,6 @@
 //! sub-blocks need no old page: what they say is unchanged is left out. Both are optional; a page of which nothing is at
 //! hand is stored in full and becomes a base itself.
 
-use super::pages::ChangedPage;
 use crate::chunk::delta::SUB_BLOCK;
 use crate::crypto::PageHasher;
 use crate::index::{ChunkAt, ChunkIndex};
@@ -122,6 +121,8 @@ pub(super) struct OldPages {
     /// Data can be opened, and may be fetched.
     opens: bool,
     fetches: bool,
+    /// The store is told ahead what will be read.
+    announces: bool,
     /// Chunks of which few pages are wanted are not read.
     sparingly: bool,
     /// Hashes are kept.
@@ -156,7 +157,9 @@ impl OldPages {
         let index = Arc::clone(index);
         let source = ChunkSource::new(Arc::clone(repository), Arc::clone(&index) as Arc<dyn ChunkIndex>, stanza)
             .with_base_cache(cache.clone(), fetches);
-        let source = if limits.limits_reading() { source.without_announcing() } else { source };
+        // It is told here what is read, and earlier; under a limit nothing may be read before it is paid for.
+        let source = source.without_announcing();
+        let announces = opens && fetches && !limits.limits_reading();
         let (pending, pages, told, charged) = Default::default();
         let limits = Arc::clone(limits);
         Ok(Some(Self {
@@ -167,6 +170,7 @@ impl OldPages {
             cache,
             opens,
             fetches,
+            announces,
             sparingly,
             hasher,
             pending,
@@ -187,27 +191,30 @@ impl OldPages {
         }
     }
 
-    /// Says which old pages a gather will need, long before they are: so disk and cores work at once.
-    ///
-    /// # Errors
-    /// What the index said.
-    pub(super) fn announce(&self, pages: &[ChangedPage]) -> Result<()> {
+    /// Whether [`Self::announce`] does anything.
+    pub(super) fn announces(&self) -> bool {
+        self.announces
+    }
+
+    /// Says which old pages a gather will need, long before they are: so disk and cores work at once. A favour: what cannot
+    /// be found is met again, and told, when it is read.
+    pub(super) fn announce(&self, bases: &[(ChunkId, u32)]) {
         let mut wanted: HashMap<ChunkId, u32> = HashMap::new();
-        for (chunk, _) in pages.iter().filter_map(|p| p.base) {
-            *wanted.entry(chunk).or_default() += 1;
+        for (chunk, _) in bases {
+            *wanted.entry(*chunk).or_default() += 1;
         }
-        let mut chunks = Vec::new();
+        let mut chunks: Vec<(ChunkId, ChunkAt)> = Vec::new();
         for (chunk, wanted) in wanted {
-            if let Some(at) = self.index.lookup(&chunk)?
+            if let Ok(Some(at)) = self.index.lookup(&chunk)
                 && !at.encoding.is_delta()
                 && self.is_read(&at, wanted)
-                && self.source.kept_base(&chunk).is_none()
+                && !self.source.keeps_base(&chunk)
             {
                 chunks.push((chunk, at));
             }
         }
-        self.source.will_read(&mut chunks);
-        Ok(())
+        chunks.sort_unstable_by_key(|(_, at)| (at.pack.pack, at.offset));
+        self.source.will_read(&chunks);
     }
 
     /// Whether a base chunk is read, of which `wanted` pages are.

@@ -1,8 +1,9 @@
 //! The owner of the session: takes results in order, gathers changed pages, packs chunks, and completes entries.
 //!
-//! Threads: one dispatcher, `jobs` workers, [`UPLOADERS`] uploaders, and this one, which runs on the caller's thread.
-//! Memory: [`window`] tasks of at most 1 MiB plaintext each are under way, sealed or not, and as many gathers of half of
-//! that; a pack is filled here, and each uploader holds one. Results of tasks wait in their channel, which has room for
+//! Threads: one dispatcher, `jobs` workers, [`UPLOADERS`] uploaders, one that announces old pages to the store, and this one,
+//! which runs on the caller's thread. Memory: [`window`] tasks of at most 1 MiB plaintext each are under way, sealed or not,
+//! and as many gathers of half of that, up to three times as many when the results of a whole window come in order at last,
+//! which are then no tasks any more; a pack is filled here, and each uploader holds one. Results of tasks wait in their channel, which has room for
 //! all that permits allow, while too many gathers are under way: so workers never wait for this thread, nor it for them.
 //! A channel that closes is the signal to end; the first error is the one reported.
 
@@ -18,7 +19,8 @@ use crate::repository::manifests::ManifestBuilder;
 use crate::repository::{WriterSession, put_new};
 use crate::store::Store;
 use crate::{Error, Kind, Result};
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, select_biased, unbounded};
+use crossbeam_channel::{Receiver, RecvError, Sender, bounded, never, select, select_biased, unbounded};
+use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Extent, ExtentAt, push_extent};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -67,6 +69,7 @@ impl Copy<'_> {
         let (item_out, item_in) = bounded::<Result<Item>>(ITEMS_MAX);
         let (permit_out, permit_in) = bounded::<()>(window);
         let (pack_out, pack_in) = bounded::<FinishedPack>(0);
+        let (ahead_out, ahead_in) = bounded::<Vec<(ChunkId, u32)>>(window);
         let (durable_out, durable_in) = unbounded::<Result<FinishedPack>>();
         for _ in 0..window {
             // The channel has room for all of them.
@@ -93,6 +96,11 @@ impl Copy<'_> {
                     .spawn_scoped(scope, move || work(shared, tasks, &done, gathers, &gathered))
                     .map_err(failed)?;
             }
+            let announcing = self.shared.old_pages.as_ref().filter(|old| old.announces());
+            if let Some(old) = announcing {
+                let announce = move || ahead_in.iter().for_each(|bases| old.announce(&bases));
+                named("pgkeep-ahead".into()).spawn_scoped(scope, announce).map_err(failed)?;
+            }
             for n in 1..=UPLOADERS {
                 let (packs, durable, store) = (pack_in.clone(), durable_out.clone(), Arc::clone(&store));
                 let shared = self.shared;
@@ -115,7 +123,7 @@ impl Copy<'_> {
                 finished: HashMap::new(),
                 items: VecDeque::new(),
                 gatherer: Gatherer::default(),
-                gathers: Some(gather_out),
+                gathers: Some(Gathers { workers: gather_out, ahead: announcing.map(|_| ahead_out) }),
                 next_gather: 0,
                 early_gathers: BTreeMap::new(),
                 gathered: HashMap::new(),
@@ -129,8 +137,11 @@ impl Copy<'_> {
     }
 }
 
-/// Tasks first: while gathers wait, the disk brings the old pages that they were announced with. They do not wait for long,
-/// as tasks are not taken up while too many do.
+/// Tasks that a worker takes before a gather that waits: meanwhile the disk brings the old pages that were announced with it.
+/// More would only hold back what waits for the gather.
+const TASKS_FIRST: u32 = 8;
+
+/// Tasks first, but no more than [`TASKS_FIRST`] in a row while a gather waits.
 fn work(
     shared: &Shared,
     mut tasks: Receiver<Task>,
@@ -142,25 +153,55 @@ fn work(
         Ok(worker) => worker,
         Err(e) => return drop(done.send(Done::Task { sequence: 0, output: Err(e) })),
     };
+    let mut in_a_row = 0;
+    let mut take = |what: Result<Took, RecvError>, open: &mut bool| match what {
+        Ok(Took::Task(task)) => {
+            in_a_row += 1;
+            (done.send(Done::Task { sequence: task.sequence, output: worker.run(&task.work) }).is_ok(), in_a_row)
+        }
+        Ok(Took::Gather(gather)) => {
+            in_a_row = 0;
+            let (number, result) = (gather.number, worker.gather(&gather));
+            (gathered.send(Done::Gather { number, gathered: result }).is_ok(), in_a_row)
+        }
+        Err(_) => {
+            *open = false;
+            (true, in_a_row)
+        }
+    };
     let (mut tasks_open, mut gathers_open) = (true, true);
+    let mut gathers_first = false;
     while tasks_open || gathers_open {
-        let sent = select_biased! {
-            recv(tasks) -> message => match message {
-                Ok(task) => done.send(Done::Task { sequence: task.sequence, output: worker.run(&task.work) }).is_ok(),
-                Err(_) => { (tasks, tasks_open) = (never(), false); true }
-            },
-            recv(gathers) -> message => match message {
-                Ok(gather) => {
-                    let (number, result) = (gather.number, worker.gather(&gather));
-                    gathered.send(Done::Gather { number, gathered: result }).is_ok()
-                }
-                Err(_) => { (gathers, gathers_open) = (never(), false); true }
-            },
+        let (task, gather) =
+            (|m: Result<Task, RecvError>| m.map(Took::Task), |m: Result<Gather, RecvError>| m.map(Took::Gather));
+        let (sent, in_a_row) = if gathers_first {
+            select_biased! {
+                recv(gathers) -> message => take(gather(message), &mut gathers_open),
+                recv(tasks) -> message => take(task(message), &mut tasks_open),
+            }
+        } else {
+            select_biased! {
+                recv(tasks) -> message => take(task(message), &mut tasks_open),
+                recv(gathers) -> message => take(gather(message), &mut gathers_open),
+            }
         };
         if !sent {
             return;
         }
+        gathers_first = in_a_row >= TASKS_FIRST;
+        if !tasks_open {
+            tasks = never();
+        }
+        if !gathers_open {
+            gathers = never();
+        }
     }
+}
+
+/// What a worker may be given.
+enum Took {
+    Task(Task),
+    Gather(Gather),
 }
 
 fn upload(shared: &Shared, store: &dyn Store, packs: &Receiver<FinishedPack>, durable: &Sender<Result<FinishedPack>>) {
@@ -225,7 +266,7 @@ struct Sequencer<'a> {
     finished: HashMap<u64, Finished>,
     items: VecDeque<Item>,
     gatherer: Gatherer,
-    gathers: Option<Sender<Gather>>,
+    gathers: Option<Gathers>,
     /// Number of the next gather to be packed.
     next_gather: u64,
     early_gathers: BTreeMap<u64, Gathered>,
@@ -294,11 +335,11 @@ impl Sequencer<'_> {
     }
 
     fn flush_gather(&mut self) -> Result<()> {
-        let (shared, gathers) = (self.copy.shared, &self.gathers);
-        self.gatherer.flush(&mut |gather| send(shared, gathers.as_ref(), gather))
+        let gathers = &self.gathers;
+        self.gatherer.flush(&mut |gather| send(gathers.as_ref(), gather))
     }
 
-    fn durable(&mut self, message: Result<Result<FinishedPack>, crossbeam_channel::RecvError>) -> Result<()> {
+    fn durable(&mut self, message: Result<Result<FinishedPack>, RecvError>) -> Result<()> {
         let pack =
             message.map_err(|_| Error::refused(Kind::Assert, "an uploader ended before its work was done"))??;
         let _span = self.copy.shared.stages.span(Activity::Sequence);
@@ -390,8 +431,8 @@ impl Sequencer<'_> {
                     let end = first + units as usize;
                     let bytes = output.changed.bytes.get(first * self.page_size..end * self.page_size);
                     let pages = output.changed.pages.get(first..end).unwrap_or_default();
-                    let (shared, channel) = (self.copy.shared, &self.gathers);
-                    let mut send = |gather| send(shared, channel.as_ref(), gather);
+                    let channel = &self.gathers;
+                    let mut send = |gather| send(channel.as_ref(), gather);
                     let runs = self.gatherer.push(bytes.unwrap_or_default(), pages, self.page_size, &mut send)?;
                     *gathers = runs.last().map_or(*gathers, |run| run.number + 1);
                     placed.extend(runs.into_iter().map(Placed::Gathered));
@@ -540,11 +581,19 @@ impl Sequencer<'_> {
     }
 }
 
-fn send(shared: &Shared, gathers: Option<&Sender<Gather>>, gather: Gather) -> Result<()> {
-    if let Some(old) = &shared.old_pages {
-        old.announce(&gather.changed.pages)?;
+/// Where gathers go.
+struct Gathers {
+    workers: Sender<Gather>,
+    /// Who tells the store what they need; `None` if nobody does.
+    ahead: Option<Sender<Vec<(ChunkId, u32)>>>,
+}
+
+fn send(gathers: Option<&Gathers>, gather: Gather) -> Result<()> {
+    if let Some(ahead) = gathers.and_then(|g| g.ahead.as_ref()) {
+        // Who cannot keep up is of no use to this one.
+        let _ = ahead.try_send(gather.changed.pages.iter().filter_map(|p| p.base).collect());
     }
-    let sent = gathers.map(|channel| channel.send(gather).is_ok());
+    let sent = gathers.map(|g| g.workers.send(gather).is_ok());
     if sent == Some(true) { Ok(()) } else { Err(Error::refused(Kind::Assert, "no worker is left to gather pages")) }
 }
 

@@ -3,8 +3,8 @@
 //! *Owns* two caches in memory, each bounded in bytes, least recently used out first: contents of packs ([`PackContents`]) of
 //! a repository, and decoded base chunks of one reader. Sealed bases may also come from the disk, see [`BaseCache`]. Gathered pages and their bases both lie in file order, so a few dozen
 //! chunks make scattered bases a sequential read. Two threads that miss the same contents both fetch them: harmless. A base
-//! that one thread fetches the others wait for, once they have fetched what nobody else does: so no two wait for each other.
-//! Locks are held for look-ups only.
+//! that one thread fetches the others wait for, and are handed, once they have fetched what nobody else does and hold no
+//! claim any more: so no two wait for each other. Locks are held for look-ups only.
 
 #[cfg(doc)]
 use super::BaseCache;
@@ -16,7 +16,8 @@ use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::index::PackFacts;
 use pgkeep_formats::repo::layout;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -56,6 +57,10 @@ impl<K: Copy + Eq + Hash, V: Clone> Bounded<K, V> {
         state.order.remove(&before);
         state.order.insert(now, *key);
         Some(value)
+    }
+
+    fn holds(&self, key: &K) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).items.contains_key(key)
     }
 
     pub(super) fn put(&self, key: K, value: V, weight: usize) {
@@ -99,53 +104,76 @@ impl Default for DecodedBases {
 
 /// Base chunks that threads are decoding.
 #[derive(Default)]
-pub(super) struct InFlight {
-    ids: Mutex<HashSet<ChunkId>>,
-    freed: Condvar,
+pub(super) struct InFlight(Mutex<HashMap<ChunkId, Arc<Slot>>>);
+
+/// Where a decoded chunk is handed over.
+#[derive(Default)]
+struct Slot {
+    landed: Mutex<Option<Landed>>,
+    changed: Condvar,
 }
 
-/// Base chunks that one thread decodes; given back at the latest when this is dropped.
+/// What became of a chunk that another thread was decoding.
+#[derive(Clone)]
+enum Landed {
+    Plain(Plain),
+    Failed(Kind, String),
+    /// The thread has ended without a word.
+    Abandoned,
+}
+
+/// Base chunks that one thread decodes; whoever waits is told at the latest when this is dropped.
 struct Claims<'a> {
     of: &'a InFlight,
-    mine: HashSet<ChunkId>,
+    mine: HashMap<ChunkId, Arc<Slot>>,
 }
 
 impl InFlight {
-    fn lock(&self) -> MutexGuard<'_, HashSet<ChunkId>> {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<ChunkId, Arc<Slot>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody decodes this chunk.
-    fn wait(&self, id: &ChunkId) {
-        let ids = self.lock();
-        drop(self.freed.wait_while(ids, |ids| ids.contains(id)).unwrap_or_else(PoisonError::into_inner));
+    fn claims(&self) -> Claims<'_> {
+        Claims { of: self, mine: HashMap::new() }
+    }
+}
+
+impl Slot {
+    fn wait(&self) -> Landed {
+        let landed = self.landed.lock().unwrap_or_else(PoisonError::into_inner);
+        let landed = self.changed.wait_while(landed, |l| l.is_none()).unwrap_or_else(PoisonError::into_inner);
+        landed.clone().unwrap_or(Landed::Abandoned)
     }
 }
 
 impl Claims<'_> {
-    /// False if another thread decodes it.
-    fn take(&mut self, id: ChunkId) -> bool {
-        let taken = self.of.lock().insert(id);
-        if taken {
-            self.mine.insert(id);
+    /// Where to wait for it, if another thread decodes it.
+    fn take(&mut self, id: ChunkId) -> Option<Arc<Slot>> {
+        match self.of.lock().entry(id) {
+            Entry::Occupied(theirs) => Some(Arc::clone(theirs.get())),
+            Entry::Vacant(free) => {
+                self.mine.insert(id, Arc::clone(free.insert(Arc::default())));
+                None
+            }
         }
-        taken
     }
 
-    fn give_back(&mut self, id: &ChunkId) {
-        if self.mine.remove(id) {
-            self.of.lock().remove(id);
-            self.of.freed.notify_all();
-        }
+    fn give(&mut self, id: &ChunkId, landed: Landed) {
+        let Some(slot) = self.mine.remove(id) else { return };
+        self.of.lock().remove(id);
+        *slot.landed.lock().unwrap_or_else(PoisonError::into_inner) = Some(landed);
+        slot.changed.notify_all();
+    }
+
+    fn give_all(&mut self, landed: &Landed) {
+        let ids: Vec<ChunkId> = self.mine.keys().copied().collect();
+        ids.iter().for_each(|id| self.give(id, landed.clone()));
     }
 }
 
 impl Drop for Claims<'_> {
     fn drop(&mut self) {
-        for id in std::mem::take(&mut self.mine) {
-            self.of.lock().remove(&id);
-        }
-        self.of.freed.notify_all();
+        self.give_all(&Landed::Abandoned);
     }
 }
 
@@ -198,6 +226,11 @@ impl ChunkSource {
     #[must_use]
     pub fn base_bytes(&self) -> u64 {
         self.base_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a decoded chunk was kept; asking is no use of it.
+    pub(crate) fn keeps_base(&self, id: &ChunkId) -> bool {
+        self.bases.0.holds(id)
     }
 
     /// A decoded chunk that was kept.
@@ -255,48 +288,27 @@ impl ChunkSource {
 
     /// Calls `each` for decoded base chunks, from the cache or the store, in any order. Neighbours in a pack come with one get.
     fn each_base(&self, ids: &[ChunkId], each: &mut dyn FnMut(&ChunkId, &Plain) -> Result<()>) -> Result<()> {
-        let mut theirs = self.each_unclaimed(ids, each)?;
-        while let Some(first) = theirs.first() {
-            self.bases_in_flight.wait(first);
-            // Mostly kept now; what is not, as the other thread failed or others pushed it out, is fetched here.
-            theirs = self.each_unclaimed(&theirs, each)?;
-        }
-        Ok(())
-    }
-
-    /// Does it for all but those that other threads are decoding, which are returned.
-    fn each_unclaimed(
-        &self,
-        ids: &[ChunkId],
-        each: &mut dyn FnMut(&ChunkId, &Plain) -> Result<()>,
-    ) -> Result<Vec<ChunkId>> {
-        let mut claims = Claims { of: &self.bases_in_flight, mine: HashSet::new() };
-        let (mut missing, mut theirs): (Vec<(ChunkId, ChunkAt)>, _) = (Vec::new(), Vec::new());
+        let mut missing: Vec<(ChunkId, ChunkAt)> = Vec::new();
         for id in ids {
-            if let Some(plain) = self.bases.0.get(id) {
-                each(id, &plain)?;
-                continue;
+            match self.bases.0.get(id) {
+                Some(plain) => each(id, &plain)?,
+                None => {
+                    let at = self.locate(id).map_err(|e| e.during(format!("cannot read base chunk {id}")))?;
+                    // Depth is one: a base that needs a base is a forgery or a fault, and could go round in circles.
+                    if !matches!(at.encoding, Encoding::Raw | Encoding::Zstd) {
+                        let text = format!("chunk {id} is the base of a delta and a delta itself");
+                        return Err(Error::refused(Kind::Format, text));
+                    }
+                    missing.push((*id, at));
+                }
             }
-            if !claims.take(*id) {
-                theirs.push(*id);
-                continue;
-            }
-            // Kept between the first look and the claim.
-            if let Some(plain) = self.bases.0.get(id) {
-                claims.give_back(id);
-                each(id, &plain)?;
-                continue;
-            }
-            let at = self.locate(id).map_err(|e| e.during(format!("cannot read base chunk {id}")))?;
-            // Depth is one: a base that needs a base is a forgery or a fault, and could go round in circles.
-            if !matches!(at.encoding, Encoding::Raw | Encoding::Zstd) {
-                let text = format!("chunk {id} is the base of a delta and a delta itself");
-                return Err(Error::refused(Kind::Format, text));
-            }
-            missing.push((*id, at));
         }
-        self.will_read(&mut missing);
+        missing.sort_unstable_by_key(|(_, at)| (at.pack.pack, at.offset));
+        if self.announces && missing.len() > 1 {
+            self.will_read(&missing);
+        }
         let (end, gap) = (|at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len), self.store().gap());
+        let mut theirs: Vec<(ChunkId, Arc<Slot>)> = Vec::new();
         let mut rest = missing.as_slice();
         while let Some((_, first)) = rest.first() {
             let start = u64::from(first.offset);
@@ -311,20 +323,59 @@ impl ChunkSource {
                 fits
             });
             let (now, later) = rest.split_at(joined.count().max(1));
-            for (id, plain) in self.span_of_bases(now, start, (stop - start) as usize)? {
-                self.offer_base(id, &plain);
-                claims.give_back(&id);
-                each(&id, &plain)?;
-            }
+            theirs.extend(self.span_unclaimed(now, each)?);
             rest = later;
+        }
+        for (id, slot) in theirs {
+            match slot.wait() {
+                Landed::Plain(plain) => each(&id, &plain)?,
+                Landed::Failed(kind, text) => return Err(Error::refused(kind, text)),
+                Landed::Abandoned => each(&id, &Arc::new(self.read(&id)?))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for chunks that lie together in a pack, but for those that other threads are decoding: these are
+    /// returned, with where to wait for them.
+    fn span_unclaimed(
+        &self,
+        chunks: &[(ChunkId, ChunkAt)],
+        each: &mut dyn FnMut(&ChunkId, &Plain) -> Result<()>,
+    ) -> Result<Vec<(ChunkId, Arc<Slot>)>> {
+        let mut claims = self.bases_in_flight.claims();
+        let (mut mine, mut theirs) = (Vec::with_capacity(chunks.len()), Vec::new());
+        for (id, at) in chunks {
+            if let Some(slot) = claims.take(*id) {
+                theirs.push((*id, slot));
+                continue;
+            }
+            match self.bases.0.get(id) {
+                // Kept between the first look and the claim.
+                Some(plain) => {
+                    claims.give(id, Landed::Plain(Arc::clone(&plain)));
+                    each(id, &plain)?;
+                }
+                None => mine.push((*id, at.clone())),
+            }
+        }
+        let (Some((_, first)), Some((_, last))) = (mine.first(), mine.last()) else { return Ok(theirs) };
+        let end = |at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len);
+        let (start, stop) = (u64::from(first.offset), mine.iter().map(|(_, at)| end(at)).max().unwrap_or(end(last)));
+        let opened = self.span_of_bases(&mine, start, (stop - start) as usize);
+        let opened = opened.inspect_err(|e| claims.give_all(&Landed::Failed(e.kind(), e.chain())))?;
+        for (id, plain) in opened {
+            self.offer_base(id, &plain);
+            claims.give(&id, Landed::Plain(Arc::clone(&plain)));
+            each(&id, &plain)?;
         }
         Ok(theirs)
     }
 
-    /// Lets the store bring base chunks nearer, so that it works while others are decoded. Sorts them by their places.
-    pub fn will_read(&self, chunks: &mut [(ChunkId, ChunkAt)]) {
-        chunks.sort_unstable_by_key(|(_, at)| (at.pack.pack, at.offset));
-        if !self.announces || !self.fetches_bases {
+    /// Lets the store bring base chunks nearer, so that it works while others are decoded. They come in the order of their
+    /// places. Nothing happens for those that come from elsewhere.
+    pub fn will_read(&self, chunks: &[(ChunkId, ChunkAt)]) {
+        if !self.fetches_bases {
             return;
         }
         for packed in chunks.chunk_by(|(_, a), (_, b)| a.pack.pack == b.pack.pack) {
@@ -386,5 +437,28 @@ mod tests {
         cache.put(4, 40, 1000);
         assert_eq!((cache.get(&3), cache.get(&4)), (None, Some(40)));
         assert_eq!(cache.state.lock().unwrap().bytes, 1000);
+    }
+
+    #[test]
+    fn what_one_decodes_the_others_are_handed_and_a_failure_too() {
+        let flights = InFlight::default();
+        let id = |n: u8| ChunkId([n; 32]);
+        let mut claims = flights.claims();
+        assert!(claims.take(id(1)).is_none() && claims.take(id(2)).is_none() && claims.take(id(3)).is_none());
+        let slots: Vec<_> = [1, 2, 3].map(|n| flights.claims().take(id(n)).unwrap()).into();
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = slots.iter().map(|slot| scope.spawn(|| slot.wait())).collect();
+            claims.give(&id(1), Landed::Plain(Arc::new(vec![7])));
+            claims.give(&id(2), Landed::Failed(Kind::Checksum, "damaged".to_owned()));
+            // As by an early return or a panic.
+            drop(claims);
+            let landed: Vec<_> = waiting.into_iter().map(|w| w.join().unwrap()).collect();
+            assert!(matches!(&landed[0], Landed::Plain(plain) if **plain == [7]));
+            assert!(matches!(&landed[1], Landed::Failed(Kind::Checksum, text) if text == "damaged"));
+            assert!(matches!(landed[2], Landed::Abandoned));
+        });
+        // All are free again.
+        let mut claims = flights.claims();
+        assert!([1, 2, 3].iter().all(|n| claims.take(id(*n)).is_none()));
     }
 }

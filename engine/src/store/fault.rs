@@ -136,6 +136,7 @@ impl FaultStore {
             Verb::Get => "read",
             Verb::List => "list",
             Verb::Delete => "remove",
+            Verb::WillGet => "announce",
         };
         StoreError::Io { verb, key: key.to_owned(), store: self.inner.describe(), source: IoError::new(kind, text) }
     }

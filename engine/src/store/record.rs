@@ -14,6 +14,8 @@ pub enum Verb {
     List,
     /// [`Store::delete`].
     Delete,
+    /// [`Store::will_get`].
+    WillGet,
 }
 
 /// One call that has ended.
@@ -25,7 +27,7 @@ pub struct Call {
     pub key: String,
     /// Which part; `None` unless the verb is [`Verb::Get`].
     pub range: Option<Range>,
-    /// Bytes offered by a put or returned by a get; entries returned by a list; 0 for a delete.
+    /// Bytes offered by a put, returned by a get or announced; entries returned by a list; 0 for a delete.
     pub bytes: u64,
     /// False if it failed.
     pub ok: bool,
@@ -117,6 +119,7 @@ impl Store for RecordingStore {
 
     fn will_get(&self, key: &str, spans: &[(u64, usize)]) {
         self.inner.will_get(key, spans);
+        self.note(Verb::WillGet, key, None, spans.iter().map(|(_, len)| len).sum(), true);
     }
 
     fn gap(&self) -> u64 {
@@ -143,6 +146,7 @@ mod tests {
         store.get("a/c", Range::Whole).expect_err("not there");
         store.list("a/", Depth::All, &mut |_| ()).expect("list");
         store.delete("a/b").expect("delete");
+        store.will_get("a/b", &[(0, 3), (7, 4)]);
         let call = |verb, key: &str, range, bytes, ok| Call { verb, key: key.to_owned(), range, bytes, ok };
         assert_eq!(
             store.calls(),
@@ -152,6 +156,7 @@ mod tests {
                 call(Verb::Get, "a/c", Some(Range::Whole), 0, false),
                 call(Verb::List, "a/", None, 1, true),
                 call(Verb::Delete, "a/b", None, 0, true),
+                call(Verb::WillGet, "a/b", None, 7, true),
             ]
         );
         assert_eq!((store.count(Verb::Get), store.bytes(Verb::Get)), (2, 2));

@@ -41,6 +41,7 @@ mod trust;
 
 use super::bitmap::Bitmap;
 use super::disk::Disk;
+use super::hydrate::Demand;
 use super::nodes::OpenFile;
 use super::recover::Doubt;
 use super::settle::Queue;
@@ -92,6 +93,7 @@ pub(super) struct Shared {
     pub(super) disk: Box<dyn Disk>,
     pub(super) queue: Arc<Queue>,
     pub(super) doubt: Arc<Doubt>,
+    pub(super) demand: Arc<Demand>,
 }
 
 /// See the module's header.
@@ -132,6 +134,16 @@ pub(super) struct BaseFile {
     shared: Arc<Shared>,
 }
 
+/// What a stored map says of a file: bytes cut off its base, and its pages.
+pub(super) fn block_of(map: &File, entry: &BaseEntry, page: u64) -> std::io::Result<(u64, Bitmap)> {
+    let pages = entry.size.div_ceil(page);
+    let bytes = usize::try_from(BLOCK_HEADER_BYTES + Bitmap::stored_bytes(pages)).map_err(std::io::Error::other)?;
+    let mut block = vec![0u8; bytes];
+    map.read_exact_at(&mut block, entry.block)?;
+    let (header, words) = block.split_first_chunk::<8>().ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    Ok((u64::from_le_bytes(*header), Bitmap::from_bytes(pages, words)))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -140,16 +152,8 @@ impl BaseFile {
     /// Loads the maps of the file `entry`, whose sparse file has `size` bytes now.
     pub(super) fn load(entry: &BaseEntry, size: u64, shared: Arc<Shared>) -> std::io::Result<Self> {
         let page = u64::from(shared.page_size);
-        let pages = entry.size.div_ceil(page);
-        let bytes = usize::try_from(BLOCK_HEADER_BYTES + Bitmap::stored_bytes(pages)).map_err(std::io::Error::other)?;
-        let read = |map: &File| -> std::io::Result<(u64, Bitmap)> {
-            let mut block = vec![0u8; bytes];
-            map.read_exact_at(&mut block, entry.block)?;
-            let (header, words) = block.split_first_chunk::<8>().ok_or(std::io::ErrorKind::UnexpectedEof)?;
-            Ok((u64::from_le_bytes(*header), Bitmap::from_bytes(pages, words)))
-        };
-        let (cut, stored) = read(&shared.maps.present)?;
-        let (cut_durably, durable) = read(&shared.maps.durable)?;
+        let (cut, stored) = block_of(&shared.maps.present, entry, page)?;
+        let (cut_durably, durable) = block_of(&shared.maps.durable, entry, page)?;
         stored.add_all(&durable);
         let limit = entry.size.saturating_sub(cut.max(cut_durably));
         let base = Self {
@@ -191,6 +195,35 @@ impl BaseFile {
     fn pages(&self, range: Range<u64>) -> Range<u64> {
         let end = range.end.min(self.limit());
         if range.start >= end { 0..0 } else { range.start / self.page..end.div_ceil(self.page) }
+    }
+
+    /// Path in the backup.
+    pub(super) fn path(&self) -> &str {
+        &self.entry.path
+    }
+
+    /// Bytes that may be the base's: the smallest size the file ever had.
+    pub(super) fn base_bytes(&self) -> u64 {
+        self.limit()
+    }
+
+    /// How many of them are in the sparse file, counted in pages.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.bits.present_pages().saturating_mul(self.page).min(self.limit())
+    }
+
+    /// True if all of them are there after a crash of the host.
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable.covers(self.pages(0..u64::MAX)) && !self.has_failed()
+    }
+
+    /// As [`Self::ensure`], for a request that waits for it: hydration gives way.
+    pub(super) fn ensure_now(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
+        if self.holds(range.clone()) {
+            return Ok(());
+        }
+        let _waiting = self.shared.demand.enter();
+        self.ensure(open, range)
     }
 
     /// True if the bytes can be read from the sparse file as they are.
@@ -430,7 +463,7 @@ impl BaseFile {
             let kept: Vec<_> =
                 edges.into_iter().filter(|page| touched.contains(page) && !covered.contains(page)).collect();
             for page in &kept {
-                self.ensure(open, page * self.page..page * self.page + 1)?;
+                self.ensure_now(open, page * self.page..page * self.page + 1)?;
             }
             let generation = self.generation();
             if kept.iter().any(|page| !self.durable.covers(*page..page + 1)) {

@@ -61,7 +61,7 @@ impl Handle {
         let Some(base) = self.base() else { return self.read_native(offset, size) };
         for _ in 0..READ_TRIES {
             let generation = base.generation();
-            match base.ensure(&self.open, range.clone()) {
+            match base.ensure_now(&self.open, range.clone()) {
                 Ok(()) => {
                     let bytes = self.read_native(offset, size)?;
                     if base.vouches(&self.open, range.clone(), generation) {

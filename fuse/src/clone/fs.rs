@@ -55,14 +55,8 @@ pub(super) struct CloneFs {
 }
 
 impl CloneFs {
-    pub(super) fn new(backing: Backing, pool: Pool) -> Self {
-        Self {
-            backing: Arc::new(backing),
-            names: Names::new(),
-            handles: RwLock::default(),
-            next_handle: AtomicU64::new(1),
-            pool,
-        }
+    pub(super) fn new(backing: Arc<Backing>, pool: Pool) -> Self {
+        Self { backing, names: Names::new(), handles: RwLock::default(), next_handle: AtomicU64::new(1), pool }
     }
 
     fn keep(&self, open: Open) -> FileHandle {

@@ -38,6 +38,25 @@ fn facts(parent: &OwnedFd, name: &OsStr) -> Outcome<Stat> {
     rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(system)
 }
 
+/// The inode of a name, with one more reference to its node; `None` if there is no such name.
+pub(super) fn look_up(backing: &Backing, parent: u64, name: &OsStr) -> Outcome<Option<FileAttr>> {
+    let directory = backing.directory(parent)?;
+    let found = {
+        let _modes = backing.modes();
+        rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
+    };
+    match found {
+        Ok(stat) => {
+            let number = backing.nodes.looked_up(Link::new(parent, name), stat.st_ino, regular(&stat));
+            attributes(number, &stat).map(Some)
+        }
+        // An error is not remembered by the kernel, an answer is.
+        Err(rustix::io::Errno::NOENT) if tablespaces::may_appear(backing, parent, name) => Err(Errno::ENOENT),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(system(error)),
+    }
+}
+
 impl Names {
     pub(super) fn new() -> Self {
         Self { changing: Mutex::new(()) }
@@ -49,21 +68,7 @@ impl Names {
 
     /// The inode of a name; `None` if there is no such name.
     pub(super) fn lookup(&self, backing: &Backing, parent: u64, name: &OsStr) -> Outcome<Option<FileAttr>> {
-        let directory = backing.directory(parent)?;
-        let found = {
-            let _modes = backing.modes();
-            rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
-        };
-        match found {
-            Ok(stat) => {
-                let number = backing.nodes.looked_up(Link::new(parent, name), stat.st_ino, regular(&stat));
-                attributes(number, &stat).map(Some)
-            }
-            // An error is not remembered by the kernel, an answer is.
-            Err(rustix::io::Errno::NOENT) if tablespaces::may_appear(backing, parent, name) => Err(Errno::ENOENT),
-            Err(rustix::io::Errno::NOENT) => Ok(None),
-            Err(error) => Err(system(error)),
-        }
+        look_up(backing, parent, name)
     }
 
     /// Makes one name by `make` in the caller's identity and enters it.

@@ -12,6 +12,9 @@
 //!     session.json  boot the present file belongs to, and whether the last session ended in order; absent once the
 //!                   disk has failed, and then only `durable` is trusted
 //!     complete  exists once the skeleton is whole and durable
+//!     hydrate   exists if everything is to be fetched; see `super::hydrate`
+//!     hydration.json  how far that is
+//!     promoted  exists once the clone is to become an ordinary data directory: it is never served again
 //! ```
 
 use super::bitmap::Bitmap;
@@ -21,6 +24,7 @@ use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 /// Version of everything under `meta/`.
@@ -31,8 +35,20 @@ pub(super) const BASE_ATTRIBUTE: &str = "user.pgkeep.base";
 /// Content of `lock`: nobody else's file of that name has it.
 const LOCK_TEXT: &str = "pgkeep clone\n";
 /// Everything `meta` may hold.
-pub(super) const META_NAMES: [&str; 8] =
-    ["lock", "clone.json", "files", "present", "durable", "session.json", "session.json.new", "complete"];
+pub(super) const META_NAMES: [&str; 12] = [
+    "lock",
+    "clone.json",
+    "files",
+    "present",
+    "durable",
+    "session.json",
+    "session.json.new",
+    "complete",
+    "hydrate",
+    "hydration.json",
+    "hydration.json.new",
+    "promoted",
+];
 /// First bytes of `files`.
 const FILES_MAGIC: &[u8; 8] = b"PGKCLN01";
 /// Before a file's bits: 8 bytes, how much of the base was cut off by truncation.
@@ -137,6 +153,105 @@ impl CloneInfo {
 /// True for sizes a PostgreSQL page can have, with some room.
 pub(super) fn is_page_size(bytes: u32) -> bool {
     bytes.is_power_of_two() && (512..=65_536).contains(&bytes)
+}
+
+/// That everything is to be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// Bytes a second at most.
+    pub(super) io_limit: Option<NonZero<u64>>,
+}
+
+impl Wish {
+    pub(super) fn load(layout: &Layout) -> Result<Option<Self>> {
+        let path = layout.file("hydrate");
+        if !path.try_exists().map_err(FileError::at("open", &path))? {
+            return Ok(None);
+        }
+        let value = read_json(&path)?;
+        Ok(Some(Self { io_limit: value.get("ioLimit").and_then(Value::as_u64).and_then(NonZero::new) }))
+    }
+
+    /// Records it durably.
+    pub(super) fn save(&self, layout: &Layout) -> Result<()> {
+        let value = json!({ "version": STATE_VERSION, "ioLimit": self.io_limit });
+        write_synced(&layout.file("hydrate"), &pretty(&value))?;
+        sync_directory(&layout.meta())
+    }
+}
+
+/// What hydration does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HydrationState {
+    /// It fetches, or will as soon as the clone is served.
+    Running,
+    /// Something could not be fetched; it is tried again.
+    Failed,
+    /// Everything is in the clone's directory, durably.
+    Done,
+}
+
+/// How far hydration is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hydration {
+    /// What it does.
+    pub state: HydrationState,
+    /// Bytes of the backup that the clone's files still have or had when it began.
+    pub total: u64,
+    /// How many of these are in the clone's directory.
+    pub done: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl HydrationState {
+    const NAMES: [(&'static str, Self); 3] =
+        [("running", Self::Running), ("failed", Self::Failed), ("done", Self::Done)];
+
+    /// As in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, state)| *state == self).map_or("", |(name, _)| name)
+    }
+}
+
+impl Hydration {
+    /// `None` if there was none.
+    pub(super) fn load(layout: &Layout) -> Result<Option<Self>> {
+        let path = layout.file("hydration.json");
+        if !path.try_exists().map_err(FileError::at("open", &path))? {
+            return Ok(None);
+        }
+        let value = read_json(&path)?;
+        let number = |name: &str| {
+            value.get(name).and_then(Value::as_u64).ok_or_else(|| invalid(&path, &format!("'{name}' is not a number")))
+        };
+        let name = value.get("state").and_then(Value::as_str).unwrap_or_default();
+        let state = HydrationState::NAMES.iter().find(|(known, _)| *known == name).map(|(_, state)| *state);
+        Ok(Some(Self {
+            state: state.ok_or_else(|| invalid(&path, "'state' is unknown"))?,
+            total: number("total")?,
+            done: number("done")?,
+            error: value.get("error").and_then(Value::as_str).map(str::to_owned),
+        }))
+    }
+
+    /// Replaces the record. That everything is there is recorded durably.
+    pub(super) fn save(&self, layout: &Layout) -> Result<()> {
+        let (path, temporary) = (layout.file("hydration.json"), layout.file("hydration.json.new"));
+        let value = json!({
+            "version": STATE_VERSION,
+            "state": self.state.as_str(),
+            "total": self.total,
+            "done": self.done,
+            "error": self.error,
+        });
+        let done = self.state == HydrationState::Done;
+        let write = if done { write_synced } else { write_new };
+        write(&temporary, &pretty(&value))?;
+        std::fs::rename(&temporary, &path).map_err(FileError::at("rename", &temporary))?;
+        if done { sync_directory(&layout.meta()) } else { Ok(()) }
+    }
 }
 
 /// How the last session left the clone.

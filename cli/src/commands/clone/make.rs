@@ -14,10 +14,13 @@ use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_fuse::Owner;
 use pgkeep_fuse::clone::{self, Added, CreateOptions};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
-/// Port of a clone's server unless asked otherwise: not the one of the server it is a clone of.
+/// First port that a clone's server may get unless one is asked for: not the one of the server it is a clone of.
 const PORT_DEFAULT: u16 = 5433;
+/// Ports that are tried.
+const PORTS_TRIED: u16 = 1000;
 /// Most bytes of a configuration file.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
 /// Mode of what is added.
@@ -97,13 +100,24 @@ fn recovery_options(settings: &Settings) -> Result<RecoveryOptions, Failure> {
 }
 
 fn clone_settings(settings: &Settings, choice: &Choice) -> CloneSettings {
-    let port = settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()).unwrap_or(PORT_DEFAULT);
     let socket = settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned();
+    let asked = settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok());
+    let port = asked.unwrap_or_else(|| free_port(Path::new(&socket)));
     let name = format!("pgkeep_{}_{}", settings.stanza_name(), choice.backup.label);
     // As the server spells them.
     let asked = settings.pairs(Opt::RecoveryOption).iter();
     let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
     CloneSettings { port, socket, name, major: choice.backup.version, asked }
+}
+
+/// The first port that nobody uses now, neither in the directory of sockets nor on this host.
+fn free_port(sockets: &Path) -> u16 {
+    let is_free = |port: &u16| {
+        // Links too, and sockets of servers that died: whoever comes to that is not surprised by another's.
+        let socket = sockets.join(format!(".s.PGSQL.{port}"));
+        std::fs::symlink_metadata(socket).is_err() && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
+    };
+    (PORT_DEFAULT..PORT_DEFAULT + PORTS_TRIED).find(is_free).unwrap_or(PORT_DEFAULT)
 }
 
 fn identity(stanza: &str, choice: &Choice, clone: &CloneSettings, mountpoint: &Path) -> Vec<(String, String)> {
@@ -113,6 +127,7 @@ fn identity(stanza: &str, choice: &Choice, clone: &CloneSettings, mountpoint: &P
         ("session", choice.backup.session.to_string()),
         ("repository", choice.repository.key().to_string()),
         ("type", choice.recovery.recovery_type.as_str().to_owned()),
+        ("action", choice.recovery.action.map_or_else(String::new, |a| a.as_str().to_owned())),
         ("target", choice.recovery.target.clone().unwrap_or_default()),
         ("mountpoint", mountpoint.display().to_string()),
         ("port", clone.port.to_string()),

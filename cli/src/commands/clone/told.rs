@@ -14,8 +14,11 @@ use std::process::Command;
 /// Where packages put a major's programs; `#` stands for its number.
 const HOMES: [&str; 3] = ["/usr/lib/postgresql/#/bin", "/usr/pgsql-#/bin", "/usr/lib/postgresql#/bin"];
 
-/// Text, or JSON with the names of `clone list`.
+/// Text, or JSON with the names of `clone list`. Nothing where the server is started next, which tells more.
 pub(super) fn told(settings: &Settings, info: &CloneInfo, dir: &Path, mountpoint: &Path) -> String {
+    if settings.flag(Opt::Start) || settings.param(0) == Path::new("start") {
+        return String::new();
+    }
     let of = |name| recorded(info, name);
     let start = start(mountpoint);
     if settings.text(Opt::Output) == Some("json") {
@@ -54,6 +57,11 @@ fn start(mountpoint: &Path) -> String {
         quoted(&program.display().to_string()),
         quoted(&mountpoint.display().to_string())
     )
+}
+
+/// `pg_ctl` of the major of a data directory.
+pub(super) fn pg_ctl_of(data: &Path) -> Option<PathBuf> {
+    pg_ctl(std::fs::read_to_string(data.join("PG_VERSION")).ok()?.trim())
 }
 
 /// `pg_ctl` of a major: where packages put it, or else the first of the path that says it is of that major.

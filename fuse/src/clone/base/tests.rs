@@ -116,6 +116,7 @@ impl Rig {
             disk: Box::new(self.disk.clone()),
             queue: Arc::clone(&self.queue),
             doubt: Arc::clone(&self.doubt),
+            demand: Arc::default(),
         });
         let base = BaseFile::load(self.table.get(0).unwrap(), SIZE, shared).unwrap();
         let nodes = Nodes::new(1, false);

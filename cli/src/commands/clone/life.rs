@@ -1,0 +1,304 @@
+//! The life of a clone once it is made: its server started and stopped, all of it fetched, and the end as an ordinary data
+//! directory.
+
+use super::{State, canonical, dir, mount, recorded, refuse_running, required, state, told, unmount};
+use crate::commands::Context;
+use crate::daemon;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::mounts;
+use crate::option::{Opt, Settings};
+use crate::render::{self, json};
+use crate::size::human_size;
+use pgkeep_engine::observe::Counter;
+use pgkeep_engine::pg::datadir;
+use pgkeep_engine::restore::recovery::{RecoveryType, TargetAction};
+use pgkeep_engine::{Error, FileError, Kind};
+use pgkeep_formats::pg::control::DbState;
+use pgkeep_fuse::clone::{self, CloneInfo, HydrationState};
+use serde_json::json;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::num::NonZero;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// What the server says until it logs by itself, in the data directory.
+const LOG: &str = "pgkeep-clone.log";
+/// How much of it a failure shows.
+const LOG_TAIL_BYTES: u64 = 2048;
+const LOG_TAIL_LINES: usize = 6;
+/// Between two looks how far hydration is.
+const GLANCE: Duration = Duration::from_millis(100);
+/// `pg_ctl` waits for recovery to let connections in; a year of WAL takes a while.
+const START_WAIT_SECONDS: u32 = 7 * 24 * 3600;
+
+/// `clone start`: mounts the clone if it is not, and starts its server.
+pub(super) fn start(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let dir = dir(settings);
+    let now = state(dir.clone(), clone::info(&dir)?)?;
+    let served = clone::check_free(&dir).is_err();
+    if settings.flag(Opt::ReadyPipe) || settings.flag(Opt::Foreground) || now.mounted.is_empty() || !served {
+        let status = daemon::run(context, mount)?;
+        if settings.flag(Opt::ReadyPipe) || settings.flag(Opt::Foreground) || status != Status::OK {
+            return Ok(status);
+        }
+    }
+    started(context, &dir)
+}
+
+/// Starts the server of a mounted clone, unless it runs, waits until it is what was asked for, and tells how to reach it.
+pub(super) fn started(context: &Context<'_>, dir: &Path) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let now = state(dir.to_owned(), clone::info(dir)?)?;
+    let Some(mounted) = now.mounted.first() else {
+        let text = format!("clone '{}' is not mounted", dir.display());
+        return Err(Error::refused(Kind::PathMissing, text).into());
+    };
+    if now.postmaster.is_none() {
+        run_pg_ctl(settings, &mounted.on)?;
+    }
+    // Hot standby lets connections in long before recovery is where it was told to go.
+    if recovery_ends(&now.info) {
+        wait_recovered(context, &mounted.on)?;
+    }
+    let now = state(dir.to_owned(), now.info)?;
+    let of = |name| recorded(&now.info, name);
+    let connect = format!("host={} port={} dbname=postgres", of("socket"), of("port"));
+    if settings.text(Opt::Output) == Some("json") {
+        render::print(&json::to_text(json!({
+            "dir": dir.display().to_string(),
+            "mountpoint": now.mounted.first().map(|m| m.on.display().to_string()),
+            "postmaster": now.postmaster,
+            "socket": of("socket"),
+            "port": of("port").parse::<u16>().ok(),
+            "connect": connect,
+        })))?;
+    } else {
+        render::print(&format!(
+            "server {} runs on clone '{}'\nto connect: psql '{connect}'\n",
+            now.postmaster.unwrap_or_default(),
+            dir.display()
+        ))?;
+    }
+    Ok(Status::OK)
+}
+
+/// Starts a server on a data directory, as its owner, and waits until it accepts connections.
+fn run_pg_ctl(settings: &Settings, data: &Path) -> Result<(), Failure> {
+    let program = match settings.path(Opt::PgBin) {
+        Some(bin) => bin.join("pg_ctl"),
+        None => told::pg_ctl_of(data).ok_or_else(|| {
+            let major = std::fs::read_to_string(data.join("PG_VERSION")).unwrap_or_default();
+            let text = format!("PostgreSQL {} is not found: option pg-bin names the directory of pg_ctl", major.trim());
+            Error::refused(Kind::OptionRequired, text)
+        })?,
+    };
+    let log = data.join(LOG);
+    let owner = std::fs::metadata(data).map_err(|e| Failure::file(FileError::at("stat", data)(e)))?;
+    let mut command = Command::new(&program);
+    command.arg("-D").arg(data).arg("-l").arg(&log).args(["-w", "-s", "-t", &START_WAIT_SECONDS.to_string(), "start"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
+    if rustix::process::geteuid().is_root() && owner.uid() != 0 {
+        command.uid(owner.uid()).gid(owner.gid());
+    }
+    let begun = std::fs::metadata(&log).map_or(0, |m| m.len());
+    tracing::info!("starting the server on '{}'", data.display());
+    let output = command.output().map_err(|e| Failure::file(FileError::at("start", &program)(e)))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    let text = format!("the server on '{}' does not start: {said}\n{}", data.display(), tail(&log, begun));
+    Err(Error::refused(Kind::DbConnect, text.trim_end().to_owned()).into())
+}
+
+/// Whether the server was told to end recovery and to go on as a primary. What earlier versions made does not say.
+fn recovery_ends(info: &CloneInfo) -> bool {
+    let goes_on = [RecoveryType::Standby, RecoveryType::Preserve].map(RecoveryType::as_str);
+    let stays = [TargetAction::Pause, TargetAction::Shutdown].map(TargetAction::as_str);
+    let told = info.identity.iter().any(|(name, _)| name == "action");
+    told && !goes_on.contains(&recorded(info, "type")) && !stays.contains(&recorded(info, "action"))
+}
+
+/// Waits until a server has ended recovery.
+fn wait_recovered(context: &Context<'_>, data: &Path) -> Result<(), Failure> {
+    let mut told = false;
+    loop {
+        // Replaced as a whole; while that happens the next look tells.
+        let state = datadir::read_control(data).ok().map(|c| c.fields.state);
+        if state == Some(DbState::InProduction) {
+            return Ok(());
+        }
+        if datadir::postmaster(data)?.is_none_or(|found| !found.alive) {
+            let text = format!("the server on '{}' ended before recovery did", data.display());
+            let text = format!("{text}\n{}", tail(&data.join(LOG), 0));
+            return Err(Error::refused(Kind::DbConnect, text.trim_end().to_owned()).into());
+        }
+        if context.cancel.is_cancelled() {
+            tracing::info!("the server on '{}' goes on with recovery", data.display());
+            return Err(Error::Interrupted.into());
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!("the server answers queries, and recovers to the target");
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// The last lines of what was added to a log.
+fn tail(log: &Path, begun: u64) -> String {
+    let Ok(mut file) = File::open(log) else { return String::new() };
+    let len = file.metadata().map_or(0, |m| m.len());
+    let mut bytes = Vec::new();
+    let from = begun.max(len.saturating_sub(LOG_TAIL_BYTES)).min(len);
+    // What cannot be read is not shown: the failure itself is told all the same.
+    if file.seek(SeekFrom::Start(from)).is_err() || file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes).is_err() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(LOG_TAIL_LINES)..).unwrap_or_default().join("\n")
+}
+
+/// `clone stop`: ends the server in order and takes the mount away. `clone start` goes on from there.
+pub(super) fn stop(context: &Context<'_>) -> Result<Status, Failure> {
+    let dir = dir(context.settings);
+    let now = state(dir.clone(), clone::info(&dir)?)?;
+    daemon::stop_server(&dir)?;
+    unmount(&dir, &now.mounted)?;
+    tracing::info!("clone '{}' is stopped", dir.display());
+    Ok(Status::OK)
+}
+
+/// `clone hydrate`: has whoever serves the clone fetch all it lacks, and waits for it.
+pub(super) fn hydrate(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let dir = dir(settings);
+    let info = clone::info(&dir)?;
+    let total = hydrated(context, &dir, &info)?;
+    if settings.text(Opt::Output) == Some("json") {
+        render::print(&json::to_text(json!({ "dir": dir.display().to_string(), "state": "done", "total": total })))?;
+    } else {
+        tracing::info!("clone '{}' is hydrated: {}", dir.display(), human_size(total));
+    }
+    Ok(Status::OK)
+}
+
+/// Asks for everything and waits until it is there. Returns how many bytes of the backup that are.
+fn hydrated(context: &Context<'_>, dir: &Path, info: &CloneInfo) -> Result<u64, Failure> {
+    let found = clone::hydration(dir)?;
+    if let Some(done) = found.filter(|h| h.state == HydrationState::Done) {
+        return Ok(done.total);
+    }
+    clone::hydrate(dir, context.settings.size(Opt::IoLimit).and_then(NonZero::new))?;
+    let observer = context.observer;
+    let (mut begun, mut shown) = (false, 0);
+    let result = loop {
+        let now = state(dir.to_owned(), info.clone())?;
+        if now.mounted.is_empty() || clone::check_free(dir).is_ok() {
+            let text = format!("clone '{}' is not served: it goes on once it is mounted", dir.display());
+            break Err(Error::refused(Kind::PathMissing, text).into());
+        }
+        if let Some(h) = clone::hydration(dir)? {
+            if !std::mem::replace(&mut begun, true) {
+                observer.begin("hydrate", h.total);
+            }
+            observer.add(Counter::Done, h.done.saturating_sub(shown));
+            shown = shown.max(h.done);
+            match h.state {
+                HydrationState::Done => break Ok(h.total),
+                HydrationState::Failed => {
+                    let text = format!("{}; it is tried again", h.error.unwrap_or_default());
+                    break Err(Error::refused(Kind::FileRead, text).into());
+                }
+                HydrationState::Running => {}
+            }
+        }
+        if context.cancel.is_cancelled() {
+            tracing::info!("hydration of clone '{}' goes on in the background", dir.display());
+            break Err(Error::Interrupted.into());
+        }
+        std::thread::sleep(GLANCE);
+    };
+    if begun {
+        observer.end();
+    }
+    result
+}
+
+/// `clone promote`: the clone becomes an ordinary data directory at its mountpoint.
+pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    let dir = dir(settings);
+    let info = clone::info(&dir)?;
+    let now = state(dir.clone(), info.clone())?;
+    let place = match now.mounted.first() {
+        Some(mounted) => mounted.on.clone(),
+        None => {
+            let of = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
+            let place = settings.path(Opt::Mountpoint).or(of).ok_or_else(|| required("mountpoint"))?;
+            mounts::resolved(place)
+        }
+    };
+    check_same_file_system(&dir, &place)?;
+    if !now.mounted.is_empty() && clone::check_free(&dir).is_err() {
+        hydrated(context, &dir, &info)?;
+    }
+    let ran = now.postmaster.is_some();
+    daemon::stop_server(&dir)?;
+    refuse_running(settings, &dir)?;
+    unmount(&dir, &now.mounted)?;
+    clone::promote(&canonical(&dir)?, &place)?;
+    tracing::info!("clone '{}' is now the ordinary data directory '{}'", dir.display(), place.display());
+    if ran {
+        run_pg_ctl(settings, &place)?;
+    }
+    let of = |name| recorded(&info, name);
+    if settings.text(Opt::Output) == Some("json") {
+        render::print(&json::to_text(json!({
+            "pgdata": place.display().to_string(),
+            "running": ran,
+            "socket": of("socket"),
+            "port": of("port").parse::<u16>().ok(),
+        })))?;
+    } else {
+        let running = if ran { "its server runs again" } else { "it has no server" };
+        render::print(&format!(
+            "'{}' is an ordinary data directory now; {running}\n\
+             settings of the clone stay in its postgresql.auto.conf: port {}, archiving off\n",
+            place.display(),
+            of("port")
+        ))?;
+    }
+    Ok(Status::OK)
+}
+
+/// The mountpoint must be where the skeleton can be moved to; told before anything is stopped. Under a mount it is the file
+/// system of the directory above that counts.
+fn check_same_file_system(dir: &Path, place: &Path) -> Result<(), Failure> {
+    let device = |path: &Path| {
+        std::fs::metadata(path).map(|m| m.dev()).map_err(|e| Failure::file(FileError::at("stat", path)(e)))
+    };
+    let above = place.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
+    if device(dir)? != device(&above)? {
+        let text = format!(
+            "clone '{}' and '{}' are on different file systems: the clone cannot take the mountpoint's place",
+            dir.display(),
+            place.display()
+        );
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
+    Ok(())
+}
+
+/// What `list` and `info` tell of hydration.
+pub(super) fn told_hydration(s: &State) -> Option<(HydrationState, u64, u64, Option<String>)> {
+    // A record that cannot be read is as good as none here; hydration itself tells.
+    let h = clone::hydration(&s.dir).ok().flatten()?;
+    Some((h.state, h.done, h.total, h.error))
+}
