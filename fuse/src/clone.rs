@@ -226,7 +226,13 @@ pub fn info(dir: &Path) -> Result<CloneInfo> {
 /// `PathMissing` if `dir` is no complete clone, and what the file system said.
 pub fn hydrate(dir: &Path, io_limit: Option<NonZero<u64>>) -> Result<()> {
     info(dir)?;
-    state::Wish { io_limit }.save(&Layout::new(dir))
+    let layout = Layout::new(dir);
+    if Hydration::load(&layout)?.is_some_and(|h| h.state == HydrationState::Failed) {
+        // What is read there from now on is of this wish.
+        let record = layout.file("hydration.json");
+        std::fs::remove_file(&record).map_err(FileError::at("remove", &record))?;
+    }
+    state::Wish { io_limit }.save(&layout)
 }
 
 /// How far hydration of a clone is; `None` if nobody asked for it or nobody has served the clone since.

@@ -27,7 +27,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Threads that fetch: one decodes while another waits for the disk.
 const THREADS: usize = 2;
@@ -133,9 +133,15 @@ struct Round {
     /// The first failure.
     error: Mutex<Option<String>>,
     full: AtomicBool,
+    /// Something else is wished for now.
+    changed: AtomicBool,
 }
 
 impl Round {
+    fn is_over(&self) -> bool {
+        self.full.load(Ordering::Acquire) || self.changed.load(Ordering::Acquire)
+    }
+
     fn fail(&self, path: &str, error: Errno) {
         let full = matches!(error.code(), libc::ENOSPC | libc::EDQUOT);
         self.full.fetch_or(full, Ordering::AcqRel);
@@ -166,7 +172,7 @@ impl Work {
     fn run(&self) {
         while !self.is_ended() {
             match Wish::load(&self.layout) {
-                Ok(Some(wish)) if !self.is_done() => self.fulfil(&wish),
+                Ok(Some(wish)) if !self.is_done() => self.fulfil(wish),
                 Ok(_) => self.sleep(GLANCE),
                 Err(error) => {
                     tracing::error!("cannot see whether the clone is to be hydrated: {}", crate::errno::chain(&error));
@@ -181,22 +187,32 @@ impl Work {
     }
 
     fn sleep(&self, time: Duration) {
-        let begun = Instant::now();
-        while begun.elapsed() < time && !self.is_ended() {
+        let (begun, asked) = (Instant::now(), self.asked());
+        while begun.elapsed() < time && !self.is_ended() && self.asked() == asked {
             std::thread::sleep(GLANCE.min(time));
         }
     }
 
+    /// When the wish was written last; whoever repeats it wants no waiting.
+    fn asked(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.layout.file("hydrate")).and_then(|m| m.modified()).ok()
+    }
+
     /// Rounds until one finds nothing, or one has failed.
-    fn fulfil(&self, wish: &Wish) {
-        let limits = Limits::new(wish.io_limit, None, &self.cancel);
+    fn fulfil(&self, mut wish: Wish) {
         tracing::info!("hydrating clone '{}'", self.layout.root.display());
         loop {
-            let round = Round::default();
-            let result = self.round(&round, &limits);
+            let (round, limits) = (Round::default(), Limits::new(wish.io_limit, None, &self.cancel));
+            let result = self.round(&round, &limits, &wish);
             if self.is_ended() {
                 self.tell(&round, HydrationState::Running);
                 return;
+            }
+            if round.changed.load(Ordering::Acquire)
+                && let Ok(Some(now)) = Wish::load(&self.layout)
+            {
+                wish = now;
+                continue;
             }
             if let Err(error) = result {
                 round.fail("the data directory", error);
@@ -223,13 +239,12 @@ impl Work {
         told
     }
 
-    fn round(&self, round: &Round, limits: &Limits) -> Outcome<()> {
+    fn round(&self, round: &Round, limits: &Arc<Limits>, wish: &Wish) -> Outcome<()> {
         let mut files = Vec::new();
-        self.walk(&mut |file, base, _| {
+        self.walk(&mut |file, base| {
             round.total.fetch_add(base.base_bytes(), Ordering::AcqRel);
             round.done.fetch_add(base.held_bytes(), Ordering::AcqRel);
             files.push(file);
-            Ok(())
         })?;
         self.tell(round, HydrationState::Running);
         let next = AtomicUsize::new(0);
@@ -239,7 +254,7 @@ impl Work {
                 scope.spawn(|| {
                     while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed))
                         && !self.is_ended()
-                        && !round.full.load(Ordering::Acquire)
+                        && !round.is_over()
                     {
                         self.file(file, round, limits);
                     }
@@ -252,6 +267,11 @@ impl Work {
                 if told.elapsed() >= TELL {
                     self.tell(round, HydrationState::Running);
                     told = Instant::now();
+                    if Wish::load(&self.layout).is_ok_and(|now| now.is_some_and(|now| now != *wish)) {
+                        round.changed.store(true, Ordering::Release);
+                        // Whoever waits for the old limit waits no longer.
+                        limits.end();
+                    }
                 }
             }
         });
@@ -268,7 +288,7 @@ impl Work {
         };
         let mut at = 0;
         // The limit may shrink meanwhile.
-        while at < base.base_bytes() && !self.is_ended() {
+        while at < base.base_bytes() && !self.is_ended() && !round.is_over() {
             let region = at..(at + REGION).min(base.base_bytes());
             at = region.end;
             if base.holds(region.clone()) {
@@ -292,27 +312,16 @@ impl Work {
     /// Whether every file's durable map has all of it. What was fetched is written down by the sync before.
     fn is_durable(&self) -> bool {
         let mut durable = true;
-        let looked = self.walk(&mut |_, base, _| {
-            durable &= base.is_durable();
-            Ok(())
-        });
+        let looked = self.walk(&mut |_, base| durable &= base.is_durable());
         looked.is_ok() && durable
     }
 
     /// Calls `each` for every base-backed file there is.
-    fn walk<'a>(
-        &'a self,
-        each: &mut dyn FnMut(File<'a>, &Arc<BaseFile>, &Arc<OpenFile>) -> Outcome<()>,
-    ) -> Outcome<()> {
+    fn walk<'a>(&'a self, each: &mut dyn FnMut(File<'a>, &BaseFile)) -> Outcome<()> {
         self.directory(ROOT, DEPTH_MAX, each)
     }
 
-    fn directory<'a>(
-        &'a self,
-        number: u64,
-        depth: usize,
-        each: &mut dyn FnMut(File<'a>, &Arc<BaseFile>, &Arc<OpenFile>) -> Outcome<()>,
-    ) -> Outcome<()> {
+    fn directory<'a>(&'a self, number: u64, depth: usize, each: &mut dyn FnMut(File<'a>, &BaseFile)) -> Outcome<()> {
         let depth = depth.checked_sub(1).ok_or(Errno::ELOOP)?;
         let directory = match self.backing.directory(number) {
             Err(error) if matches!(error.code(), libc::ENOENT | libc::ESTALE) => return Ok(()),
@@ -341,7 +350,7 @@ impl Work {
             match attr.kind {
                 FileType::Directory => self.directory(attr.ino.0, depth, each)?,
                 FileType::RegularFile => match open(&self.backing, attr.ino.0) {
-                    Ok(Some((base, open))) => each(file, &base, &open)?,
+                    Ok(Some((base, _open))) => each(file, &base),
                     Ok(None) => {}
                     Err(error) if matches!(error.code(), libc::ENOENT | libc::ESTALE) => {}
                     Err(error) => return Err(error),

@@ -35,7 +35,7 @@ pub(super) const BASE_ATTRIBUTE: &str = "user.pgkeep.base";
 /// Content of `lock`: nobody else's file of that name has it.
 const LOCK_TEXT: &str = "pgkeep clone\n";
 /// Everything `meta` may hold.
-pub(super) const META_NAMES: [&str; 12] = [
+pub(super) const META_NAMES: [&str; 13] = [
     "lock",
     "clone.json",
     "files",
@@ -45,6 +45,7 @@ pub(super) const META_NAMES: [&str; 12] = [
     "session.json.new",
     "complete",
     "hydrate",
+    "hydrate.new",
     "hydration.json",
     "hydration.json.new",
     "promoted",
@@ -172,10 +173,12 @@ impl Wish {
         Ok(Some(Self { io_limit: value.get("ioLimit").and_then(Value::as_u64).and_then(NonZero::new) }))
     }
 
-    /// Records it durably.
+    /// Records it durably, and whole to whoever reads it meanwhile.
     pub(super) fn save(&self, layout: &Layout) -> Result<()> {
+        let (path, temporary) = (layout.file("hydrate"), layout.file("hydrate.new"));
         let value = json!({ "version": STATE_VERSION, "ioLimit": self.io_limit });
-        write_synced(&layout.file("hydrate"), &pretty(&value))?;
+        write_synced(&temporary, &pretty(&value))?;
+        std::fs::rename(&temporary, &path).map_err(FileError::at("rename", &temporary))?;
         sync_directory(&layout.meta())
     }
 }
@@ -475,6 +478,24 @@ mod tests {
         let again = FileTable::load(&layout, 8192).unwrap();
         assert_eq!(again.entries, table.entries);
         assert_eq!(again.map_bytes(), 8 + 8 + 8 + 16);
+    }
+
+    #[test]
+    fn wishes_and_what_came_of_them_come_back() {
+        let (_dir, layout) = layout();
+        assert_eq!((Wish::load(&layout).unwrap(), Hydration::load(&layout).unwrap()), (None, None));
+        for wish in [Wish { io_limit: NonZero::new(1 << 20) }, Wish { io_limit: None }] {
+            wish.save(&layout).unwrap();
+            assert_eq!(Wish::load(&layout).unwrap(), Some(wish));
+        }
+        for (_, state) in HydrationState::NAMES {
+            let error = (state == HydrationState::Failed).then(|| "no space".to_owned());
+            let hydration = Hydration { state, total: 10, done: 7, error };
+            hydration.save(&layout).unwrap();
+            assert_eq!(Hydration::load(&layout).unwrap(), Some(hydration));
+        }
+        std::fs::write(layout.file("hydration.json"), b"{\"state\":\"odd\",\"total\":1,\"done\":1}").unwrap();
+        assert_eq!(Hydration::load(&layout).unwrap_err().kind(), Kind::FileInvalid);
     }
 
     #[test]

@@ -3,34 +3,26 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use support::{
-    Cluster, Mode, World, account,
-    sandbox::Run,
-    tree,
+    Cluster, Mode, World, account, tree,
     world::{data, marks},
 };
+
+mod life;
+mod places;
+
+use places::{Places, everything, wait_until, world};
 
 /// The major all these run with: what differs between majors is the restore's to test.
 const MAJOR: u32 = 15;
 /// Reached only when something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A world with one backup, and two marks behind it in the archive.
-fn world() -> (World, String) {
-    let world = World::new(MAJOR);
-    world.create_marks();
-    world.cluster.pgbench_init(2);
-    let label = world.backup("full");
-    (world, label)
-}
 
 /// Names and sizes of all objects of the repository but WAL, which the source goes on to archive.
 fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
@@ -46,56 +38,6 @@ fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
     }
     found.retain(|path, _| !path.starts_with(world.sandbox.repo().join("wal")));
     found
-}
-
-/// Where one clone is.
-struct Places {
-    dir: PathBuf,
-    mountpoint: PathBuf,
-}
-
-impl Places {
-    fn new(world: &World, name: &str) -> Self {
-        Self { dir: world.path(&format!("{name}.clone")), mountpoint: world.path(name) }
-    }
-
-    fn args(&self, what: &str) -> Vec<String> {
-        let mut args = vec!["clone".to_owned(), what.to_owned(), format!("--dir={}", self.dir.display())];
-        if matches!(what, "create" | "mount") {
-            args.push(format!("--mountpoint={}", self.mountpoint.display()));
-        }
-        args
-    }
-
-    fn create(&self, world: &World, more: &[&str]) -> Run {
-        world.ok(self.args("create").into_iter().chain(more.iter().map(|s| (*s).to_owned())))
-    }
-
-    /// The process that serves it.
-    fn daemon(&self) -> Pid {
-        let dir = format!("--dir={}", self.dir.display());
-        for entry in fs::read_dir("/proc").unwrap().map(Result::unwrap) {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-            if words.contains(&dir.as_bytes()) && words.contains(&b"--ready-pipe".as_slice()) {
-                return Pid::from_raw(pid).unwrap();
-            }
-        }
-        panic!("nothing serves {}", self.dir.display());
-    }
-
-    fn is_mounted(&self, world: &World) -> bool {
-        world.sandbox.mounts().contains(&self.mountpoint)
-    }
-}
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -173,109 +115,6 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
 }
 
 #[test]
-fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory() {
-    let (world, _) = world();
-    world.mark(1);
-    world.archive_now();
-    let last = data(&world.cluster);
-    let places = Places::new(&world, "h");
-    let sockets = world.cluster.socket_dir().to_owned();
-    let socket = format!("--socket-path={}", sockets.display());
-    let pg_bin = format!("--pg-bin={}", world.cluster.binaries().dir().display());
-    let told = places.create(&world, &["--start", &socket, &pg_bin, "--output=json"]).json();
-    assert!(told["postmaster"].as_u64().is_some_and(|pid| pid > 0), "{told}");
-    let port = told["port"].as_u64().unwrap();
-    let sql = |text: &str| {
-        let mut psql = Command::new(world.cluster.binaries().client("psql"));
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", text]);
-        let out = psql.arg("-h").arg(&sockets).args(["-p", &port.to_string()]).output().unwrap();
-        assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap().trim().to_owned()
-    };
-    // Recovery has ended when the command has.
-    assert_eq!(sql("SELECT pg_is_in_recovery()"), "f");
-    let state = |world: &World| world.ok(places.args("info").into_iter().chain(["--output=json".to_owned()])).json();
-    assert!(state(&world)["hydration"].is_null());
-
-    // A table changes while everything is fetched, one is dropped, one is truncated, and one is made.
-    sql(
-        "UPDATE pgbench_accounts SET abalance = aid WHERE aid % 3 = 0; DROP TABLE pgbench_history; TRUNCATE pgbench_tellers",
-    );
-    let hydrate = places.args("hydrate").into_iter().chain(["--io-limit=8MiB".to_owned()]);
-    let running = world.spawn(hydrate);
-    sql("CREATE TABLE ours AS SELECT generate_series(1, 50000) AS i");
-    sql("UPDATE pgbench_accounts SET filler = 'x' WHERE aid % 7 = 0");
-    let run = running.wait();
-    assert_eq!(run.code, Some(0), "{run}");
-    let hydration = &state(&world)["hydration"];
-    assert_eq!(hydration["state"], "done", "{hydration}");
-    assert_eq!(hydration["done"], hydration["total"], "{hydration}");
-    let expected = sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'");
-
-    // Stopped and started it is as it was.
-    world.ok(places.args("stop"));
-    assert!(!places.is_mounted(&world) && state(&world)["postmaster"].is_null());
-    let started = world.ok(places.args("start").into_iter().chain([pg_bin.clone()]));
-    assert!(started.says("to connect: psql"), "{started}");
-    assert_eq!(sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'"), expected);
-
-    // Without the repository, as it is not needed any more.
-    let away = world.path("repo.away");
-    let run = world.ok(places.args("promote").into_iter().chain([pg_bin.clone()]));
-    fs::rename(world.sandbox.repo(), &away).unwrap();
-    assert!(run.says("is an ordinary data directory now; its server runs again"), "{run}");
-    assert!(!places.is_mounted(&world) && !places.dir.exists());
-    assert_eq!(sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'"), expected);
-    assert_eq!(sql("SELECT count(*) FROM ours"), "50000");
-    let pidfile = places.mountpoint.join("postmaster.pid");
-    let pid = fs::read_to_string(&pidfile).unwrap().lines().next().unwrap().parse().unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
-    wait_until("the end of the server", || !pidfile.exists());
-    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
-    clone.start();
-    assert_ne!(data(&clone), last);
-    clone.amcheck();
-    clone.stop(Mode::Fast);
-    fs::rename(&away, world.sandbox.repo()).unwrap();
-}
-
-#[test]
-fn what_is_not_served_is_neither_hydrated_nor_promoted_and_nothing_is_lost() {
-    let (world, _) = world();
-    let places = Places::new(&world, "w");
-    places.create(&world, &[]);
-    let restored = world.path("restored");
-    world.restore_to(&restored, ["--type=none"]);
-    let below = |dir: PathBuf| -> Vec<_> {
-        everything(&dir).into_iter().map(|(path, what)| (path.strip_prefix(&dir).unwrap().to_owned(), what)).collect()
-    };
-    let expected = below(restored.join("base"));
-    let base = |places: &Places| below(places.mountpoint.join("base"));
-    world.ok(places.args("stop"));
-    let run = world.expect(73, places.args("hydrate"));
-    assert!(run.says("is not served") && run.says("clone '"), "{run}");
-    // What it lacks it needs; what is asked for is refused before anything is changed.
-    let run = world.expect(55, places.args("promote"));
-    assert!(run.says("the clone lacks page 0 of '"), "{run}");
-    // The wish of before is remembered: it is fulfilled by the next mount.
-    world.ok(places.args("mount"));
-    wait_until("hydration", || {
-        let run = world.ok(places.args("info").into_iter().chain(["--output=json".to_owned()]));
-        run.json()["hydration"]["state"] == "done"
-    });
-    assert!(base(&places) == expected);
-    // Something in the place of the mountpoint.
-    world.ok(places.args("stop"));
-    fs::write(places.mountpoint.join("mine"), b"mine").unwrap();
-    let run = world.expect(40, places.args("promote"));
-    assert!(run.says("is not empty"), "{run}");
-    fs::remove_file(places.mountpoint.join("mine")).unwrap();
-    world.ok(places.args("promote"));
-    assert!(base(&places) == expected);
-    assert!(places.mountpoint.join("PG_VERSION").is_file() && !places.dir.exists());
-}
-
-#[test]
 fn a_clone_whose_daemon_died_is_mounted_again() {
     let (world, label) = world();
     world.archive_now();
@@ -318,21 +157,6 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     assert_eq!(clone.psql("SELECT count(*) FROM kept"), "10000");
     clone.stop(Mode::Fast);
     world.ok(places.args("destroy"));
-}
-
-/// All below a directory, with modes and contents.
-fn everything(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![dir.to_path_buf()];
-    while let Some(path) = waiting.pop() {
-        let facts = fs::symlink_metadata(&path).unwrap();
-        let content = if facts.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-        if facts.is_dir() {
-            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-        found.insert(path, (facts.mode(), content));
-    }
-    found
 }
 
 fn a_tablespace_made_after_the_backup_is_the_clones_own(major: u32) {
