@@ -23,6 +23,9 @@ use rustix::process::Signal;
 use std::fs::File;
 use std::io::{PipeReader, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -64,9 +67,27 @@ pub(crate) fn run(
     if settings.flag(Opt::Foreground) {
         let served = serve(context)?;
         say(&served.text);
-        return attend(context, served);
+        notify("READY=1");
+        let result = attend(context, served);
+        notify("STOPPING=1");
+        return result;
     }
     start(context)
+}
+
+/// Tells systemd, if it started us and asked to be told (`Type=notify`): see sd_notify(3). Nothing depends on the answer.
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return };
+    let bytes = path.as_bytes();
+    let address = match bytes.split_first() {
+        // A name that is no file.
+        Some((b'@', name)) => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&path),
+    };
+    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = sent {
+        tracing::warn!("cannot tell systemd '{state}' through {}: {error}", Path::new(&path).display());
+    }
 }
 
 /// The mount is good, whether or not anybody can read about it.

@@ -157,7 +157,7 @@ impl Status {
             63 => "ended by a signal",
             64 => "a file cannot be written",
             67 => "understood, but beyond this version",
-            68 => "archive_command does not call this program",
+            68 => "archive_command does not call this program, or calls it for other stanzas only",
             69 => "a link was expected",
             70 => "the destination of a link is not usable",
             73 => "a directory is missing",

@@ -86,7 +86,7 @@ Commands:
   archive-push      Store one WAL file in the archive.
   backup            Back up a cluster.
   check             Try out the configuration and the archive.
-  clone             Make, serve, list or remove writable clones of a backup.
+  clone             Make, run, keep or remove writable clones of a backup.
   help              Explain commands and options.
   info              List stanzas, backups and archived WAL.
   mount             Serve all backups of a stanza as a read-only tree.

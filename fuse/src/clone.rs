@@ -25,7 +25,7 @@ mod state;
 mod tablespaces;
 
 pub(crate) use fs::negotiate;
-pub use promote::promote;
+pub use promote::{promote, try_promote};
 pub use state::{CloneInfo, Hydration, HydrationState};
 
 use crate::mount::{Access, MountOptions, Session};

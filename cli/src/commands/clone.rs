@@ -38,9 +38,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     match context.settings.param(0).to_str() {
         Some("create") => create(context),
+        Some("mount") if context.settings.flag(Opt::Start) => life::start(context),
         Some("mount") => daemon::run(context, mount),
         Some("start") => life::start(context),
         Some("stop") => life::stop(context),
+        Some("reset") => life::reset(context),
         Some("hydrate") => life::hydrate(context),
         Some("promote") => life::promote(context),
         Some("list") => list(context.settings),
@@ -49,7 +51,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         _ => {
             let message = format!("'{}' is not something to do with clones", context.settings.param(0).display());
             Err(OptionError::new(Status::PARAM_INVALID, message)
-                .hint("it is 'create', 'mount', 'start', 'stop', 'hydrate', 'promote', 'list', 'info' or 'destroy'")
+                .hint("it is 'create', 'mount', 'start', 'stop', 'reset', 'hydrate', 'promote', 'list', 'info' or 'destroy'")
                 .into())
         }
     }
@@ -110,16 +112,22 @@ fn recorded<'a>(info: &'a CloneInfo, name: &str) -> &'a str {
     info.identity.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
 }
 
+fn check_stanza(info: &CloneInfo, stanza: &str, dir: &Path) -> Result<(), Failure> {
+    let of = recorded(info, "stanza");
+    if of != stanza {
+        let text = format!("clone '{}' is of stanza '{of}', not '{stanza}'", dir.display());
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
+    Ok(())
+}
+
 fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
     let dir = dir(settings);
     let info = clone::info(&dir)?;
-    let (of, label) = (recorded(&info, "stanza"), recorded(&info, "label"));
-    if of != stanza {
-        let text = format!("clone '{}' is of stanza '{of}', not '{stanza}'", dir.display());
-        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
-    }
+    check_stanza(&info, stanza, &dir)?;
+    let label = recorded(&info, "label");
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
     if !mounts::of_source(&mounts::source_of(&dir))?.is_empty() {
@@ -252,7 +260,7 @@ fn text_of(s: &State) -> String {
         (None, None) => "not mounted".to_owned(),
     };
     let hydration = match life::told_hydration(s) {
-        Some((HydrationState::Done, ..)) => "    hydration: done, the repository is not needed any more\n".to_owned(),
+        Some((HydrationState::Done, ..)) => "    hydration: done, all pages of the backup are here\n".to_owned(),
         Some((state, done, total, error)) => format!(
             "    hydration: {}, {} of {}{}\n",
             state.as_str(),

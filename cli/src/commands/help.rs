@@ -74,9 +74,13 @@ fn of_command(program: &Program, command: Command) -> String {
     let mut text = format!("{}: {}\n\nUsage:\n    {}{stanza} [options] {}", def.name, def.help, program.name, def.name);
     for (at, param) in def.params.iter().enumerate() {
         let optional = at + def.optional >= def.params.len();
+        let param = if actions(command).is_empty() { param } else { &"action" };
         let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
     }
     text.push('\n');
+    if !actions(command).is_empty() {
+        text.push_str("\nActions:\n");
+    }
     for (action, help) in actions(command) {
         entry(&mut text, action, 10, help);
     }

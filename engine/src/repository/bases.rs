@@ -117,8 +117,9 @@ struct Slot {
 #[derive(Clone)]
 enum Landed {
     Plain(Plain),
+    /// Nothing can be read at all, not just this chunk.
     Failed(Kind, String),
-    /// The thread has ended without a word.
+    /// That thread has it not: this chunk is damaged, or another that it wanted as well.
     Abandoned,
 }
 
@@ -308,7 +309,7 @@ impl ChunkSource {
             self.will_read(&missing);
         }
         let (end, gap) = (|at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len), self.store().gap());
-        let mut theirs: Vec<(ChunkId, Arc<Slot>)> = Vec::new();
+        let mut theirs: Vec<(ChunkId, ChunkAt, Arc<Slot>)> = Vec::new();
         let mut rest = missing.as_slice();
         while let Some((_, first)) = rest.first() {
             let start = u64::from(first.offset);
@@ -326,11 +327,17 @@ impl ChunkSource {
             theirs.extend(self.span_unclaimed(now, each)?);
             rest = later;
         }
-        for (id, slot) in theirs {
+        for (id, at, slot) in theirs {
             match slot.wait() {
                 Landed::Plain(plain) => each(&id, &plain)?,
                 Landed::Failed(kind, text) => return Err(Error::refused(kind, text)),
-                Landed::Abandoned => each(&id, &Arc::new(self.read(&id)?))?,
+                Landed::Abandoned => {
+                    let (start, len) = (at.offset.into(), at.stored_len as usize);
+                    for (id, plain) in self.span_of_bases(&[(id, at)], start, len)? {
+                        self.offer_base(id, &plain);
+                        each(&id, &plain)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -342,12 +349,12 @@ impl ChunkSource {
         &self,
         chunks: &[(ChunkId, ChunkAt)],
         each: &mut dyn FnMut(&ChunkId, &Plain) -> Result<()>,
-    ) -> Result<Vec<(ChunkId, Arc<Slot>)>> {
+    ) -> Result<Vec<(ChunkId, ChunkAt, Arc<Slot>)>> {
         let mut claims = self.bases_in_flight.claims();
         let (mut mine, mut theirs) = (Vec::with_capacity(chunks.len()), Vec::new());
         for (id, at) in chunks {
             if let Some(slot) = claims.take(*id) {
-                theirs.push((*id, slot));
+                theirs.push((*id, at.clone(), slot));
                 continue;
             }
             match self.bases.0.get(id) {
@@ -363,7 +370,12 @@ impl ChunkSource {
         let end = |at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len);
         let (start, stop) = (u64::from(first.offset), mine.iter().map(|(_, at)| end(at)).max().unwrap_or(end(last)));
         let opened = self.span_of_bases(&mine, start, (stop - start) as usize);
-        let opened = opened.inspect_err(|e| claims.give_all(&Landed::Failed(e.kind(), e.chain())))?;
+        // Which of the chunks is to blame only those can tell who want it alone.
+        let opened = opened.inspect_err(|e| {
+            if e.concerns_the_run() {
+                claims.give_all(&Landed::Failed(e.kind(), e.chain()));
+            }
+        })?;
         for (id, plain) in opened {
             self.offer_base(id, &plain);
             claims.give(&id, Landed::Plain(Arc::clone(&plain)));

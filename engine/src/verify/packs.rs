@@ -27,6 +27,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What the system says of a sector that cannot be read.
+/// Chunks of damaged packs whose state is remembered: some 40 MiB.
+const PROBED_MAX: usize = 1 << 19;
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// What was seen of a pack.
@@ -61,6 +63,8 @@ pub(super) struct Packs {
     hasher: Option<PageHasher>,
     /// Chunks of opaque packs that were read.
     probed: Mutex<HashMap<(PackId, u16), bool>>,
+    /// Packs that were told of as missing.
+    missing: Mutex<HashSet<PackId>>,
     /// Good copies of chunks in packs other than the one the index names: what was stored again lies in two.
     copies: Mutex<HashMap<ChunkId, Vec<(PackId, u16)>>>,
     /// What deltas cannot be decoded for want of.
@@ -103,6 +107,7 @@ impl Packs {
             repository: Arc::clone(repository),
             index: Arc::clone(index),
             probed: Mutex::default(),
+            missing: Mutex::default(),
             copies: Mutex::default(),
             lost_bases: LostBases::default(),
             verdicts: Mutex::default(),
@@ -385,16 +390,20 @@ impl Packs {
             Ok(_) => true,
             Err(e) => {
                 let (flaw, detail) = flaw_of(e)?;
-                let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
                 // A pack that is not there is one finding, not one for each chunk.
-                if flaw != Flaw::Missing || probed.keys().all(|k| k.0 != key.0) {
+                let first = || self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(key.0);
+                if flaw != Flaw::Missing || first() {
                     findings.damage(name, flaw, detail);
                 }
-                probed.insert(key, false);
                 false
             }
         };
-        self.probed.lock().unwrap_or_else(PoisonError::into_inner).insert(key, good);
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if probed.len() >= PROBED_MAX {
+            // Asked again they are read again.
+            probed.clear();
+        }
+        probed.insert(key, good);
         Ok(good)
     }
 

@@ -214,7 +214,7 @@ impl BaseFile {
 
     /// True if all of them are there after a crash of the host.
     pub(super) fn is_durable(&self) -> bool {
-        self.durable.covers(self.pages(0..u64::MAX)) && !self.has_failed()
+        self.durable.covers(self.pages(0..u64::MAX))
     }
 
     /// As [`Self::ensure`], for a request that waits for it: hydration gives way.

@@ -6,8 +6,9 @@
 //! *Order.* Files in the order of their names, which is that in which packs were filled; within a file from its begin.
 //! *Demand goes first*: before each region the threads wait for as long as requests of the server wait for pages, but no
 //! longer than [`YIELD_MAX`], so that a busy server does not keep it from ending.
-//! *Failures*: a file that cannot be fetched is told and left for the next round, after [`RETRY`]; a full disk ends the round.
-//! *Done* means durable: a last look finds the durable maps of all files full.
+//! *Failures*: a file that cannot be fetched is told and left for the next round, after [`RETRY`]. A round that has no room
+//! does not begin, or ends: a part of the file system is left to others, the clone's own server before all.
+//! *Done* means durable: a last look finds the durable maps of all files full. It is looked again when the clone is mounted.
 //!
 //! Files are reached as the kernel does it, by names from the root, so renames and removals under way are met as any
 //! request meets them. A file that moves past the walk is found by the next round: rounds go on until one finds nothing.
@@ -43,6 +44,12 @@ const REGION: u64 = 1 << 20;
 const YIELD_MAX: Duration = Duration::from_millis(250);
 /// Directories deep the walk goes; PostgreSQL's deepest has five.
 const DEPTH_MAX: usize = 64;
+/// Looks in a row that find something not durable though nothing was absent: some seconds.
+const LOOKS_MAX: u32 = 20;
+/// Room on the file system that is left alone: a twentieth of it, and no more than this.
+const RESERVE_MAX: u64 = 1 << 30;
+/// Files that may wait to be made durable before hydration does it itself.
+const WAITING_MAX: usize = 64;
 
 /// Requests of the server that wait for pages.
 #[derive(Debug, Default)]
@@ -112,16 +119,23 @@ struct Work {
     cancel: Cancel,
 }
 
-/// A file of which something may be absent. The kernel's count of it is held until it is dropped.
-struct File<'a> {
+/// A look-up of a node, counted as the kernel's are, until it is dropped.
+struct Held<'a> {
     backing: &'a Backing,
     number: u64,
 }
 
-impl Drop for File<'_> {
+impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.backing.nodes.forget(self.number, 1);
     }
+}
+
+/// All base-backed files there are, and the directories on the ways to them: a node is only reached through its parents.
+#[derive(Default)]
+struct Found<'a> {
+    files: Vec<Held<'a>>,
+    directories: Vec<Held<'a>>,
 }
 
 /// What a round has come to.
@@ -132,8 +146,8 @@ struct Round {
     done: AtomicU64,
     /// The first failure.
     error: Mutex<Option<String>>,
+    /// It goes on in another round: no room is left, or something else is wished for now.
     full: AtomicBool,
-    /// Something else is wished for now.
     changed: AtomicBool,
 }
 
@@ -143,15 +157,24 @@ impl Round {
     }
 
     fn fail(&self, path: &str, error: Errno) {
-        let full = matches!(error.code(), libc::ENOSPC | libc::EDQUOT);
-        self.full.fetch_or(full, Ordering::AcqRel);
-        let why = if full {
-            format!("no space is left for '{path}'")
-        } else {
-            let error = std::io::Error::from_raw_os_error(error.code());
-            format!("cannot fetch '{path}': {error}; the log says more")
-        };
+        if matches!(error.code(), libc::ENOSPC | libc::EDQUOT) {
+            return self.fail_full(format!("no space is left for '{path}'"));
+        }
+        let error = std::io::Error::from_raw_os_error(error.code());
+        self.fail_with(format!("cannot fetch '{path}': {error}; the log says more"));
+    }
+
+    fn fail_full(&self, why: String) {
+        self.full.store(true, Ordering::Release);
+        self.fail_with(why);
+    }
+
+    fn fail_with(&self, why: String) {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    fn has_failed(&self) -> bool {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn told(&self, state: HydrationState) -> Hydration {
@@ -164,26 +187,47 @@ impl Round {
     }
 }
 
+/// What a look at all files found.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    /// Everything is there, durably: so many bytes.
+    Whole(u64),
+    /// This file lacks something, or it is not durable yet.
+    Lacks(String),
+    /// The disk has lost something of this file: it will never be whole.
+    Lost(String),
+    /// Nobody knows: the clone is not served any more.
+    Ended,
+}
+
+/// One thread less, however it ends.
+struct Working<'a>(&'a AtomicUsize);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Work {
     fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
     fn run(&self) {
+        // What an earlier session called done may have been lost with the host since.
+        let mut sure = false;
         while !self.is_ended() {
-            match Wish::load(&self.layout) {
-                Ok(Some(wish)) if !self.is_done() => self.fulfil(wish),
-                Ok(_) => self.sleep(GLANCE),
-                Err(error) => {
+            match (Wish::load(&self.layout), Hydration::load(&self.layout)) {
+                (Ok(None), Ok(_)) => self.sleep(GLANCE),
+                (Ok(Some(_)), Ok(Some(h))) if h.state == HydrationState::Done && sure => self.sleep(GLANCE),
+                (Ok(Some(wish)), Ok(_)) => sure = self.fulfil(wish),
+                (Err(error), _) | (_, Err(error)) => {
                     tracing::error!("cannot see whether the clone is to be hydrated: {}", crate::errno::chain(&error));
                     self.sleep(RETRY);
                 }
             }
         }
-    }
-
-    fn is_done(&self) -> bool {
-        Hydration::load(&self.layout).ok().flatten().is_some_and(|h| h.state == HydrationState::Done)
     }
 
     fn sleep(&self, time: Duration) {
@@ -198,36 +242,56 @@ impl Work {
         std::fs::metadata(self.layout.file("hydrate")).and_then(|m| m.modified()).ok()
     }
 
-    /// Rounds until one finds nothing, or one has failed.
-    fn fulfil(&self, mut wish: Wish) {
-        tracing::info!("hydrating clone '{}'", self.layout.root.display());
+    /// Rounds until a look finds nothing absent, or one has failed. True if all is there.
+    fn fulfil(&self, mut wish: Wish) -> bool {
+        let mut looks = 0;
         loop {
             let (round, limits) = (Round::default(), Limits::new(wish.io_limit, None, &self.cancel));
-            let result = self.round(&round, &limits, &wish);
+            match self.look() {
+                Look::Whole(bytes) => {
+                    round.total.store(bytes, Ordering::Release);
+                    round.done.store(bytes, Ordering::Release);
+                    let told = self.tell(&round, HydrationState::Done);
+                    tracing::info!("clone '{}' is hydrated: {} bytes", self.layout.root.display(), told.total);
+                    return true;
+                }
+                Look::Ended => return false,
+                Look::Lost(path) => round.fail_with(format!("the disk has lost something of '{path}'")),
+                // Others may be syncing; what is not durable after so many looks will not be.
+                Look::Lacks(path) if looks >= LOOKS_MAX => round.fail_with(format!("'{path}' does not become durable")),
+                Look::Lacks(_) => {}
+            }
+            if looks == 0 {
+                tracing::info!("hydrating clone '{}'", self.layout.root.display());
+            } else {
+                std::thread::sleep(GLANCE);
+            }
+            if !round.has_failed() {
+                let work = std::panic::AssertUnwindSafe(|| self.round(&round, &limits, &wish));
+                match std::panic::catch_unwind(work) {
+                    Ok(Ok(fetched)) => looks = if fetched { 1 } else { looks + 1 },
+                    Ok(Err(error)) => round.fail("the data directory", error),
+                    Err(_) => round.fail_with("a thread panicked; the log says more".to_owned()),
+                }
+            }
             if self.is_ended() {
                 self.tell(&round, HydrationState::Running);
-                return;
+                return false;
             }
-            if round.changed.load(Ordering::Acquire)
-                && let Ok(Some(now)) = Wish::load(&self.layout)
-            {
-                wish = now;
+            if round.changed.load(Ordering::Acquire) {
+                match Wish::load(&self.layout) {
+                    Ok(Some(now)) => wish = now,
+                    _ => return false,
+                }
                 continue;
             }
-            if let Err(error) = result {
-                round.fail("the data directory", error);
-            }
-            if round.told(HydrationState::Running).error.is_some() {
+            if round.has_failed() {
                 let told = self.tell(&round, HydrationState::Failed);
                 tracing::warn!("hydration waits {} s: {}", RETRY.as_secs(), told.error.unwrap_or_default());
-                return self.sleep(RETRY);
+                self.sleep(RETRY);
+                return false;
             }
             self.queue.settle();
-            if self.is_durable() {
-                let told = self.tell(&round, HydrationState::Done);
-                tracing::info!("clone '{}' is hydrated: {} bytes", self.layout.root.display(), told.total);
-                return;
-            }
         }
     }
 
@@ -239,30 +303,36 @@ impl Work {
         told
     }
 
-    fn round(&self, round: &Round, limits: &Arc<Limits>, wish: &Wish) -> Outcome<()> {
-        let mut files = Vec::new();
-        self.walk(&mut |file, base| {
+    /// Fetches what is absent. True if there was anything.
+    fn round(&self, round: &Round, limits: &Arc<Limits>, wish: &Wish) -> Outcome<bool> {
+        let mut found = Found::default();
+        self.walk(&mut found, &mut |base| {
             round.total.fetch_add(base.base_bytes(), Ordering::AcqRel);
             round.done.fetch_add(base.held_bytes(), Ordering::AcqRel);
-            files.push(file);
         })?;
         self.tell(round, HydrationState::Running);
+        let before = round.done.load(Ordering::Acquire);
+        let absent = round.total.load(Ordering::Acquire).saturating_sub(before);
+        if let Some(free) = self.lacks_room(absent)? {
+            round.fail_full(format!("{absent} bytes are to be fetched, and {free} are free beyond the reserve"));
+            return Ok(false);
+        }
         let next = AtomicUsize::new(0);
         let working = AtomicUsize::new(THREADS);
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
                 scope.spawn(|| {
-                    while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed))
+                    let _working = Working(&working);
+                    while let Some(file) = found.files.get(next.fetch_add(1, Ordering::Relaxed))
                         && !self.is_ended()
                         && !round.is_over()
                     {
                         self.file(file, round, limits);
                     }
-                    working.fetch_sub(1, Ordering::AcqRel);
                 });
             }
             let mut told = Instant::now();
-            while working.load(Ordering::Acquire) > 0 {
+            while working.load(Ordering::Acquire) > 0 && !self.is_ended() {
                 std::thread::sleep(Duration::from_millis(20));
                 if told.elapsed() >= TELL {
                     self.tell(round, HydrationState::Running);
@@ -275,11 +345,20 @@ impl Work {
                 }
             }
         });
-        Ok(())
+        Ok(round.done.load(Ordering::Acquire) > before)
     }
 
-    /// Fetches what is absent of a file. One that was removed meanwhile needs nothing.
-    fn file(&self, file: &File<'_>, round: &Round, limits: &Limits) {
+    /// How much room there is if it is not enough for so many bytes and the reserve, which whoever else writes to the file
+    /// system needs, the clone's own server before all.
+    fn lacks_room(&self, bytes: u64) -> Outcome<Option<u64>> {
+        let facts = rustix::fs::fstatvfs(self.backing.root()).map_err(crate::errno::system)?;
+        let reserve = (facts.f_blocks.saturating_mul(facts.f_frsize) / 20).min(RESERVE_MAX);
+        let free = facts.f_bavail.saturating_mul(facts.f_frsize).saturating_sub(reserve);
+        Ok((bytes > free).then_some(free))
+    }
+
+    /// Fetches what is absent of a file. One that was removed meanwhile needs nothing; whether it was the next look tells.
+    fn file(&self, file: &Held<'_>, round: &Round, limits: &Limits) {
         let (base, open) = match open(&self.backing, file.number) {
             Ok(Some(found)) => found,
             Ok(None) => return,
@@ -294,6 +373,14 @@ impl Work {
             if base.holds(region.clone()) {
                 continue;
             }
+            match self.lacks_room(REGION) {
+                Ok(None) => {}
+                Ok(Some(free)) => {
+                    let why = format!("for '{}' {free} bytes are free beyond the reserve", base.path());
+                    return round.fail_full(why);
+                }
+                Err(error) => return round.fail(base.path(), error),
+            }
             self.demand.give_way(|| self.is_ended());
             let before = base.held_bytes();
             if let Err(error) = base.ensure(&open, region) {
@@ -307,21 +394,47 @@ impl Work {
                 return;
             }
         }
+        drop(open);
+        // Each file that waits to be made durable is open, twice.
+        if self.queue.len() >= WAITING_MAX {
+            self.queue.settle();
+        }
     }
 
-    /// Whether every file's durable map has all of it. What was fetched is written down by the sync before.
-    fn is_durable(&self) -> bool {
-        let mut durable = true;
-        let looked = self.walk(&mut |_, base| durable &= base.is_durable());
-        looked.is_ok() && durable
+    /// Whether every file's durable map has all of it.
+    fn look(&self) -> Look {
+        let (mut found, mut bytes) = (Found::default(), 0u64);
+        let (mut lacks, mut lost) = (None, None);
+        let walked = self.walk(&mut found, &mut |base| {
+            bytes = bytes.saturating_add(base.base_bytes());
+            if base.has_failed() {
+                lost.get_or_insert_with(|| base.path().to_owned());
+            } else if !base.is_durable() {
+                lacks.get_or_insert_with(|| base.path().to_owned());
+            }
+        });
+        // A walk that was cut short has seen nothing absent.
+        match (self.is_ended(), walked, lost, lacks) {
+            (true, ..) => Look::Ended,
+            (_, Err(_), ..) => Look::Lacks("the data directory".to_owned()),
+            (_, Ok(()), Some(path), _) => Look::Lost(path),
+            (_, Ok(()), None, Some(path)) => Look::Lacks(path),
+            (_, Ok(()), None, None) => Look::Whole(bytes),
+        }
     }
 
-    /// Calls `each` for every base-backed file there is.
-    fn walk<'a>(&'a self, each: &mut dyn FnMut(File<'a>, &BaseFile)) -> Outcome<()> {
-        self.directory(ROOT, DEPTH_MAX, each)
+    /// Finds every base-backed file there is, and calls `each` for it.
+    fn walk<'a>(&'a self, found: &mut Found<'a>, each: &mut dyn FnMut(&BaseFile)) -> Outcome<()> {
+        self.directory(ROOT, DEPTH_MAX, found, each)
     }
 
-    fn directory<'a>(&'a self, number: u64, depth: usize, each: &mut dyn FnMut(File<'a>, &BaseFile)) -> Outcome<()> {
+    fn directory<'a>(
+        &'a self,
+        number: u64,
+        depth: usize,
+        found: &mut Found<'a>,
+        each: &mut dyn FnMut(&BaseFile),
+    ) -> Outcome<()> {
         let depth = depth.checked_sub(1).ok_or(Errno::ELOOP)?;
         let directory = match self.backing.directory(number) {
             Err(error) if matches!(error.code(), libc::ENOENT | libc::ESTALE) => return Ok(()),
@@ -346,11 +459,17 @@ impl Work {
                 Err(error) => return Err(error),
             };
             // Gives the look-up back in every case.
-            let file = File { backing: &self.backing, number: attr.ino.0 };
+            let held = Held { backing: &self.backing, number: attr.ino.0 };
             match attr.kind {
-                FileType::Directory => self.directory(attr.ino.0, depth, each)?,
+                FileType::Directory => {
+                    found.directories.push(held);
+                    self.directory(attr.ino.0, depth, found, each)?;
+                }
                 FileType::RegularFile => match open(&self.backing, attr.ino.0) {
-                    Ok(Some((base, _open))) => each(file, &base),
+                    Ok(Some((base, _open))) => {
+                        each(&base);
+                        found.files.push(held);
+                    }
                     Ok(None) => {}
                     Err(error) if matches!(error.code(), libc::ENOENT | libc::ESTALE) => {}
                     Err(error) => return Err(error),

@@ -3,9 +3,10 @@
 //! The skeleton takes the mountpoint's place: its server's configuration names that path. Both must be on one file system,
 //! so that this is a rename.
 //!
-//! *Crash.* The mark `promoted` is made durable when all that is asked has been found true. From then on the clone is never
-//! served again, and whoever promotes it anew goes on where this ended: marks of base-backed files are taken off, the
-//! directory is renamed, what is left of the clone is removed. Nothing of the server's data changes in any of it.
+//! *Crash.* The mark `promoted` is made durable when all that is asked has been found true. From then on the clone is not
+//! served, and whoever promotes it anew goes on where this ended: marks of base-backed files are taken off, the directory is
+//! renamed, what is left of the clone is removed. Nothing of the server's data changes in any of it. If the directory cannot
+//! be renamed the mark is taken back: files that lack nothing are served as well without their marks.
 
 use super::base::block_of;
 use super::recover;
@@ -60,21 +61,57 @@ pub fn promote(dir: &Path, place: &Path) -> Result<()> {
     };
     let data = layout.data();
     if data.is_dir() {
-        check_place(&layout, place)?;
-        visit(&data, DEPTH_MAX, &mut |file, path| match rustix::fs::fremovexattr(file, BASE_ATTRIBUTE) {
-            Ok(()) | Err(rustix::io::Errno::NODATA) => Ok(()),
-            Err(error) => Err(FileError::at("unmark", path)(error.into()).into()),
-        })?;
-        sync(&data)?;
-        std::fs::rename(&data, place).map_err(FileError::at("rename", &data))?;
-        state::sync_directory(place.parent().unwrap_or(Path::new("/")))?;
-        state::sync_directory(dir)?;
+        if let Err(error) = put_in_place(&layout, &data, place) {
+            let mark = layout.file(MARK);
+            std::fs::remove_file(&mark).map_err(FileError::at("remove", &mark))?;
+            state::sync_directory(&layout.meta())?;
+            return Err(error);
+        }
     } else if !place.join("global/pg_control").is_file() {
         let text = format!("clone '{}' was promoted, but not to '{}'", dir.display(), place.display());
         return Err(Error::refused(Kind::OptionInvalidValue, text));
     }
     drop(lock);
     super::destroy(dir)
+}
+
+fn put_in_place(layout: &Layout, data: &Path, place: &Path) -> Result<()> {
+    check_place(layout, place)?;
+    visit(data, DEPTH_MAX, &mut |file, path| unmark(file).map_err(|e| FileError::at("unmark", path)(e.into()).into()))?;
+    sync(data)?;
+    std::fs::rename(data, place).map_err(FileError::at("rename", data))?;
+    // It is there now; that the names are durable is all that is left.
+    state::sync_directory(place.parent().unwrap_or(Path::new("/")))?;
+    state::sync_directory(&layout.root)
+}
+
+/// Takes a file's mark off. Its mode may keep its owner from that.
+fn unmark(file: &File) -> rustix::io::Result<()> {
+    match rustix::fs::fremovexattr(file, BASE_ATTRIBUTE) {
+        Err(rustix::io::Errno::NODATA) => Ok(()),
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => {
+            let mode = Mode::from_raw_mode(rustix::fs::fstat(file)?.st_mode & 0o7777);
+            rustix::fs::fchmod(file, mode | Mode::RUSR | Mode::WUSR)?;
+            let result = rustix::fs::fremovexattr(file, BASE_ATTRIBUTE);
+            rustix::fs::fchmod(file, mode)?;
+            result
+        }
+        other => other,
+    }
+}
+
+/// Whether the clone's data directory can be moved into the directory that `place` is in, tried with an empty one.
+///
+/// # Errors
+/// What the file system said.
+pub fn try_promote(dir: &Path, place: &Path) -> Result<()> {
+    let name = format!(".pgkeep-promote-{}", std::process::id());
+    let (here, there) = (dir.join(&name), place.parent().unwrap_or(Path::new("/")).join(&name));
+    std::fs::create_dir(&here).map_err(FileError::at("create", &here))?;
+    let moved = std::fs::rename(&here, &there).map_err(FileError::at("rename", &there));
+    let left = if moved.is_ok() { &there } else { &here };
+    std::fs::remove_dir(left).map_err(FileError::at("remove", left))?;
+    Ok(moved?)
 }
 
 /// The skeleton can be renamed to `place`.

@@ -41,6 +41,11 @@ impl Queue {
         }
     }
 
+    /// How many files wait.
+    pub(super) fn len(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
     /// Settles all files that wait now. Failures are the files' to remember and tell.
     pub(super) fn settle(&self) {
         let waiting = std::mem::take(&mut self.lock().waiting);

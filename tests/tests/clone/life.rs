@@ -1,12 +1,17 @@
 //! Started, stopped, hydrated, promoted, and what comes between.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    path::PathBuf,
+    process::Command,
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Cluster, Mode, World, world::data};
 
-use crate::MAJOR;
 use crate::places::{Places, everything, wait_until, world};
+use crate::{MAJOR, PATIENCE};
 
 #[test]
 fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory() {
@@ -139,7 +144,6 @@ fn hydration_goes_on_after_the_death_of_the_daemon() {
     assert!(run.says("is not served: it goes on once it is mounted"), "{run}");
     assert_ne!(state(&world, &places)["hydration"]["state"], "done");
     world.ok(places.args("mount"));
-    wait_until("hydration to go on", || done(&world) > before);
     // Without a limit it is there soon.
     world.ok(places.args("hydrate"));
     assert!(is_done(&world, &places));
@@ -211,7 +215,7 @@ fn a_full_disk_ends_a_round_and_reads_go_on() {
     let free = free.f_bavail * free.f_frsize;
     fs::write(&room, vec![1; usize::try_from(free.saturating_sub(8 << 20)).unwrap()]).unwrap();
     let run = world.expect(41, places.args("hydrate"));
-    assert!(run.says("no space is left for '"), "{run}");
+    assert!(run.says("bytes are to be fetched, and"), "{run}");
     assert!(below(places.mountpoint.join("base")) == expected);
     fs::remove_file(&room).unwrap();
     wait_until("hydration", || is_done(&world, &places));
@@ -219,5 +223,75 @@ fn a_full_disk_ends_a_round_and_reads_go_on() {
     // Another file system: told before the server or the mount is touched.
     let run = world.expect(32, places.args("promote"));
     assert!(run.says("are on different file systems") && places.is_mounted(&world), "{run}");
+    world.ok(places.args("destroy"));
+}
+
+#[test]
+fn in_front_systemd_is_told_when_the_mount_is_ready_and_when_it_ends() {
+    let (world, _) = world();
+    let places = Places::new(&world, "s");
+    let path = world.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The command runs with the rights of the servers' account.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut command = world.pgkeep(places.args("create").into_iter().chain(["--foreground".to_owned()]));
+    command.env("NOTIFY_SOCKET", &path);
+    let mut running = world.sandbox.spawn(command);
+    let heard = || {
+        let mut word = [0; 64];
+        let length = socket.recv(&mut word).unwrap();
+        String::from_utf8_lossy(&word[..length]).into_owned()
+    };
+    assert_eq!(heard(), "READY=1");
+    assert!(places.is_mounted(&world));
+    running.signal(Signal::TERM);
+    assert_eq!(heard(), "STOPPING=1");
+    let run = running.wait();
+    assert_eq!(run.code, Some(0), "{run}");
+    assert!(!places.is_mounted(&world));
+}
+
+#[test]
+fn a_clone_is_reset_to_what_it_was_made_from() {
+    let (world, label) = world();
+    let first = world.mark(1);
+    world.mark(2);
+    world.archive_now();
+    let places = Places::new(&world, "r");
+    let target = format!("--target={}", first.lsn);
+    let pg_bin = format!("--pg-bin={}", world.cluster.binaries().dir().display());
+    let socket = format!("--socket-path={}", world.cluster.socket_dir().display());
+    let made =
+        ["--type=lsn", &target, "--target-exclusive", "--recovery-option=work_mem=5MB", &socket, &pg_bin, "--start"];
+    places.create(&world, &made);
+    let record = || -> serde_json::Value {
+        let text = fs::read_to_string(places.dir.join("meta/clone.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["identity"].clone()
+    };
+    let before = (record(), fs::read_to_string(places.mountpoint.join("postgresql.conf")).unwrap());
+    let settings = |text: String| -> Vec<String> {
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+    };
+    let auto = || settings(fs::read_to_string(places.mountpoint.join("postgresql.auto.conf")).unwrap());
+    let told = auto();
+    assert!(told.iter().any(|line| line.starts_with("work_mem = '5MB'")), "{told:?}");
+    fs::write(places.mountpoint.join("mine"), b"mine").unwrap();
+    // A newer backup is not what it was made from.
+    world.backup("full");
+    let run = world.ok(places.args("reset").into_iter().chain([pg_bin.clone()]));
+    assert!(run.says("server ") && run.says("to connect: psql"), "{run}");
+    assert!(!places.mountpoint.join("mine").exists());
+    let after = (record(), fs::read_to_string(places.mountpoint.join("postgresql.conf")).unwrap());
+    assert_eq!(after, before);
+    assert_eq!((record()["label"].as_str().unwrap(), auto()), (label.as_str(), told));
+    world.ok(places.args("stop"));
+    // What is not there any more cannot be made anew, and what there is stays.
+    let away = world.path("away");
+    fs::rename(world.sandbox.repo(), &away).unwrap();
+    let run = world.run(places.args("reset"));
+    assert_ne!(run.code, Some(0), "{run}");
+    assert!(places.dir.join("meta/complete").exists());
+    fs::rename(&away, world.sandbox.repo()).unwrap();
     world.ok(places.args("destroy"));
 }

@@ -1,13 +1,13 @@
 //! The life of a clone once it is made: its server started and stopped, all of it fetched, and the end as an ordinary data
 //! directory.
 
-use super::{State, canonical, dir, mount, recorded, refuse_running, required, state, told, unmount};
+use super::{State, canonical, dir, make, mount, recorded, refuse_running, required, settings, state, told, unmount};
 use crate::commands::Context;
 use crate::daemon;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::mounts;
-use crate::option::{Opt, Settings};
+use crate::option::{Opt, OptionError, Settings};
 use crate::render::{self, json};
 use crate::size::human_size;
 use pgkeep_engine::observe::Counter;
@@ -20,7 +20,7 @@ use serde_json::json;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::num::NonZero;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,12 +39,16 @@ const START_WAIT_SECONDS: u32 = 7 * 24 * 3600;
 /// `clone start`: mounts the clone if it is not, and starts its server.
 pub(super) fn start(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
+    if settings.flag(Opt::Foreground) {
+        let message = "option foreground is not for 'clone start': 'clone mount --foreground' serves, 'clone start' beside it starts";
+        return Err(OptionError::new(Status::OPTION_INVALID, message).into());
+    }
     let dir = dir(settings);
     let now = state(dir.clone(), clone::info(&dir)?)?;
     let served = clone::check_free(&dir).is_err();
-    if settings.flag(Opt::ReadyPipe) || settings.flag(Opt::Foreground) || now.mounted.is_empty() || !served {
+    if settings.flag(Opt::ReadyPipe) || now.mounted.is_empty() || !served {
         let status = daemon::run(context, mount)?;
-        if settings.flag(Opt::ReadyPipe) || settings.flag(Opt::Foreground) || status != Status::OK {
+        if settings.flag(Opt::ReadyPipe) || status != Status::OK {
             return Ok(status);
         }
     }
@@ -93,8 +97,7 @@ fn run_pg_ctl(settings: &Settings, data: &Path) -> Result<(), Failure> {
     let program = match settings.path(Opt::PgBin) {
         Some(bin) => bin.join("pg_ctl"),
         None => told::pg_ctl_of(data).ok_or_else(|| {
-            let major = std::fs::read_to_string(data.join("PG_VERSION")).unwrap_or_default();
-            let text = format!("PostgreSQL {} is not found: option pg-bin names the directory of pg_ctl", major.trim());
+            let text = "PostgreSQL of the clone's major is not found: option pg-bin names the directory of pg_ctl";
             Error::refused(Kind::OptionRequired, text)
         })?,
     };
@@ -152,8 +155,13 @@ fn wait_recovered(context: &Context<'_>, data: &Path) -> Result<(), Failure> {
 
 /// The last lines of what was added to a log.
 fn tail(log: &Path, begun: u64) -> String {
-    let Ok(mut file) = File::open(log) else { return String::new() };
-    let len = file.metadata().map_or(0, |m| m.len());
+    // The server's user may have put a link there, and this process may be root.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let Ok(mut file) = File::options().read(true).custom_flags(flags).open(log) else { return String::new() };
+    let len = file.metadata().map_or(0, |m| if m.is_file() { m.len() } else { 0 });
+    if len == 0 {
+        return String::new();
+    }
     let mut bytes = Vec::new();
     let from = begun.max(len.saturating_sub(LOG_TAIL_BYTES)).min(len);
     // What cannot be read is not shown: the failure itself is told all the same.
@@ -173,6 +181,23 @@ pub(super) fn stop(context: &Context<'_>) -> Result<Status, Failure> {
     unmount(&dir, &now.mounted)?;
     tracing::info!("clone '{}' is stopped", dir.display());
     Ok(Status::OK)
+}
+
+/// `clone reset`: the clone as it was made. Its server is started again if it ran, or with `--start`.
+pub(super) fn reset(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    if settings.flag(Opt::ReadyPipe) || settings.flag(Opt::Foreground) {
+        return daemon::run(context, make::reset);
+    }
+    let dir = dir(settings);
+    let now = state(dir.clone(), clone::info(&dir)?)?;
+    daemon::stop_server(&dir)?;
+    unmount(&dir, &now.mounted)?;
+    let status = daemon::run(context, make::reset)?;
+    if status == Status::OK && (now.postmaster.is_some() || settings.flag(Opt::Start)) {
+        return started(context, &dir);
+    }
+    Ok(status)
 }
 
 /// `clone hydrate`: has whoever serves the clone fetch all it lacks, and waits for it.
@@ -246,14 +271,29 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         }
     };
     check_same_file_system(&dir, &place)?;
+    clone::try_promote(&dir, &place)?;
     if !now.mounted.is_empty() && clone::check_free(&dir).is_err() {
         hydrated(context, &dir, &info)?;
     }
     let ran = now.postmaster.is_some();
-    daemon::stop_server(&dir)?;
-    refuse_running(settings, &dir)?;
-    unmount(&dir, &now.mounted)?;
-    clone::promote(&canonical(&dir)?, &place)?;
+    let promote = || {
+        daemon::stop_server(&dir)?;
+        refuse_running(settings, &dir)?;
+        unmount(&dir, &now.mounted)?;
+        let dir = canonical(&dir)?;
+        // A promotion that was cut off may have moved it already.
+        let data = dir.join("data");
+        if data.is_dir() {
+            warn_of(&data);
+            settings::place_for(&data, &place)?;
+        }
+        Ok::<_, Failure>(clone::promote(&dir, &place)?)
+    };
+    promote().inspect_err(|_| {
+        if ran {
+            tracing::warn!("the server on clone '{}' was stopped; 'clone start' starts it", dir.display());
+        }
+    })?;
     tracing::info!("clone '{}' is now the ordinary data directory '{}'", dir.display(), place.display());
     if ran {
         run_pg_ctl(settings, &place)?;
@@ -276,6 +316,17 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         ))?;
     }
     Ok(Status::OK)
+}
+
+/// What an ordinary data directory would not have.
+fn warn_of(data: &Path) {
+    let recovers = ["backup_label", "recovery.signal", "standby.signal"].iter().any(|name| data.join(name).exists());
+    if recovers {
+        tracing::warn!("recovery has not ended: the server still needs WAL from the repository");
+    }
+    if std::fs::read_dir(data.join(".tablespaces")).is_ok_and(|mut entries| entries.next().is_some()) {
+        tracing::warn!("its tablespaces stay in '.tablespaces' inside the data directory, which backups refuse");
+    }
 }
 
 /// The mountpoint must be where the skeleton can be moved to; told before anything is stopped. Under a mount it is the file

@@ -1,7 +1,7 @@
 //! Making a clone: which backup, what its server is told, the directory, the mount.
 
 use super::settings::{self, CloneSettings};
-use super::{check_apart, mount_options, open, required, stanza, told};
+use super::{check_apart, mount_options, open, recorded, required, stanza, told};
 use crate::commands::Context;
 use crate::daemon::Served;
 use crate::error::Failure;
@@ -13,7 +13,7 @@ use pgkeep_engine::view::Snapshot;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_fuse::Owner;
-use pgkeep_fuse::clone::{self, Added, CreateOptions};
+use pgkeep_fuse::clone::{self, Added, CloneInfo, CreateOptions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
@@ -28,32 +28,106 @@ const MODE: u32 = 0o600;
 /// Who a server runs as where the backup's own user does not exist.
 const USER: &str = "postgres";
 
+/// What a clone is made from and told: all that must be known to make it once more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Recipe {
+    /// Label of the backup; chosen if there is none.
+    set: Option<String>,
+    recovery: RecoveryOptions,
+    /// The first free one if there is none.
+    port: Option<u16>,
+    /// Directory of the socket.
+    socket: String,
+}
+
+impl Recipe {
+    fn of_settings(settings: &Settings) -> Result<Self, Failure> {
+        Ok(Self {
+            set: settings.text(Opt::Set).map(str::to_owned),
+            recovery: recovery_options(settings)?,
+            port: settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()),
+            socket: settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned(),
+        })
+    }
+
+    /// As it was recorded when the clone was made.
+    fn of_clone(info: &CloneInfo) -> Result<Self, Failure> {
+        let of = |name| recorded(info, name);
+        let some = |name| Some(of(name)).filter(|text| !text.is_empty()).map(str::to_owned);
+        if !info.identity.iter().any(|(name, _)| name == "settings") {
+            let text = "the clone was made by an earlier version, which did not record all it was made with";
+            return Err(Error::refused(Kind::FeatureNotSupported, text).into());
+        }
+        let unknown =
+            |what: &str| Error::refused(Kind::FileInvalid, format!("the clone's record names no known {what}"));
+        let kind = RecoveryType::parse(of("type")).ok_or_else(|| unknown("type of recovery"))?;
+        Ok(Self {
+            set: some("label"),
+            recovery: RecoveryOptions {
+                target: some("target"),
+                action: TargetAction::parse(of("action")),
+                exclusive: of("exclusive") == "y",
+                timeline: some("timeline"),
+                settings: serde_json::from_str(of("settings")).map_err(|_| unknown("settings"))?,
+                ..RecoveryOptions::of(kind)
+            },
+            port: of("port").parse().ok(),
+            socket: of("socket").to_owned(),
+        })
+    }
+}
+
 /// Makes the clone and mounts it. What was made is removed if it cannot be mounted.
 pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
+    let mountpoint = settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?.to_owned();
+    let recipe = Recipe::of_settings(settings)?;
+    make(context, &recipe, &mountpoint, settings.flag(Opt::Force))
+}
+
+/// Makes a clone anew from what it was made from: nothing of what was written to it is left. Nobody uses it.
+pub(super) fn reset(context: &Context<'_>) -> Result<Served, Failure> {
+    let dir = super::dir(context.settings);
+    let info = clone::info(&dir)?;
+    super::check_stanza(&info, stanza(context.settings)?, &dir)?;
+    let recipe = Recipe::of_clone(&info)?;
+    let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
+    let mountpoint = context.settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
+    // Found before what there is is removed.
+    let repositories = repos::usable(context.settings)?;
+    choose_backup(&repositories, &asked(context.settings, &recipe, mountpoint, true)?)?;
+    clone::destroy(&dir)?;
+    make(context, &recipe, mountpoint, true)
+}
+
+fn asked(settings: &Settings, recipe: &Recipe, mountpoint: &Path, force: bool) -> Result<RestoreOptions, Failure> {
+    Ok(RestoreOptions {
+        set: recipe.set.clone(),
+        force,
+        recovery: recipe.recovery.clone(),
+        time_zone: zone::local(),
+        ..RestoreOptions::new(stanza(settings)?, mountpoint)
+    })
+}
+
+fn make(context: &Context<'_>, recipe: &Recipe, mountpoint: &Path, force: bool) -> Result<Served, Failure> {
+    let settings = context.settings;
     let stanza = stanza(settings)?;
     let dir = super::dir(settings);
-    let mountpoint = mounts::prepare(settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?)?;
+    let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(&dir, &mountpoint)?;
 
     let repositories = repos::usable(settings)?;
-    let asked = RestoreOptions {
-        set: settings.text(Opt::Set).map(str::to_owned),
-        force: settings.flag(Opt::Force),
-        recovery: recovery_options(settings)?,
-        time_zone: zone::local(),
-        ..RestoreOptions::new(stanza, &mountpoint)
-    };
-    let choice = choose_backup(&repositories, &asked)?;
+    let choice = choose_backup(&repositories, &asked(settings, recipe, &mountpoint, force)?)?;
     tracing::info!("repo{}: clone of backup set {}", choice.repository.key(), choice.backup.label);
     let snapshot = open(&choice.repository, stanza, &choice.backup)?;
     context.cancel.check()?;
 
-    let clone = clone_settings(settings, &choice);
+    let clone = clone_settings(settings, recipe, &choice);
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
     let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
-        identity: identity(stanza, &choice, &clone, &mountpoint),
+        identity: identity(stanza, recipe, &choice, &clone, &mountpoint),
         owner: owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
         ..server_files(&*snapshot, &choice, &clone, &command, &mountpoint)?
@@ -99,15 +173,13 @@ fn recovery_options(settings: &Settings) -> Result<RecoveryOptions, Failure> {
     })
 }
 
-fn clone_settings(settings: &Settings, choice: &Choice) -> CloneSettings {
-    let socket = settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned();
-    let asked = settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok());
-    let port = asked.unwrap_or_else(|| free_port(Path::new(&socket)));
+fn clone_settings(settings: &Settings, recipe: &Recipe, choice: &Choice) -> CloneSettings {
+    let port = recipe.port.unwrap_or_else(|| free_port(Path::new(&recipe.socket)));
     let name = format!("pgkeep_{}_{}", settings.stanza_name(), choice.backup.label);
     // As the server spells them.
-    let asked = settings.pairs(Opt::RecoveryOption).iter();
+    let asked = recipe.recovery.settings.iter();
     let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
-    CloneSettings { port, socket, name, major: choice.backup.version, asked }
+    CloneSettings { port, socket: recipe.socket.clone(), name, major: choice.backup.version, asked }
 }
 
 /// The first port that nobody uses now, neither in the directory of sockets nor on this host.
@@ -120,7 +192,14 @@ fn free_port(sockets: &Path) -> u16 {
     (PORT_DEFAULT..PORT_DEFAULT + PORTS_TRIED).find(is_free).unwrap_or(PORT_DEFAULT)
 }
 
-fn identity(stanza: &str, choice: &Choice, clone: &CloneSettings, mountpoint: &Path) -> Vec<(String, String)> {
+fn identity(
+    stanza: &str,
+    recipe: &Recipe,
+    choice: &Choice,
+    clone: &CloneSettings,
+    mountpoint: &Path,
+) -> Vec<(String, String)> {
+    let asked = &recipe.recovery;
     let pairs = [
         ("stanza", stanza.to_owned()),
         ("label", choice.backup.label.clone()),
@@ -129,6 +208,9 @@ fn identity(stanza: &str, choice: &Choice, clone: &CloneSettings, mountpoint: &P
         ("type", choice.recovery.recovery_type.as_str().to_owned()),
         ("action", choice.recovery.action.map_or_else(String::new, |a| a.as_str().to_owned())),
         ("target", choice.recovery.target.clone().unwrap_or_default()),
+        ("exclusive", if asked.exclusive { "y" } else { "n" }.to_owned()),
+        ("timeline", asked.timeline.clone().unwrap_or_default()),
+        ("settings", serde_json::json!(asked.settings).to_string()),
         ("mountpoint", mountpoint.display().to_string()),
         ("port", clone.port.to_string()),
         ("socket", clone.socket.clone()),

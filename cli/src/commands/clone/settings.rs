@@ -10,8 +10,8 @@ use pgkeep_engine::FileError;
 use pgkeep_engine::restore::recovery::quote;
 use pgkeep_formats::pg::control::StandbySettings;
 use std::fs::File;
-use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 pub(super) const AUTO_CONF: &str = "postgresql.auto.conf";
@@ -33,6 +33,8 @@ const NOT_AUTO: &str = "data_directory";
 /// Around the settings of places.
 const PLACES_BEGIN: &str = "# Places of the clone, written by pgkeep at each mount; they must come last.";
 const PLACES_END: &str = "# End of the places of the clone.";
+/// Most bytes of a configuration file.
+const READ_BYTES_MAX: u64 = 16 << 20;
 /// Longest name of a cluster, in bytes.
 const NAME_LEN_MAX: usize = 63;
 /// The first major that can be told how to make files durable before recovery.
@@ -155,10 +157,18 @@ fn names(line: &[u8], setting: &str) -> bool {
 /// # Errors
 /// What the file system said.
 pub(super) fn place(mountpoint: &Path) -> Result<(), Failure> {
+    place_for(mountpoint, mountpoint)
+}
+
+/// Writes into a data directory the places it will have at another path.
+///
+/// # Errors
+/// What the file system said.
+pub(super) fn place_for(here: &Path, data: &Path) -> Result<(), Failure> {
     for file in [CONF, AUTO_CONF] {
-        let path = mountpoint.join(file);
-        let before = std::fs::read(&path).map_err(|e| Failure::file(FileError::at("read", &path)(e)))?;
-        let after = with_places(&before, file, mountpoint);
+        let path = here.join(file);
+        let before = read(&path).map_err(|e| Failure::file(FileError::at("read", &path)(e)))?;
+        let after = with_places(&before, file, data);
         if after != before {
             replace(&path, &after).map_err(|e| Failure::file(FileError::at("write", &path)(e)))?;
         }
@@ -166,11 +176,28 @@ pub(super) fn place(mountpoint: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A file that the server's user may have replaced by anything.
+pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Replaces a file durably by one of the same owner and mode.
 fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let facts = std::fs::metadata(path)?;
+    // The server's user owns the directory and may have put a link there, and this process may be root.
+    let facts = std::fs::symlink_metadata(path)?;
     let temporary = path.with_extension("pgkeep.tmp");
-    let mut file = File::create(&temporary)?;
+    match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).open(&temporary)?;
     file.set_permissions(facts.permissions())?;
     std::os::unix::fs::fchown(&file, Some(facts.uid()), Some(facts.gid()))?;
     file.write_all(content)?;

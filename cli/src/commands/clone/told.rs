@@ -16,7 +16,8 @@ const HOMES: [&str; 3] = ["/usr/lib/postgresql/#/bin", "/usr/pgsql-#/bin", "/usr
 
 /// Text, or JSON with the names of `clone list`. Nothing where the server is started next, which tells more.
 pub(super) fn told(settings: &Settings, info: &CloneInfo, dir: &Path, mountpoint: &Path) -> String {
-    if settings.flag(Opt::Start) || settings.param(0) == Path::new("start") {
+    let starts = settings.flag(Opt::Start) || settings.param(0) == Path::new("start");
+    if starts && !settings.flag(Opt::Foreground) {
         return String::new();
     }
     let of = |name| recorded(info, name);
@@ -46,9 +47,7 @@ pub(super) fn told(settings: &Settings, info: &CloneInfo, dir: &Path, mountpoint
 
 /// The command that starts the server. Root lends it the owner of the data, as no server runs as root.
 fn start(mountpoint: &Path) -> String {
-    let version = std::fs::read_to_string(mountpoint.join("PG_VERSION")).unwrap_or_default();
-    let major = version.trim();
-    let program = pg_ctl(major).unwrap_or_else(|| PathBuf::from("pg_ctl"));
+    let program = pg_ctl_of(mountpoint).unwrap_or_else(|| PathBuf::from("pg_ctl"));
     let owner = std::fs::metadata(mountpoint).ok().filter(|m| m.uid() != 0 && rustix::process::geteuid().is_root());
     let lent = owner.map(|m| format!("setpriv --reuid={} --regid={} --init-groups ", m.uid(), m.gid()));
     format!(
@@ -61,7 +60,11 @@ fn start(mountpoint: &Path) -> String {
 
 /// `pg_ctl` of the major of a data directory.
 pub(super) fn pg_ctl_of(data: &Path) -> Option<PathBuf> {
-    pg_ctl(std::fs::read_to_string(data.join("PG_VERSION")).ok()?.trim())
+    let text = String::from_utf8(super::settings::read(&data.join("PG_VERSION")).ok()?).ok()?;
+    let major = text.trim();
+    // Whoever owns the directory writes this, and it becomes part of a path.
+    let is_major = !major.is_empty() && major.len() <= 3 && major.bytes().all(|b| b.is_ascii_digit());
+    pg_ctl(Some(major).filter(|_| is_major)?)
 }
 
 /// `pg_ctl` of a major: where packages put it, or else the first of the path that says it is of that major.
