@@ -180,7 +180,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .fileless(),
     row(C::Clone, "clone", "Make, run, keep or remove writable clones of a backup.", Optional)
         .takes(&["create|mount|start|stop|reset|hydrate|promote|list|info|destroy"], 0)
-        .ends(&[26, 38, 40, 41, 47, 50, 55, 56, 63, 64, 73, 75, 95, 100]),
+        .ends(&[26, 28, 38, 40, 42, 47, 50, 55, 56, 63, 64, 73, 75, 95, 100]),
     row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
     row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).ends(&[41, 55]).quiet(),

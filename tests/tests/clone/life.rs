@@ -163,13 +163,13 @@ fn what_cannot_be_fetched_is_told_and_the_rest_is_fetched() {
     let (largest, _) = packs.pop().unwrap();
     let away = world.path("away");
     fs::rename(&largest, &away).unwrap();
-    let run = world.expect(41, places.args("hydrate"));
+    let run = world.expect(42, places.args("hydrate"));
     assert!(run.says("cannot fetch '") && run.says("it is tried again"), "{run}");
     let failed = &state(&world, &places)["hydration"];
     assert_eq!(failed["state"], "failed");
     assert!(failed["done"].as_u64() < failed["total"].as_u64() && failed["error"].is_string(), "{failed}");
     // Not whole, so not to be promoted, and nothing has happened to it.
-    let run = world.expect(41, places.args("promote"));
+    let run = world.expect(42, places.args("promote"));
     assert!(run.says("cannot fetch '") && places.is_mounted(&world), "{run}");
     fs::rename(&away, &largest).unwrap();
     world.ok(places.args("hydrate"));
@@ -192,7 +192,7 @@ fn a_promotion_that_was_cut_off_is_ended_by_the_next() {
             fs::rename(places.dir.join("data"), &places.mountpoint).unwrap();
         } else {
             // It is never served again: marks may be gone already.
-            let run = world.expect(26, places.args("mount"));
+            let run = world.expect(28, places.args("mount"));
             assert!(run.says("is being promoted: 'clone promote' ends that"), "{run}");
         }
         world.ok(places.args("promote"));
@@ -214,7 +214,7 @@ fn a_full_disk_ends_a_round_and_reads_go_on() {
     let free = rustix::fs::statvfs(&disk).unwrap();
     let free = free.f_bavail * free.f_frsize;
     fs::write(&room, vec![1; usize::try_from(free.saturating_sub(8 << 20)).unwrap()]).unwrap();
-    let run = world.expect(41, places.args("hydrate"));
+    let run = world.expect(42, places.args("hydrate"));
     assert!(run.says("bytes are to be fetched, and"), "{run}");
     assert!(below(places.mountpoint.join("base")) == expected);
     fs::remove_file(&room).unwrap();
