@@ -82,7 +82,17 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::BackupMismatch, Some(C::Backup)) => {
             &["does pg1-path name the right cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'"]
         }
+        (Kind::FileMissing, Some(C::Clone)) if says("the clone lacks") => {
+            &["mount it with 'clone mount' or 'clone start'; then 'clone promote' fetches what it lacks"]
+        }
         (Kind::FileMissing, _) => missing(command, root, &says),
+        (Kind::PathMissing, Some(C::Clone)) if says("is not served") || says("is not mounted") => {
+            &["'clone mount' or 'clone start' serves it again"]
+        }
+        (Kind::DbConnect, Some(C::Clone)) => &[
+            "'pgkeep-clone.log' in the data directory has all that the server said",
+            "the clone is there: 'clone start' tries again, 'clone destroy' removes it, for another --port for example",
+        ],
         (Kind::PathMissing, Some(C::Clone)) if says("cannot list") => {
             &["--dir names the directory that holds clones, or one of them"]
         }

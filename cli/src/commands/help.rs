@@ -128,8 +128,12 @@ fn actions(command: Command) -> &'static [(&'static str, &'static str)] {
                 "make a clone of a backup and mount it; needs --dir (an empty directory for what the clone writes), --mountpoint (an empty directory), and --stanza; --start starts its server as well, else the output tells how to",
             ),
             ("mount", "serve a clone again, after a reboot for example; needs --dir and --stanza"),
-            ("start", "the same, and start its server; waits until it lets connections in"),
+            ("start", "the same, and start its server; waits until recovery has ended, if it is to end"),
             ("stop", "end its server in order and unmount it; nothing is lost; needs --dir"),
+            (
+                "reset",
+                "make it anew as it was made and mount it; what was written to it is gone; needs --dir and --stanza; --force ends a server that runs on it, --start starts one",
+            ),
             (
                 "hydrate",
                 "fetch everything it still lacks while it is used, and wait for it; needs --dir; --io-limit bounds it",

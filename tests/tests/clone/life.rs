@@ -20,10 +20,11 @@ fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory
     world.archive_now();
     let last = data(&world.cluster);
     let places = Places::new(&world, "h");
-    let sockets = world.cluster.socket_dir().to_owned();
+    // The source's own number, which nobody else has: it listens on its socket alone.
+    let (sockets, port) = (world.sandbox.dir("sockets"), format!("--port={}", world.cluster.port()));
     let socket = format!("--socket-path={}", sockets.display());
     let pg_bin = format!("--pg-bin={}", world.cluster.binaries().dir().display());
-    let told = places.create(&world, &["--start", &socket, &pg_bin, "--output=json"]).json();
+    let told = places.create(&world, &["--start", &socket, &port, &pg_bin, "--output=json"]).json();
     assert!(told["postmaster"].as_u64().is_some_and(|pid| pid > 0), "{told}");
     let port = told["port"].as_u64().unwrap();
     let sql = |text: &str| {
@@ -261,9 +262,18 @@ fn a_clone_is_reset_to_what_it_was_made_from() {
     let places = Places::new(&world, "r");
     let target = format!("--target={}", first.lsn);
     let pg_bin = format!("--pg-bin={}", world.cluster.binaries().dir().display());
-    let socket = format!("--socket-path={}", world.cluster.socket_dir().display());
-    let made =
-        ["--type=lsn", &target, "--target-exclusive", "--recovery-option=work_mem=5MB", &socket, &pg_bin, "--start"];
+    let (sockets, port) = (world.sandbox.dir("sockets"), format!("--port={}", world.cluster.port()));
+    let socket = format!("--socket-path={}", sockets.display());
+    let made = [
+        "--type=lsn",
+        &target,
+        "--target-exclusive",
+        "--recovery-option=work_mem=5MB",
+        &socket,
+        &port,
+        &pg_bin,
+        "--start",
+    ];
     places.create(&world, &made);
     let record = || -> serde_json::Value {
         let text = fs::read_to_string(places.dir.join("meta/clone.json")).unwrap();
@@ -279,7 +289,10 @@ fn a_clone_is_reset_to_what_it_was_made_from() {
     fs::write(places.mountpoint.join("mine"), b"mine").unwrap();
     // A newer backup is not what it was made from.
     world.backup("full");
-    let run = world.ok(places.args("reset").into_iter().chain([pg_bin.clone()]));
+    let run = world.expect(38, places.args("reset"));
+    assert!(run.says("runs on clone '") && places.mountpoint.join("mine").exists(), "{run}");
+    let more = [pg_bin.clone(), "--force".to_owned(), "--start".to_owned()];
+    let run = world.ok(places.args("reset").into_iter().chain(more));
     assert!(run.says("server ") && run.says("to connect: psql"), "{run}");
     assert!(!places.mountpoint.join("mine").exists());
     let after = (record(), fs::read_to_string(places.mountpoint.join("postgresql.conf")).unwrap());

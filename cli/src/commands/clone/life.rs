@@ -183,18 +183,19 @@ pub(super) fn stop(context: &Context<'_>) -> Result<Status, Failure> {
     Ok(Status::OK)
 }
 
-/// `clone reset`: the clone as it was made. Its server is started again if it ran, or with `--start`.
+/// `clone reset`: the clone as it was made. Its server is started with `--start`.
 pub(super) fn reset(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    if settings.flag(Opt::ReadyPipe) || settings.flag(Opt::Foreground) {
+    if settings.flag(Opt::ReadyPipe) {
         return daemon::run(context, make::reset);
     }
     let dir = dir(settings);
     let now = state(dir.clone(), clone::info(&dir)?)?;
-    daemon::stop_server(&dir)?;
+    // What the server wrote is going to be removed: that must have been meant.
+    refuse_running(settings, &dir)?;
     unmount(&dir, &now.mounted)?;
     let status = daemon::run(context, make::reset)?;
-    if status == Status::OK && (now.postmaster.is_some() || settings.flag(Opt::Start)) {
+    if status == Status::OK && settings.flag(Opt::Start) && !settings.flag(Opt::Foreground) {
         return started(context, &dir);
     }
     Ok(status)
