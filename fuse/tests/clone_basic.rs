@@ -12,6 +12,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use support::{Daemon, DirectorySnapshot, Place, noise};
 
 const PAGE: usize = 8192;
@@ -242,7 +243,7 @@ fn owners_modes_and_times_can_be_set() {
     let path = place.mountpoint().join("base/5/large");
     fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
     std::os::unix::fs::chown(&path, Some(101), Some(102)).unwrap();
-    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000, 5);
+    let time = std::time::UNIX_EPOCH + Duration::new(1_000_000, 5);
     File::open(&path).unwrap().set_modified(time).unwrap();
     let meta = fs::metadata(&path).unwrap();
     assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.modified().unwrap()), (0o640, 101, 102, time));
@@ -427,7 +428,12 @@ fn a_full_disk_refuses_writes_and_still_reads() {
     assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
     drop(born);
     fs::remove_file(place.mountpoint().join("born")).unwrap();
-    large.write_all_at(&noise(6, PAGE), 300 * PAGE as u64).unwrap();
+    // The kernel tells of the last close when it likes, and only then is there room.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = large.write_all_at(&noise(6, PAGE), 300 * PAGE as u64) {
+        assert!(error.raw_os_error() == Some(libc::ENOSPC) && Instant::now() < deadline, "{error}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert!(fs::read(&path).unwrap()[300 * PAGE..301 * PAGE] == noise(6, PAGE));
     drop(large);
     session.unmount().unwrap();
