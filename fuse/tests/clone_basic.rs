@@ -591,7 +591,7 @@ fn a_directory_that_is_not_marked_as_a_clone_is_left_alone() {
 fn reading_does_not_change_a_files_time() {
     let place = Place::new();
     fill(&place);
-    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    let then = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000);
     File::options().write(true).open(place.base().join("base/5/large")).unwrap().set_modified(then).unwrap();
     place.create();
     for _ in 0..2 {
