@@ -163,10 +163,11 @@ pub fn configuration(server: &Identity, check: ArchiveCheck, program_names: &[&s
         return Err(Error::refused(Kind::ArchiveCommandInvalid, text));
     }
     let command = &server.archive_command;
-    if program_names.iter().any(|name| !name.is_empty() && command.contains(name)) {
+    let calls_us = |text: &str| program_names.iter().any(|name| !name.is_empty() && text.contains(name));
+    if calls_us(command) {
         // While another tool is still in use a command has several parts, each with a stanza of its own.
-        let ours = |part: &&str| program_names.iter().any(|name| !name.is_empty() && part.contains(name));
-        let told: Vec<Option<&str>> = command.split(['&', '|', ';']).filter(ours).map(stanza_of).collect();
+        let parts = command.split(['&', '|', ';']).filter(|part| calls_us(part));
+        let told: Vec<Option<&str>> = parts.map(stanza_of).collect();
         return match told.first() {
             Some(Some(other)) if told.iter().all(|of| of.is_some_and(|of| of != stanza)) => {
                 let text = format!("archive_command archives for stanza '{other}', not for '{stanza}': '{command}'");

@@ -21,7 +21,7 @@ use pgkeep_engine::repository::{ChunkSource, Repository};
 use pgkeep_engine::view::{BackupSnapshot, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::repo::records::Commit;
-use pgkeep_fuse::clone::{self, CloneInfo, HydrationState};
+use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
 use rustix::process::Signal;
 use serde_json::json;
@@ -183,12 +183,14 @@ struct State {
     mounted: Vec<Mounted>,
     /// The server's process, if one runs on it.
     postmaster: Option<u32>,
+    hydration: Option<Hydration>,
 }
 
 fn state(dir: PathBuf, info: CloneInfo) -> Result<State, Failure> {
     let mounted = mounts::of_source(&mounts::source_of(&dir))?;
     let postmaster = servers::of_clone(&dir)?;
-    Ok(State { dir, info, mounted, postmaster })
+    let hydration = clone::hydration(&dir)?;
+    Ok(State { dir, info, mounted, postmaster, hydration })
 }
 
 fn list(settings: &Settings) -> Result<Status, Failure> {
@@ -229,9 +231,10 @@ fn info(settings: &Settings) -> Result<Status, Failure> {
 
 fn of_state(s: &State) -> serde_json::Value {
     let of = |name| recorded(&s.info, name);
-    let hydration = life::told_hydration(s).map(
-        |(state, done, total, error)| json!({ "state": state.as_str(), "done": done, "total": total, "error": error }),
-    );
+    let hydration = s
+        .hydration
+        .as_ref()
+        .map(|h| json!({ "state": h.state.as_str(), "done": h.done, "total": h.total, "error": h.error }));
     json!({
         "dir": s.dir.display().to_string(),
         "stanza": of("stanza"),
@@ -259,14 +262,16 @@ fn text_of(s: &State) -> String {
         (None, Some(pid)) => format!("not mounted, but server {pid} still runs on it"),
         (None, None) => "not mounted".to_owned(),
     };
-    let hydration = match life::told_hydration(s) {
-        Some((HydrationState::Done, ..)) => "    hydration: done, all pages of the backup are here\n".to_owned(),
-        Some((state, done, total, error)) => format!(
+    let hydration = match &s.hydration {
+        Some(h) if h.state == HydrationState::Done => {
+            "    hydration: done, all pages of the backup are here\n".to_owned()
+        }
+        Some(h) => format!(
             "    hydration: {}, {} of {}{}\n",
-            state.as_str(),
-            human_size(done),
-            human_size(total),
-            error.map_or_else(String::new, |e| format!(": {e}"))
+            h.state.as_str(),
+            human_size(h.done),
+            human_size(h.total),
+            h.error.as_ref().map_or_else(String::new, |e| format!(": {e}"))
         ),
         None => String::new(),
     };

@@ -112,7 +112,6 @@ impl Pages {
 
 /// Old pages of a repository.
 pub(super) struct OldPages {
-    index: Arc<RepositoryIndex>,
     source: ChunkSource,
     /// Fetched bytes are charged: the repository may be on the disk that the limit is for.
     limits: Arc<Limits>,
@@ -154,16 +153,16 @@ impl OldPages {
         let fetches = sparingly || deltas.mode == DeltaMode::Fetch;
         let patches = cache.is_some() && (sparingly || !(fetches && opens)) && page_size as usize >= SUB_BLOCK;
         let hasher = patches.then(|| repository.keyring().sub_block_hasher()).transpose()?;
-        let index = Arc::clone(index);
-        let source = ChunkSource::new(Arc::clone(repository), Arc::clone(&index) as Arc<dyn ChunkIndex>, stanza)
-            .with_base_cache(cache.clone(), fetches);
-        // It is told here what is read, and earlier; under a limit nothing may be read before it is paid for.
-        let source = source.without_announcing();
+        let index = Arc::clone(index) as Arc<dyn ChunkIndex>;
+        // What is read is announced here, and earlier than the source would.
+        let source = ChunkSource::new(Arc::clone(repository), index, stanza)
+            .with_base_cache(cache.clone(), fetches)
+            .without_announcing();
+        // Under a limit nothing may be read before it is paid for.
         let announces = opens && fetches && !limits.limits_reading();
         let (pending, pages, told, charged) = Default::default();
         let limits = Arc::clone(limits);
         Ok(Some(Self {
-            index,
             source,
             limits,
             charged,
@@ -205,7 +204,7 @@ impl OldPages {
         }
         let mut chunks: Vec<(ChunkId, ChunkAt)> = Vec::new();
         for (chunk, wanted) in wanted {
-            if let Ok(Some(at)) = self.index.lookup(&chunk)
+            if let Ok(at) = self.source.locate(&chunk)
                 && !at.encoding.is_delta()
                 && self.is_read(&at, wanted)
                 && !self.source.keeps_base(&chunk)

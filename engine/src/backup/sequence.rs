@@ -3,7 +3,8 @@
 //! Threads: one dispatcher, `jobs` workers, [`UPLOADERS`] uploaders, one that announces old pages to the store, and this one,
 //! which runs on the caller's thread. Memory: [`window`] tasks of at most 1 MiB plaintext each are under way, sealed or not,
 //! and as many gathers of half of that, up to three times as many when the results of a whole window come in order at last,
-//! which are then no tasks any more; a pack is filled here, and each uploader holds one. Results of tasks wait in their channel, which has room for
+//! which are then no tasks any more; a pack is filled here, and each uploader holds one. Results of tasks wait in their
+//! channel, which has room for
 //! all that permits allow, while too many gathers are under way: so workers never wait for this thread, nor it for them.
 //! A channel that closes is the signal to end; the first error is the one reported.
 
@@ -153,55 +154,49 @@ fn work(
         Ok(worker) => worker,
         Err(e) => return drop(done.send(Done::Task { sequence: 0, output: Err(e) })),
     };
-    let mut in_a_row = 0;
-    let mut take = |what: Result<Took, RecvError>, open: &mut bool| match what {
-        Ok(Took::Task(task)) => {
-            in_a_row += 1;
-            (done.send(Done::Task { sequence: task.sequence, output: worker.run(&task.work) }).is_ok(), in_a_row)
-        }
-        Ok(Took::Gather(gather)) => {
-            in_a_row = 0;
-            let (number, result) = (gather.number, worker.gather(&gather));
-            (gathered.send(Done::Gather { number, gathered: result }).is_ok(), in_a_row)
-        }
-        Err(_) => {
-            *open = false;
-            (true, in_a_row)
-        }
-    };
     let (mut tasks_open, mut gathers_open) = (true, true);
-    let mut gathers_first = false;
+    let mut in_a_row = 0;
     while tasks_open || gathers_open {
-        let (task, gather) =
-            (|m: Result<Task, RecvError>| m.map(Took::Task), |m: Result<Gather, RecvError>| m.map(Took::Gather));
-        let (sent, in_a_row) = if gathers_first {
+        let took = if in_a_row < TASKS_FIRST {
             select_biased! {
-                recv(gathers) -> message => take(gather(message), &mut gathers_open),
-                recv(tasks) -> message => take(task(message), &mut tasks_open),
+                recv(tasks) -> message => Took::Task(message),
+                recv(gathers) -> message => Took::Gather(message),
             }
         } else {
             select_biased! {
-                recv(tasks) -> message => take(task(message), &mut tasks_open),
-                recv(gathers) -> message => take(gather(message), &mut gathers_open),
+                recv(gathers) -> message => Took::Gather(message),
+                recv(tasks) -> message => Took::Task(message),
+            }
+        };
+        let sent = match took {
+            Took::Task(Ok(task)) => {
+                in_a_row = (in_a_row + 1).min(TASKS_FIRST);
+                done.send(Done::Task { sequence: task.sequence, output: worker.run(&task.work) }).is_ok()
+            }
+            Took::Gather(Ok(gather)) => {
+                in_a_row = 0;
+                let (number, result) = (gather.number, worker.gather(&gather));
+                gathered.send(Done::Gather { number, gathered: result }).is_ok()
+            }
+            Took::Task(Err(_)) => {
+                (tasks, tasks_open) = (never(), false);
+                true
+            }
+            Took::Gather(Err(_)) => {
+                (gathers, gathers_open) = (never(), false);
+                true
             }
         };
         if !sent {
             return;
         }
-        gathers_first = in_a_row >= TASKS_FIRST;
-        if !tasks_open {
-            tasks = never();
-        }
-        if !gathers_open {
-            gathers = never();
-        }
     }
 }
 
-/// What a worker may be given.
+/// What a worker is given; an error is the end of the channel.
 enum Took {
-    Task(Task),
-    Gather(Gather),
+    Task(Result<Task, RecvError>),
+    Gather(Result<Gather, RecvError>),
 }
 
 fn upload(shared: &Shared, store: &dyn Store, packs: &Receiver<FinishedPack>, durable: &Sender<Result<FinishedPack>>) {

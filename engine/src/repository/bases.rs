@@ -366,9 +366,8 @@ impl ChunkSource {
                 None => mine.push((*id, at.clone())),
             }
         }
-        let (Some((_, first)), Some((_, last))) = (mine.first(), mine.last()) else { return Ok(theirs) };
-        let end = |at: &ChunkAt| u64::from(at.offset) + u64::from(at.stored_len);
-        let (start, stop) = (u64::from(first.offset), mine.iter().map(|(_, at)| end(at)).max().unwrap_or(end(last)));
+        let Some(start) = mine.first().map(|(_, at)| u64::from(at.offset)) else { return Ok(theirs) };
+        let stop = mine.iter().map(|(_, at)| u64::from(at.offset) + u64::from(at.stored_len)).max().unwrap_or(start);
         let opened = self.span_of_bases(&mine, start, (stop - start) as usize);
         // Which of the chunks is to blame only those can tell who want it alone.
         let opened = opened.inspect_err(|e| {
@@ -386,7 +385,7 @@ impl ChunkSource {
 
     /// Lets the store bring base chunks nearer, so that it works while others are decoded. They come in the order of their
     /// places. Nothing happens for those that come from elsewhere.
-    pub fn will_read(&self, chunks: &[(ChunkId, ChunkAt)]) {
+    pub(crate) fn will_read(&self, chunks: &[(ChunkId, ChunkAt)]) {
         if !self.fetches_bases {
             return;
         }

@@ -62,6 +62,10 @@ pub fn promote(dir: &Path, place: &Path) -> Result<()> {
     let data = layout.data();
     if data.is_dir() {
         if let Err(error) = put_in_place(&layout, &data, place) {
+            if !data.is_dir() {
+                // It was moved, and only that is not known to be durable: the next call ends it.
+                return Err(error);
+            }
             let mark = layout.file(MARK);
             std::fs::remove_file(&mark).map_err(FileError::at("remove", &mark))?;
             state::sync_directory(&layout.meta())?;
@@ -103,15 +107,18 @@ fn unmark(file: &File) -> rustix::io::Result<()> {
 /// Whether the clone's data directory can be moved into the directory that `place` is in, tried with an empty one.
 ///
 /// # Errors
-/// What the file system said.
+/// `OptionInvalidValue` if that is another file system, and what the file system said.
 pub fn try_promote(dir: &Path, place: &Path) -> Result<()> {
     let name = format!(".pgkeep-promote-{}", std::process::id());
     let (here, there) = (dir.join(&name), place.parent().unwrap_or(Path::new("/")).join(&name));
     std::fs::create_dir(&here).map_err(FileError::at("create", &here))?;
-    let moved = std::fs::rename(&here, &there).map_err(FileError::at("rename", &there));
+    let moved = std::fs::rename(&here, &there);
     let left = if moved.is_ok() { &there } else { &here };
     std::fs::remove_dir(left).map_err(FileError::at("remove", left))?;
-    Ok(moved?)
+    match moved {
+        Err(e) if e.kind() == ErrorKind::CrossesDevices => Err(other_file_system(dir, place)),
+        moved => Ok(moved.map_err(FileError::at("rename", &there))?),
+    }
 }
 
 /// The skeleton can be renamed to `place`.
@@ -130,10 +137,16 @@ fn check_place(layout: &Layout, place: &Path) -> Result<()> {
         Err(e) => return Err(FileError::at("list", place)(e).into()),
     };
     if device(&layout.data())? != here || device(above)? != here {
-        let text = format!("'{}' is on another file system than clone '{}'", place.display(), layout.root.display());
-        return Err(Error::refused(Kind::OptionInvalidValue, text));
+        return Err(other_file_system(&layout.root, place));
     }
     Ok(())
+}
+
+fn other_file_system(dir: &Path, place: &Path) -> Error {
+    let (dir, place) = (dir.display(), place.display());
+    let text =
+        format!("clone '{dir}' and '{place}' are on different file systems: it cannot take the mountpoint's place");
+    Error::refused(Kind::OptionInvalidValue, text)
 }
 
 /// All the bytes that a file has of the backup are in it.

@@ -1,7 +1,7 @@
 //! The life of a clone once it is made: its server started and stopped, all of it fetched, and the end as an ordinary data
 //! directory.
 
-use super::{State, canonical, dir, make, mount, recorded, refuse_running, required, settings, state, told, unmount};
+use super::{canonical, dir, make, mount, recorded, refuse_running, required, settings, state, told, unmount};
 use crate::commands::Context;
 use crate::daemon;
 use crate::error::Failure;
@@ -22,7 +22,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::num::NonZero;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ fn run_pg_ctl(settings: &Settings, data: &Path) -> Result<(), Failure> {
     if rustix::process::geteuid().is_root() && owner.uid() != 0 {
         command.uid(owner.uid()).gid(owner.gid());
     }
-    let begun = std::fs::metadata(&log).map_or(0, |m| m.len());
+    let begun = std::fs::symlink_metadata(&log).map_or(0, |m| m.len());
     tracing::info!("starting the server on '{}'", data.display());
     let output = command.output().map_err(|e| Failure::file(FileError::at("start", &program)(e)))?;
     if output.status.success() {
@@ -205,8 +205,8 @@ pub(super) fn reset(context: &Context<'_>) -> Result<Status, Failure> {
 pub(super) fn hydrate(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let dir = dir(settings);
-    let info = clone::info(&dir)?;
-    let total = hydrated(context, &dir, &info)?;
+    clone::info(&dir)?;
+    let total = hydrated(context, &dir)?;
     if settings.text(Opt::Output) == Some("json") {
         render::print(&json::to_text(json!({ "dir": dir.display().to_string(), "state": "done", "total": total })))?;
     } else {
@@ -216,7 +216,7 @@ pub(super) fn hydrate(context: &Context<'_>) -> Result<Status, Failure> {
 }
 
 /// Asks for everything and waits until it is there. Returns how many bytes of the backup that are.
-fn hydrated(context: &Context<'_>, dir: &Path, info: &CloneInfo) -> Result<u64, Failure> {
+fn hydrated(context: &Context<'_>, dir: &Path) -> Result<u64, Failure> {
     let found = clone::hydration(dir)?;
     if let Some(done) = found.filter(|h| h.state == HydrationState::Done) {
         return Ok(done.total);
@@ -225,8 +225,7 @@ fn hydrated(context: &Context<'_>, dir: &Path, info: &CloneInfo) -> Result<u64, 
     let observer = context.observer;
     let (mut begun, mut shown) = (false, 0);
     let result = loop {
-        let now = state(dir.to_owned(), info.clone())?;
-        if now.mounted.is_empty() || clone::check_free(dir).is_ok() {
+        if mounts::of_source(&mounts::source_of(dir))?.is_empty() || clone::check_free(dir).is_ok() {
             let text = format!("clone '{}' is not served: it goes on once it is mounted", dir.display());
             break Err(Error::refused(Kind::PathMissing, text).into());
         }
@@ -271,10 +270,10 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
             mounts::resolved(place)
         }
     };
-    check_same_file_system(&dir, &place)?;
+    // Told before anything is stopped.
     clone::try_promote(&dir, &place)?;
     if !now.mounted.is_empty() && clone::check_free(&dir).is_err() {
-        hydrated(context, &dir, &info)?;
+        hydrated(context, &dir)?;
     }
     let ran = now.postmaster.is_some();
     let promote = || {
@@ -328,29 +327,4 @@ fn warn_of(data: &Path) {
     if std::fs::read_dir(data.join(".tablespaces")).is_ok_and(|mut entries| entries.next().is_some()) {
         tracing::warn!("its tablespaces stay in '.tablespaces' inside the data directory, which backups refuse");
     }
-}
-
-/// The mountpoint must be where the skeleton can be moved to; told before anything is stopped. Under a mount it is the file
-/// system of the directory above that counts.
-fn check_same_file_system(dir: &Path, place: &Path) -> Result<(), Failure> {
-    let device = |path: &Path| {
-        std::fs::metadata(path).map(|m| m.dev()).map_err(|e| Failure::file(FileError::at("stat", path)(e)))
-    };
-    let above = place.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
-    if device(dir)? != device(&above)? {
-        let text = format!(
-            "clone '{}' and '{}' are on different file systems: the clone cannot take the mountpoint's place",
-            dir.display(),
-            place.display()
-        );
-        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
-    }
-    Ok(())
-}
-
-/// What `list` and `info` tell of hydration.
-pub(super) fn told_hydration(s: &State) -> Option<(HydrationState, u64, u64, Option<String>)> {
-    // A record that cannot be read is as good as none here; hydration itself tells.
-    let h = clone::hydration(&s.dir).ok().flatten()?;
-    Some((h.state, h.done, h.total, h.error))
 }
