@@ -12,12 +12,14 @@
 //! would write into whatever is mounted there next.
 
 use crate::commands::Context;
+use crate::commands::clone::instant::{self, Ripeness};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::Opt;
 use crate::{render, servers};
+use pgkeep_engine::observe::Cancel;
 use pgkeep_engine::{Error, FileError, Kind};
-use pgkeep_fuse::{IfUsed, Left, Session};
+use pgkeep_fuse::{IfUsed, Left, Mounted, Session};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use std::fs::File;
@@ -29,6 +31,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How often a waiting process looks whether it was asked to stop.
@@ -46,6 +50,8 @@ pub(crate) struct Served {
     /// The directory of the clone that is served; `None` for a read-only tree.
     pub(crate) clone: Option<PathBuf>,
     pub(crate) text: String,
+    /// The clone becomes an ordinary directory in the mountpoint's place when it lacks nothing and no server runs.
+    pub(crate) becomes_plain: bool,
 }
 
 /// Serves a mount: in front if asked to, else in the background. `serve` makes it, in the process that serves it.
@@ -164,41 +170,85 @@ fn let_go() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Serves until somebody unmounts, or a signal asks to.
+/// Serves until somebody unmounts, or a signal asks to, or a restore is complete.
 fn attend(context: &Context<'_>, served: Served) -> Result<Status, Failure> {
-    let Served { session, clone, .. } = served;
-    let (cancel, mounted) = (context.cancel.clone(), session.mounted().clone());
-    let watch = move || {
-        while !cancel.is_cancelled() {
+    let Served { session, clone, becomes_plain, .. } = served;
+    let restore = clone.clone().filter(|_| becomes_plain);
+    // Whoever else unmounts goes on with it as well.
+    let ours = Arc::new(AtomicBool::new(false));
+    let watch = Watch {
+        cancel: context.cancel.clone(),
+        mounted: session.mounted().clone(),
+        clone,
+        restore: restore.clone(),
+        ours: Arc::clone(&ours),
+    };
+    std::thread::Builder::new()
+        .name("unmount".to_owned())
+        .spawn(move || watch.run())
+        .map_err(|e| kernel("start a thread that waits for signals", &e))?;
+    let mountpoint = session.mountpoint().to_owned();
+    session.join()?;
+    let shown = mountpoint.display();
+    tracing::info!("'{shown}' is not mounted any more");
+    if let Some(dir) = restore.filter(|dir| ours.load(Ordering::Acquire) && instant::is_whole(dir)) {
+        instant::promote(&dir, &mountpoint)?;
+    }
+    Ok(Status::OK)
+}
+
+/// Who unmounts when it is time.
+struct Watch {
+    cancel: Cancel,
+    mounted: Mounted,
+    clone: Option<PathBuf>,
+    /// The clone, if it is to become an ordinary directory.
+    restore: Option<PathBuf>,
+    /// Set while this is what unmounts.
+    ours: Arc<AtomicBool>,
+}
+
+impl Watch {
+    fn run(self) {
+        let mut ripeness = Ripeness::new();
+        while !self.cancel.is_cancelled() {
             std::thread::sleep(GLANCE);
+            if self.restore.as_deref().is_some_and(|dir| ripeness.reached(dir)) {
+                if matches!(self.unmount(), Ok(Left::Gone)) {
+                    return;
+                }
+                // A shell, a tool, a server that starts: another time.
+                ripeness.begin_anew();
+            }
         }
-        tracing::info!("asked to stop: unmounting '{}'", mounted.on.display());
+        tracing::info!("asked to stop: unmounting '{}'", self.mounted.on.display());
         let mut told = false;
         let mut tell = |text: String| {
             if !std::mem::replace(&mut told, true) {
-                tracing::warn!("'{}' is served until it can be unmounted: {text}", mounted.on.display());
+                tracing::warn!("'{}' is served until it can be unmounted: {text}", self.mounted.on.display());
             }
         };
         loop {
-            let stopped = clone.as_deref().map_or(Ok(()), stop_server);
-            let if_used = if clone.is_some() { IfUsed::Stay } else { IfUsed::Detach };
-            match stopped.and_then(|()| mounted.unmount(if_used).map_err(Failure::from)) {
+            let stopped = self.clone.as_deref().map_or(Ok(()), stop_server);
+            match stopped.and_then(|()| self.unmount()) {
                 Ok(Left::Gone) => return,
-                Ok(Left::Used) => tell(format!("it is used by processes {:?}", servers::users_of(&mounted.on))),
+                Ok(Left::Used) => tell(format!("it is used by processes {:?}", servers::users_of(&self.mounted.on))),
                 Ok(Left::Covered) => tell("another mount lies over it".to_owned()),
                 Err(error) => tell(error.report(None)),
             }
             std::thread::sleep(USED_PAUSE);
         }
-    };
-    std::thread::Builder::new()
-        .name("unmount".to_owned())
-        .spawn(watch)
-        .map_err(|e| kernel("start a thread that waits for signals", &e))?;
-    let mountpoint = session.mountpoint().display().to_string();
-    session.join()?;
-    tracing::info!("'{mountpoint}' is not mounted any more");
-    Ok(Status::OK)
+    }
+
+    fn unmount(&self) -> Result<Left, Failure> {
+        let if_used = if self.clone.is_some() { IfUsed::Stay } else { IfUsed::Detach };
+        self.ours.store(true, Ordering::Release);
+        let left = self.mounted.unmount(if_used);
+        if !matches!(left, Ok(Left::Gone)) {
+            self.ours.store(false, Ordering::Release);
+        }
+        Ok(left?)
+    }
 }
 
 /// Stops the server on a clone, if there is one: in order, or else at once.

@@ -4,6 +4,7 @@
 //! `stop` do that and start and stop its server, `hydrate` fetches everything, `promote` makes an ordinary data directory of
 //! it, `list` and `info` show clones, `destroy` removes one with everything that was written to it.
 
+pub(crate) mod instant;
 mod life;
 mod make;
 mod settings;
@@ -121,22 +122,31 @@ fn check_stanza(info: &CloneInfo, stanza: &str, dir: &Path) -> Result<(), Failur
     Ok(())
 }
 
+/// True if the clone is a restore that is served until it is complete.
+fn is_restore(info: &CloneInfo) -> bool {
+    recorded(info, make::FOR) == make::FOR_RESTORE
+}
+
 fn mount(context: &Context<'_>) -> Result<Served, Failure> {
+    mount_at(context, &dir(context.settings), context.settings.path(Opt::Mountpoint))
+}
+
+/// Mounts a clone where it was mounted, or on another directory.
+fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Result<Served, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
-    let dir = dir(settings);
-    let info = clone::info(&dir)?;
-    check_stanza(&info, stanza, &dir)?;
+    let info = clone::info(dir)?;
+    check_stanza(&info, stanza, dir)?;
     let label = recorded(&info, "label");
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
-    let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
-    if !mounts::of_source(&mounts::source_of(&dir))?.is_empty() {
+    let mountpoint = mountpoint.or(recorded_on).ok_or_else(|| required("mountpoint"))?;
+    if !mounts::of_source(&mounts::source_of(dir))?.is_empty() {
         // Served as it should be: no server is to be ended.
-        clone::check_free(&dir)?;
+        clone::check_free(dir)?;
     }
-    refuse_running(settings, &dir)?;
+    refuse_running(settings, dir)?;
     let mountpoint = mounts::prepare(mountpoint)?;
-    check_apart(&dir, &mountpoint)?;
+    check_apart(dir, &mountpoint)?;
     let key = settings.chosen_repo().map(|k| k.to_string());
     let key = key.as_deref().unwrap_or(recorded(&info, "repository"));
     let repo = settings.repos().find(|r| r.key().to_string() == key).ok_or_else(|| {
@@ -157,11 +167,14 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     let snapshot = open(&repository, stanza, backup)?;
     let session = {
         let _claim = mounts::claim(&mountpoint)?;
-        clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?
+        clone::serve(dir, snapshot, &mountpoint, &mount_options(dir))?
     };
-    settings::place(session.mountpoint())?;
-    let text = told::told(settings, &info, &dir, session.mountpoint());
-    Ok(Served { session, clone: Some(dir), text })
+    let becomes_plain = is_restore(&info);
+    if !becomes_plain {
+        settings::place(session.mountpoint())?;
+    }
+    let text = told::told(settings, &info, dir, session.mountpoint());
+    Ok(Served { session, clone: Some(dir.to_owned()), text, becomes_plain })
 }
 
 /// A server of an earlier mount writes into whatever is mounted in its place, and keeps another from starting.

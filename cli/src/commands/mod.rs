@@ -4,7 +4,7 @@ mod archive_get;
 mod archive_push;
 mod backup;
 mod check;
-mod clone;
+pub(crate) mod clone;
 mod control;
 mod help;
 mod info;

@@ -41,7 +41,7 @@ fn serve(context: &Context<'_>) -> Result<Served, Failure> {
         "backups of stanza '{stanza}' are mounted on {0}\nto unmount: umount {0}\n",
         session.mountpoint().display()
     );
-    Ok(Served { session, clone: None, text })
+    Ok(Served { session, clone: None, text, becomes_plain: false })
 }
 
 /// The backups of a stanza. The index is loaded with the first backup that is opened, and again for one that is newer.

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Opt, Settings, restore_command};
+use crate::option::{Opt, OptionError, Settings, restore_command};
 use crate::size::human_size;
 use crate::{repos, zone};
 use pgkeep_engine::clock::SystemClock;
@@ -13,6 +13,13 @@ use std::path::PathBuf;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
+    if settings.flag(Opt::Instant) {
+        return super::clone::instant::run(context);
+    }
+    if settings.flag(Opt::Foreground) {
+        let message = "option foreground is not valid without option 'instant'";
+        return Err(OptionError::new(Status::OPTION_INVALID, message).into());
+    }
     let repositories = repos::usable(settings)?;
     let recovery = recovery(settings);
     let paths = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| (k.clone(), PathBuf::from(v))).collect();

@@ -183,7 +183,7 @@ options! {
         (STOP, "also end what is running: TERM to whoever holds a lock"),
         (CLONE, "end a server that runs on the clone; take a set that ended after the target"),
     ]);
-    Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT).typed();
+    Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT | RESTORE).typed();
     ForClone "for-clone" "the file is for the server of a clone" = flag("n").on(GET).typed().hidden();
     IgnoreMissing "ignore-missing" "exit with 1 in silence if the file is missing" = flag("n").on(C::RepoGet.bit()).typed();
     IoTimeout "io-timeout" "longest wait for one read or write" = time(100, HOUR, "1m").on(STORE);
@@ -217,7 +217,7 @@ options! {
     ProtocolTimeout "protocol-timeout" "longest wait for another process"
         = time(100, 7 * DAY, "31m").on(STORE & !EXPIRE).ignored(ONE_BINARY);
     Raw "raw" "do not decrypt" = flag("n").on(C::RepoGet.bit()).typed();
-    ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT).typed().hidden();
+    ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT | RESTORE).typed().hidden();
     Recurse "recurse" "list subdirectories" = flag("n").on(C::RepoLs.bit()).typed();
     RepoKey "repo" "work on this repository only"
         = int(1, 256)
@@ -303,6 +303,7 @@ options! {
     ArchiveMode "archive-mode" "archiving in the restored cluster" = word(&["preserve", "off"], "preserve").on(RESTORE);
     DbExclude "db-exclude" "database to leave out" = Def::new(Type::List, None).on(RESTORE);
     DbInclude "db-include" "database to restore, others are left out" = Def::new(Type::List, None).on(RESTORE);
+    Instant "instant" "let the server be started at once, and restore behind it" = flag("n").on(RESTORE).typed();
     LinkAll "link-all" "restore all symbolic links as such" = flag("n").on(RESTORE);
     LinkMap "link-map" "destination of a link, name=path" = Def::new(Type::Hash, None).on(RESTORE);
     RecoveryOption "recovery-option" "setting for recovery, name=value" = Def::new(Type::Hash, None).on(RESTORE | CLONE);

@@ -1,7 +1,7 @@
 //! The life of a clone once it is made: its server started and stopped, all of it fetched, and the end as an ordinary data
 //! directory.
 
-use super::{canonical, dir, make, mount, recorded, refuse_running, required, settings, state, told, unmount};
+use super::{State, canonical, dir, make, mount, recorded, refuse_running, required, settings, state, told, unmount};
 use crate::commands::Context;
 use crate::daemon;
 use crate::error::Failure;
@@ -45,6 +45,7 @@ pub(super) fn start(context: &Context<'_>) -> Result<Status, Failure> {
     }
     let dir = dir(settings);
     let now = state(dir.clone(), clone::info(&dir)?)?;
+    refuse_restore(&now)?;
     let served = clone::check_free(&dir).is_err();
     if settings.flag(Opt::ReadyPipe) || now.mounted.is_empty() || !served {
         let status = daemon::run(context, mount)?;
@@ -64,7 +65,7 @@ pub(super) fn started(context: &Context<'_>, dir: &Path) -> Result<Status, Failu
         return Err(Error::refused(Kind::PathMissing, text).into());
     };
     if now.postmaster.is_none() {
-        run_pg_ctl(settings, &mounted.on)?;
+        run_pg_ctl(settings, &mounted.on, "start")?;
     }
     // Hot standby lets connections in long before recovery is where it was told to go.
     if recovery_ends(&now.info) {
@@ -92,8 +93,21 @@ pub(super) fn started(context: &Context<'_>, dir: &Path) -> Result<Status, Failu
     Ok(Status::OK)
 }
 
-/// Starts a server on a data directory, as its owner, and waits until it accepts connections.
-fn run_pg_ctl(settings: &Settings, data: &Path) -> Result<(), Failure> {
+/// The server of a restore is started as always: only its owner knows how.
+fn refuse_restore(now: &State) -> Result<(), Failure> {
+    if super::is_restore(&now.info) {
+        let text = format!(
+            "'{}' is a restore that is not complete: 'restore --instant' serves it, its server is started as always",
+            now.dir.display()
+        );
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
+    Ok(())
+}
+
+/// Starts a server on a data directory, as its owner, and waits until it accepts connections. `how` is `start`, or
+/// `restart` for one that was started before, with the arguments of then.
+fn run_pg_ctl(settings: &Settings, data: &Path, how: &str) -> Result<(), Failure> {
     let program = match settings.path(Opt::PgBin) {
         Some(bin) => bin.join("pg_ctl"),
         None => told::pg_ctl_of(data).ok_or_else(|| {
@@ -104,7 +118,7 @@ fn run_pg_ctl(settings: &Settings, data: &Path) -> Result<(), Failure> {
     let log = data.join(LOG);
     let owner = std::fs::metadata(data).map_err(|e| Failure::file(FileError::at("stat", data)(e)))?;
     let mut command = Command::new(&program);
-    command.arg("-D").arg(data).arg("-l").arg(&log).args(["-w", "-s", "-t", &START_WAIT_SECONDS.to_string(), "start"]);
+    command.arg("-D").arg(data).arg("-l").arg(&log).args(["-w", "-s", "-t", &START_WAIT_SECONDS.to_string(), how]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
     if rustix::process::geteuid().is_root() && owner.uid() != 0 {
         command.uid(owner.uid()).gid(owner.gid());
@@ -191,6 +205,7 @@ pub(super) fn reset(context: &Context<'_>) -> Result<Status, Failure> {
     }
     let dir = dir(settings);
     let now = state(dir.clone(), clone::info(&dir)?)?;
+    refuse_restore(&now)?;
     // What the server wrote is going to be removed: that must have been meant.
     refuse_running(settings, &dir)?;
     unmount(&dir, &now.mounted)?;
@@ -285,7 +300,9 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         let data = dir.join("data");
         if data.is_dir() {
             warn_of(&data);
-            settings::place_for(&data, &place)?;
+            if !super::is_restore(&info) {
+                settings::place_for(&data, &place)?;
+            }
         }
         Ok::<_, Failure>(clone::promote(&dir, &place)?)
     };
@@ -296,7 +313,7 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
     })?;
     tracing::info!("clone '{}' is now the ordinary data directory '{}'", dir.display(), place.display());
     if ran {
-        run_pg_ctl(settings, &place)?;
+        run_pg_ctl(settings, &place, if super::is_restore(&info) { "restart" } else { "start" })?;
     }
     let of = |name| recorded(&info, name);
     if settings.text(Opt::Output) == Some("json") {
@@ -308,18 +325,18 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         })))?;
     } else {
         let running = if ran { "its server runs again" } else { "it has no server" };
-        render::print(&format!(
-            "'{}' is an ordinary data directory now; {running}\n\
-             settings of the clone stay in its postgresql.auto.conf: port {}, archiving off\n",
-            place.display(),
-            of("port")
-        ))?;
+        let settings = if super::is_restore(&info) {
+            String::new()
+        } else {
+            format!("settings of the clone stay in its postgresql.auto.conf: port {}, archiving off\n", of("port"))
+        };
+        render::print(&format!("'{}' is an ordinary data directory now; {running}\n{settings}", place.display()))?;
     }
     Ok(Status::OK)
 }
 
 /// What an ordinary data directory would not have.
-fn warn_of(data: &Path) {
+pub(super) fn warn_of(data: &Path) {
     let recovers = ["backup_label", "recovery.signal", "standby.signal"].iter().any(|name| data.join(name).exists());
     if recovers {
         tracing::warn!("recovery has not ended: the server still needs WAL from the repository");

@@ -2,7 +2,7 @@
 
 use super::settings::{self, CloneSettings};
 use super::{check_apart, mount_options, open, recorded, required, stanza, told};
-use crate::commands::Context;
+use crate::commands::{Context, restore};
 use crate::daemon::Served;
 use crate::error::Failure;
 use crate::option::{Opt, Settings, restore_command_of_clone};
@@ -12,10 +12,11 @@ use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
 use pgkeep_engine::view::Snapshot;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::pg::control::ControlFile;
-use pgkeep_fuse::Owner;
 use pgkeep_fuse::clone::{self, Added, CloneInfo, CreateOptions};
+use pgkeep_fuse::{Owner, Session};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 
 /// First port that a clone's server may get unless one is asked for: not the one of the server it is a clone of.
 const PORT_DEFAULT: u16 = 5433;
@@ -27,6 +28,15 @@ const TEXT_BYTES_MAX: u64 = 16 << 20;
 const MODE: u32 = 0o600;
 /// Who a server runs as where the backup's own user does not exist.
 const USER: &str = "postgres";
+
+/// Under which name it is recorded what a clone is for, unless it is a clone for its own sake.
+pub(super) const FOR: &str = "for";
+/// A data directory that is being restored.
+pub(super) const FOR_RESTORE: &str = "restore";
+/// How a server makes files durable before recovery: the other method does not reach a file system in user space. The first
+/// major that can be told.
+const INIT_SYNC: &str = "recovery_init_sync_method = 'fsync'";
+const INIT_SYNC_SINCE: u32 = 14;
 
 /// What a clone is made from and told: all that must be known to make it once more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,27 +144,83 @@ fn make(context: &Context<'_>, recipe: &Recipe, mountpoint: &Path, force: bool) 
     };
     let info = clone::create(&dir, &*snapshot, &options)?;
     let dir = super::canonical(&dir)?;
+    let session = serve(&dir, snapshot, &mountpoint)?;
+    let text = told::told(settings, &info, &dir, session.mountpoint());
+    Ok(Served { session, clone: Some(dir), text, becomes_plain: false })
+}
+
+/// Mounts a clone that was just made, or removes it.
+fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path) -> Result<Session, Failure> {
     let serve = || {
-        check_apart(&dir, &mountpoint)?;
-        let _claim = mounts::claim(&mountpoint)?;
-        Ok::<_, Failure>(clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?)
+        check_apart(dir, mountpoint)?;
+        let _claim = mounts::claim(mountpoint)?;
+        Ok::<_, Failure>(clone::serve(dir, snapshot, mountpoint, &mount_options(dir))?)
     };
-    match serve() {
-        Ok(session) => {
-            let text = told::told(settings, &info, &dir, session.mountpoint());
-            Ok(Served { session, clone: Some(dir), text })
+    serve().inspect_err(|_| {
+        if let Err(e) = clone::destroy(dir) {
+            let e = repos::chain(&e);
+            tracing::warn!("cannot remove clone '{}', which cannot be mounted: {e}", dir.display());
         }
-        Err(error) => {
-            if let Err(e) = clone::destroy(&dir) {
-                tracing::warn!(
-                    "cannot remove clone '{}', which cannot be mounted: {}",
-                    dir.display(),
-                    repos::chain(&e)
-                );
-            }
-            Err(error)
-        }
+    })
+}
+
+/// Makes the clone that a restore is until it is complete, asks for all of it, and mounts it on its target.
+pub(super) fn instant(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Failure> {
+    let settings = context.settings;
+    let stanza = stanza(settings)?;
+    let target = mounts::prepare(target)?;
+    let recovery = restore::recovery(settings);
+    let command = restore::command(settings, recovery.recovery_type)?;
+    let options = RestoreOptions {
+        set: settings.text(Opt::Set).map(str::to_owned),
+        force: settings.flag(Opt::Force),
+        recovery,
+        time_zone: zone::local(),
+        ..RestoreOptions::new(stanza, &target)
+    };
+    let choice = choose_backup(&repos::usable(settings)?, &options)?;
+    let label = &choice.backup.label;
+    if !choice.backup.tablespaces.is_empty() {
+        let text = format!("backup set {label} has tablespaces, which an instant restore cannot put where they belong");
+        return Err(Error::refused(Kind::FeatureNotSupported, text).into());
     }
+    tracing::info!("repo{}: restore backup set {label}", choice.repository.key());
+    let snapshot = open(&choice.repository, stanza, &choice.backup)?;
+    context.cancel.check()?;
+
+    let now = zone::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let existing = text(&*snapshot, settings::AUTO_CONF)?.unwrap_or_default();
+    let plan = recovery::plan(&existing, &choice.recovery, &command, &now)?;
+    let mut auto_conf = plan.auto_conf.unwrap_or(existing);
+    if choice.backup.version >= INIT_SYNC_SINCE {
+        settings::end_line(&mut auto_conf);
+        auto_conf.extend_from_slice(format!("# For as long as pgkeep serves the restore\n{INIT_SYNC}\n").as_bytes());
+    }
+    let file = |path: &str, bytes| Added { path: path.to_owned(), bytes, mode: MODE };
+    let signal = plan.create.map(|signal| file(signal.file_name(), Vec::new()));
+    let removed = plan.remove.iter().map(|s| s.file_name()).chain(["postmaster.pid", "postmaster.opts"]);
+    let recorded = [
+        ("stanza", stanza.to_owned()),
+        ("label", label.clone()),
+        ("session", choice.backup.session.to_string()),
+        ("repository", choice.repository.key().to_string()),
+        ("type", choice.recovery.recovery_type.as_str().to_owned()),
+        ("target", choice.recovery.target.clone().unwrap_or_default()),
+        ("mountpoint", target.display().to_string()),
+        (FOR, FOR_RESTORE.to_owned()),
+        ("program", VERSION.to_owned()),
+    ];
+    let options = CreateOptions {
+        identity: recorded.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        owner: owner(&*snapshot)?,
+        threads: settings.process_max().max(CreateOptions::default().threads),
+        write: std::iter::once(file(settings::AUTO_CONF, auto_conf)).chain(signal).collect(),
+        remove: removed.map(str::to_owned).collect(),
+    };
+    clone::create(dir, &*snapshot, &options)?;
+    clone::hydrate(dir, None)?;
+    let session = serve(dir, snapshot, &target)?;
+    Ok(Served { session, clone: Some(dir.to_owned()), text: String::new(), becomes_plain: true })
 }
 
 fn recovery_options(settings: &Settings) -> Result<RecoveryOptions, Failure> {

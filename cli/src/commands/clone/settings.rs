@@ -111,7 +111,7 @@ fn socket_list(path: &str) -> String {
     format!("\"{}\"", path.replace('"', "\"\""))
 }
 
-fn end_line(content: &mut Vec<u8>) {
+pub(super) fn end_line(content: &mut Vec<u8>) {
     if !content.is_empty() && !content.ends_with(b"\n") {
         content.push(b'\n');
     }

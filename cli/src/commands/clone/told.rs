@@ -88,7 +88,7 @@ fn is_of(said: &str, major: &str) -> bool {
 }
 
 /// A word as a shell takes it for itself.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%=,".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
         return word.to_owned();

@@ -1,0 +1,190 @@
+//! `restore --instant`: a data directory on which the server can be started at once, and which becomes an ordinary one
+//! behind it.
+//!
+//! It is a clone in the place of the original: its directory lies hidden beside the data directory, which it is mounted on,
+//! with the settings of a classic restore instead of a clone's. All of it is fetched in the background. When everything is
+//! there, durably, and no server has run on it for [`QUIET`], the process that serves it takes the mount away and makes the
+//! directory ordinary; `clone promote` does so at once, and starts the server again.
+//!
+//! Whatever ended it, a reboot or a kill, the same command goes on: it mounts again, or ends the promotion.
+
+use super::{is_restore, make, mount_at, recorded, state};
+use crate::commands::Context;
+use crate::daemon::{self, Served};
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::{Opt, OptionError, Settings};
+use crate::{mounts, render, repos, servers};
+use pgkeep_engine::lock::{Lock, LockName, LockType};
+use pgkeep_engine::{Error, FileError, Kind};
+use pgkeep_fuse::clone::{self, HydrationState};
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long no server must have run: one that is being restarted comes back sooner.
+const QUIET: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Options of a classic restore that a mount does not fulfil. That it needs an empty directory it says by itself.
+const REFUSED: [Opt; 3] = [Opt::TablespaceMap, Opt::TablespaceMapAll, Opt::LinkMap];
+
+/// The data directory and the clone's.
+struct Places {
+    target: PathBuf,
+    dir: PathBuf,
+}
+
+impl Places {
+    fn of(settings: &Settings) -> Result<Self, Failure> {
+        let target = mounts::resolved(&repos::pgdata(settings)?);
+        let (Some(above), Some(name)) = (target.parent(), target.file_name()) else {
+            let text = format!("'{}' cannot be a data directory", target.display());
+            return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(".pgkeep");
+        let dir = above.join(hidden);
+        Ok(Self { target, dir })
+    }
+}
+
+/// Runs `restore --instant`.
+pub(crate) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    if let Some(opt) = REFUSED.iter().find(|opt| settings.is_given(**opt)) {
+        let message = format!("option '{}' is not valid with option 'instant'", opt.def().name);
+        return Err(OptionError::new(Status::OPTION_INVALID, message)
+            .hint("an instant restore puts all of the backup into one empty directory")
+            .into());
+    }
+    let places = Places::of(settings)?;
+    if settings.flag(Opt::ReadyPipe) {
+        return daemon::run(context, |context| serve(context, &places));
+    }
+    let Places { target, dir } = &places;
+    if begun(&places)? {
+        let now = state(dir.clone(), clone::info(dir)?)?;
+        if !now.mounted.is_empty() && clone::check_free(dir).is_err() {
+            render::print(&format!("'{}' is served already\n{}", target.display(), told(settings, &places)))?;
+            return Ok(Status::OK);
+        }
+        let done = now.hydration.is_some_and(|h| h.state == HydrationState::Done);
+        if done && now.mounted.is_empty() && now.postmaster.is_none() {
+            promote(dir, target)?;
+            render::print(&format!("'{}' is an ordinary data directory now\n", target.display()))?;
+            return Ok(Status::OK);
+        }
+    } else {
+        // Tried before anything is made: in the end the one takes the other's place.
+        mounts::prepare(target)?;
+        try_places(&places)?;
+    }
+    daemon::run(context, |context| serve(context, &places))
+}
+
+/// In the end the clone's directory takes the target's place, which must be possible before anything is made.
+fn try_places(places: &Places) -> Result<(), Failure> {
+    let Places { target, dir } = places;
+    let failed = |e| Failure::file(FileError::at("create", dir)(e));
+    let made = match DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => false,
+        other => other.map(|()| true).map_err(failed)?,
+    };
+    let result = clone::try_promote(dir, target);
+    if made {
+        std::fs::remove_dir(dir).map_err(|e| Failure::file(FileError::at("remove", dir)(e)))?;
+    }
+    Ok(result?)
+}
+
+/// True if an earlier call made the clone. One of something else in its place is refused.
+fn begun(places: &Places) -> Result<bool, Failure> {
+    let Places { target, dir } = places;
+    let info = match clone::info(dir) {
+        Err(e) if e.kind() == Kind::PathMissing => return Ok(false),
+        other => other?,
+    };
+    if !is_restore(&info) || Path::new(recorded(&info, "mountpoint")) != target {
+        let text = format!("'{}' is a clone, but not the restore of '{}'", dir.display(), target.display());
+        return Err(Error::refused(Kind::PathNotEmpty, text).into());
+    }
+    Ok(true)
+}
+
+/// Makes it, or takes up what is there, and mounts it.
+fn serve(context: &Context<'_>, places: &Places) -> Result<Served, Failure> {
+    let settings = context.settings;
+    let Places { target, dir } = places;
+    let name =
+        |repo_key| LockName { stanza: settings.stanza_name().to_owned(), lock_type: LockType::Restore, repo_key };
+    let acquire = |key| Lock::acquire(settings.lock_path(), &name(key), &repos::exec_id());
+    let _locks = settings.repos().map(|r| acquire(r.key().into())).collect::<Result<Vec<_>, _>>()?;
+    let served =
+        if begun(places)? { mount_at(context, dir, Some(target))? } else { make::instant(context, dir, target)? };
+    Ok(Served { becomes_plain: true, text: told(settings, places), ..served })
+}
+
+fn told(settings: &Settings, places: &Places) -> String {
+    let (exe, dir) = (settings.exe().display().to_string(), places.dir.display().to_string());
+    let quoted = super::told::quoted;
+    format!(
+        "'{}' can be used: start its server as always\n\
+         what is not there yet is fetched when it is needed, and in the background: the repository is needed until then\n\
+         how far:      {exe} clone info --dir={dir}\n\
+         go on:        the same command again, after a reboot or whatever ended it, before the server is started\n\
+         become plain: by itself when all is there and the server is stopped; with the server restarted by\n              \
+         {exe} clone promote --dir={dir}\n",
+        places.target.display(),
+        exe = quoted(&exe),
+        dir = quoted(&dir)
+    )
+}
+
+/// Tells when a restore can become an ordinary directory.
+pub(crate) struct Ripeness {
+    looked: Instant,
+    quiet_since: Option<Instant>,
+}
+
+impl Ripeness {
+    pub(crate) fn new() -> Self {
+        Self { looked: Instant::now(), quiet_since: None }
+    }
+
+    /// True if everything is there and no server has run on it for a while. Asked often, it looks now and then.
+    pub(crate) fn reached(&mut self, dir: &Path) -> bool {
+        if self.looked.elapsed() < LOOK {
+            return false;
+        }
+        self.looked = Instant::now();
+        if !is_whole(dir) || !matches!(servers::of_clone(dir), Ok(None)) {
+            self.quiet_since = None;
+            return false;
+        }
+        self.quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET
+    }
+
+    /// It is used all the same: the time begins anew.
+    pub(crate) fn begin_anew(&mut self) {
+        self.quiet_since = None;
+    }
+}
+
+/// Makes a restore that is complete, and served by nobody, an ordinary directory.
+pub(crate) fn promote(dir: &Path, target: &Path) -> Result<(), Failure> {
+    super::life::warn_of(&dir.join("data"));
+    clone::promote(dir, target)?;
+    tracing::info!("'{}' is an ordinary data directory now", target.display());
+    Ok(())
+}
+
+/// True if the clone lacks nothing, durably.
+pub(crate) fn is_whole(dir: &Path) -> bool {
+    // A record that cannot be read says nothing; the next one will.
+    clone::hydration(dir).is_ok_and(|found| found.is_some_and(|h| h.state == HydrationState::Done))
+}
