@@ -4,10 +4,10 @@
 //! `stop` do that and start and stop its server, `hydrate` fetches everything, `promote` makes an ordinary data directory of
 //! it, `list` and `info` show clones, `destroy` removes one with everything that was written to it.
 
-mod life;
-mod make;
+pub(super) mod life;
+pub(super) mod make;
 mod settings;
-mod told;
+pub(super) mod told;
 
 use super::Context;
 use crate::daemon::{self, Served};

@@ -1,6 +1,6 @@
 //! Making a clone: which backup, what its server is told, the directory, the mount.
 
-use super::settings::{self, CloneSettings};
+use super::settings::{self, CloneSettings, Purpose};
 use super::{check_apart, mount_options, open, recorded, required, stanza, told};
 use crate::commands::Context;
 use crate::daemon::Served;
@@ -12,10 +12,10 @@ use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
 use pgkeep_engine::view::Snapshot;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::pg::control::ControlFile;
-use pgkeep_fuse::Owner;
 use pgkeep_fuse::clone::{self, Added, CloneInfo, CreateOptions};
+use pgkeep_fuse::{Owner, Session};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// First port that a clone's server may get unless one is asked for: not the one of the server it is a clone of.
 const PORT_DEFAULT: u16 = 5433;
@@ -30,7 +30,7 @@ const USER: &str = "postgres";
 
 /// What a clone is made from and told: all that must be known to make it once more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Recipe {
+pub(in crate::commands) struct Recipe {
     /// Label of the backup; chosen if there is none.
     set: Option<String>,
     recovery: RecoveryOptions,
@@ -38,6 +38,21 @@ struct Recipe {
     port: Option<u16>,
     /// Directory of the socket.
     socket: String,
+    purpose: Purpose,
+}
+
+/// A clone that has just been made and mounted.
+pub(in crate::commands) struct Made {
+    pub(in crate::commands) session: Session,
+    info: CloneInfo,
+    dir: PathBuf,
+}
+
+impl Made {
+    fn served(self, settings: &Settings) -> Served {
+        let text = told::told(settings, &self.info, &self.dir, self.session.mountpoint());
+        Served { session: self.session, clone: Some(self.dir), text }
+    }
 }
 
 impl Recipe {
@@ -47,6 +62,18 @@ impl Recipe {
             recovery: recovery_options(settings)?,
             port: settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()),
             socket: settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned(),
+            purpose: Purpose::Kept,
+        })
+    }
+
+    /// Of a clone that one command uses and removes: its server is reached by a socket in `sockets` alone.
+    pub(in crate::commands) fn of_scratch(settings: &Settings, sockets: &Path, port: u16) -> Result<Self, Failure> {
+        Ok(Self {
+            set: settings.text(Opt::Set).map(str::to_owned),
+            recovery: recovery_options(settings)?,
+            port: Some(port),
+            socket: sockets.display().to_string(),
+            purpose: Purpose::Scratch,
         })
     }
 
@@ -73,6 +100,7 @@ impl Recipe {
             },
             port: of("port").parse().ok(),
             socket: of("socket").to_owned(),
+            purpose: Purpose::Kept,
         })
     }
 }
@@ -82,7 +110,8 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
     let mountpoint = settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?.to_owned();
     let recipe = Recipe::of_settings(settings)?;
-    make(context, &recipe, &mountpoint, settings.flag(Opt::Force))
+    let made = make(context, &recipe, &super::dir(settings), &mountpoint, settings.flag(Opt::Force))?;
+    Ok(made.served(settings))
 }
 
 /// Makes a clone anew from what it was made from: nothing of what was written to it is left. Nobody uses it.
@@ -97,7 +126,7 @@ pub(super) fn reset(context: &Context<'_>) -> Result<Served, Failure> {
     let repositories = repos::usable(context.settings)?;
     choose_backup(&repositories, &asked(context.settings, &recipe, mountpoint, true)?)?;
     clone::destroy(&dir)?;
-    make(context, &recipe, mountpoint, true)
+    Ok(make(context, &recipe, &dir, mountpoint, true)?.served(context.settings))
 }
 
 fn asked(settings: &Settings, recipe: &Recipe, mountpoint: &Path, force: bool) -> Result<RestoreOptions, Failure> {
@@ -110,12 +139,21 @@ fn asked(settings: &Settings, recipe: &Recipe, mountpoint: &Path, force: bool) -
     })
 }
 
-fn make(context: &Context<'_>, recipe: &Recipe, mountpoint: &Path, force: bool) -> Result<Served, Failure> {
+/// Makes a clone in `dir` and mounts it. With `force` a set named by hand may have ended after the target.
+///
+/// # Errors
+/// What choosing the backup, making the clone or mounting it said: then nothing is left of it.
+pub(in crate::commands) fn make(
+    context: &Context<'_>,
+    recipe: &Recipe,
+    dir: &Path,
+    mountpoint: &Path,
+    force: bool,
+) -> Result<Made, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
-    let dir = super::dir(settings);
     let mountpoint = mounts::prepare(mountpoint)?;
-    check_apart(&dir, &mountpoint)?;
+    check_apart(dir, &mountpoint)?;
 
     let repositories = repos::usable(settings)?;
     let choice = choose_backup(&repositories, &asked(settings, recipe, &mountpoint, force)?)?;
@@ -127,23 +165,20 @@ fn make(context: &Context<'_>, recipe: &Recipe, mountpoint: &Path, force: bool) 
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
     let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
-        identity: identity(stanza, recipe, &choice, &clone, &mountpoint),
+        identity: identity(stanza, recipe, &choice, &clone, &mountpoint, &user(&*snapshot)?),
         owner: owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
         ..server_files(&*snapshot, &choice, &clone, &command, &mountpoint)?
     };
-    let info = clone::create(&dir, &*snapshot, &options)?;
-    let dir = super::canonical(&dir)?;
+    let info = clone::create(dir, &*snapshot, &options)?;
+    let dir = super::canonical(dir)?;
     let serve = || {
         check_apart(&dir, &mountpoint)?;
         let _claim = mounts::claim(&mountpoint)?;
         Ok::<_, Failure>(clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?)
     };
     match serve() {
-        Ok(session) => {
-            let text = told::told(settings, &info, &dir, session.mountpoint());
-            Ok(Served { session, clone: Some(dir), text })
-        }
+        Ok(session) => Ok(Made { session, info, dir }),
         Err(error) => {
             if let Err(e) = clone::destroy(&dir) {
                 tracing::warn!(
@@ -179,7 +214,8 @@ fn clone_settings(settings: &Settings, recipe: &Recipe, choice: &Choice) -> Clon
     // As the server spells them.
     let asked = recipe.recovery.settings.iter();
     let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
-    CloneSettings { port, socket: recipe.socket.clone(), name, major: choice.backup.version, asked }
+    let (socket, purpose) = (recipe.socket.clone(), recipe.purpose);
+    CloneSettings { port, socket, name, major: choice.backup.version, asked, purpose }
 }
 
 /// The first port that nobody uses now, neither in the directory of sockets nor on this host.
@@ -198,6 +234,7 @@ fn identity(
     choice: &Choice,
     clone: &CloneSettings,
     mountpoint: &Path,
+    user: &str,
 ) -> Vec<(String, String)> {
     let asked = &recipe.recovery;
     let pairs = [
@@ -215,8 +252,14 @@ fn identity(
         ("port", clone.port.to_string()),
         ("socket", clone.socket.clone()),
         ("program", VERSION.to_owned()),
+        ("user", user.to_owned()),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Who owned the data directory on the server; mostly the name of its first superuser too.
+fn user(snapshot: &dyn Snapshot) -> Result<String, Failure> {
+    Ok(snapshot.lookup("")?.map(|root| root.user).unwrap_or_default())
 }
 
 /// Without the backup's user on this host root would own everything, and no server runs as root.
@@ -224,7 +267,7 @@ fn owner(snapshot: &dyn Snapshot) -> Result<Option<Owner>, Failure> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let user = snapshot.lookup("")?.map(|root| root.user).unwrap_or_default();
+    let user = user(snapshot)?;
     let known = user.parse::<u32>().is_ok() || Owner::of_user(&user).is_some();
     Ok(if known { None } else { Owner::of_user(USER) })
 }
@@ -258,8 +301,10 @@ fn server_files(
         }
     };
     add(settings::CONF, settings::with_places(&conf, settings::CONF, mountpoint));
-    for (path, content) in [(settings::HBA, settings::HBA_MINIMAL), (settings::IDENT, "")] {
-        if snapshot.lookup(path)?.is_none() {
+    let is_scratch = clone.purpose == Purpose::Scratch;
+    let hba = if is_scratch { settings::HBA_SCRATCH } else { settings::HBA_MINIMAL };
+    for (path, content) in [(settings::HBA, hba), (settings::IDENT, "")] {
+        if is_scratch || snapshot.lookup(path)?.is_none() {
             add(path, content.as_bytes().to_vec());
         }
     }
