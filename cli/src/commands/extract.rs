@@ -1,8 +1,8 @@
-//! `extract`: tables, schemas or a database as they were at some time, dumped by `pg_dump` from a clone that is made for
-//! it and removed after it.
+//! `extract`: tables, schemas or a database as they were at some time, dumped by `pg_dump` from a clone that is made
+//! for it and removed after it.
 //!
-//! A dump that is not whole never looks so: a file has its name only when `pg_dump` has succeeded, another server commits
-//! only then, and on standard output the exit status tells.
+//! A dump that is not whole never looks so: a file has its name only when `pg_dump` has succeeded, another server
+//! commits only then, and on standard output the exit status tells.
 
 mod into;
 mod output;

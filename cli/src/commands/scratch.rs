@@ -1,11 +1,11 @@
 //! A clone that goes with the command that needs it.
 //!
-//! Nothing of it may be left when the command has ended, however it ended. So two processes share the work. The command
-//! makes the directory, starts a *keeper* ([`keeper`]) and, once that serves the mount, starts the server and uses it. The
-//! keeper makes and serves the clone; its standard input is a socket whose other end only the command holds. When that
-//! end closes, by intent or by death, the keeper ends the server, unmounts, and removes the directory. If it is the keeper
-//! that dies, the command does the same. If both die at once, nobody is left to; the next command of the kind finds the
-//! directory by its name, sees that nobody holds its lock, and removes it then.
+//! Nothing of it may be left when the command has ended, however it ended. So two processes share the work. The
+//! command makes the directory, starts a *keeper* ([`keeper`]) and, once that serves the mount, starts the server and
+//! uses it. The keeper makes and serves the clone; its standard input is a socket whose other end only the command
+//! holds. When that end closes, by intent or by death, the keeper ends the server, unmounts, and removes the
+//! directory. If it is the keeper that dies, the command does the same. If both die at once, nobody is left to; the
+//! next command of the kind finds the directory by its name, sees that nobody holds its lock, and removes it then.
 //!
 //! The directory, `pgkeep-scratch.<process>-<number>` in `--dir`, holds `clone` (what the server writes), `data` (the
 //! mountpoint), `s` (the server's socket, reachable by its user alone) and `lock`.
@@ -58,8 +58,8 @@ impl Scratch {
     /// Makes the clone and mounts it; its server does not run yet.
     ///
     /// # Errors
-    /// `Kernel` without FUSE, `FileWrite` without room, `OptionRequired` if PostgreSQL's programs are not found, and what
-    /// choosing the backup or making the clone said.
+    /// `Kernel` without FUSE, `FileWrite` without room, `OptionRequired` if PostgreSQL's programs are not found, and
+    /// what choosing the backup or making the clone said.
     pub(super) fn open(context: &Context<'_>) -> Result<Self, Failure> {
         let (places, held) = places::make(context.settings)?;
         let started = start_keeper(context, &places);

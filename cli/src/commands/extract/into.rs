@@ -1,7 +1,7 @@
 //! A dump straight into another server, in one transaction.
 //!
-//! The transaction's begin and end are ours. `psql --single-transaction` would commit whatever it was given when its input
-//! ends, also by our death; without a last line that says so, nothing is committed.
+//! The transaction's begin and end are ours. `psql --single-transaction` would commit whatever it was given when its
+//! input ends, also by our death; without a last line that says so, nothing is committed.
 
 use crate::commands::Context;
 use crate::commands::programs::{Ended, Running};

@@ -63,7 +63,8 @@ pub(super) struct Held {
     _lock: File,
 }
 
-/// Makes the directory of a scratch clone in the one that `--dir` names, after what dead commands left there is removed.
+/// Makes the directory of a scratch clone in the one that `--dir` names, after what dead commands left there is
+/// removed.
 ///
 /// # Errors
 /// `Kernel` without FUSE, `PathMissing`, `FileWrite` without room, `OptionInvalidValue` if the path is too long.
