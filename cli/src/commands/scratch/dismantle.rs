@@ -29,14 +29,18 @@ pub(super) fn all(places: &Places, session: Option<Session>) -> Result<(), Failu
         end_servers(places)?;
         std::thread::sleep(PAUSE);
     }
-    if let Some(session) = session
-        && let Err(e) = session.unmount()
-    {
-        // It could not make durable what is going to be removed.
-        tracing::debug!("the end of the mount: {e}");
-    }
+    let owner = if session.is_some() { Owner::Us } else { Owner::Another };
+    // Its end would make durable what is going to be removed. Its threads have nothing left to answer.
+    std::mem::forget(session);
     end_servers(places)?;
-    remove(places)
+    remove(places, owner)
+}
+
+/// Who serves the clone, or did.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Us,
+    Another,
 }
 
 fn end_servers(places: &Places) -> Result<(), Failure> {
@@ -70,11 +74,12 @@ fn unmount(places: &Places, at_last: bool) -> Result<bool, Failure> {
     Ok(gone)
 }
 
-fn remove(places: &Places) -> Result<(), Failure> {
+fn remove(places: &Places, owner: Owner) -> Result<(), Failure> {
     let begun = Instant::now();
     loop {
         // The lock of a clone outlives its mount by what its daemon still has to do.
-        let free = !places.clone.join("meta").is_dir() || clones::check_free(&places.clone).is_ok();
+        let free =
+            owner == Owner::Us || !places.clone.join("meta").is_dir() || clones::check_free(&places.clone).is_ok();
         let removed = if free { std::fs::remove_dir_all(&places.root) } else { Err(ErrorKind::ResourceBusy.into()) };
         match removed {
             Ok(()) => return Ok(()),
