@@ -113,8 +113,8 @@ fn of_command(program: &Program, command: Command) -> String {
     if !examples(command).is_empty() {
         text.push_str("\nExamples:\n");
     }
-    for (what, line) in examples(command) {
-        let _ = writeln!(text, "  {what}:\n    {} {line}", program.name);
+    for (what, lines) in examples(command) {
+        let _ = writeln!(text, "  {what}:\n    {} {}", program.name, lines.join("\n    "));
     }
     if !def.statuses.is_empty() {
         text.push_str("\nExit statuses:\n");
@@ -157,20 +157,26 @@ fn actions(command: Command) -> &'static [(&'static str, &'static str)] {
 }
 
 /// What a command is mostly used for.
-fn examples(command: Command) -> &'static [(&'static str, &'static str)] {
+fn examples(command: Command) -> &'static [(&'static str, &'static [&'static str])] {
     match command {
         Command::Extract => &[
             (
                 "one table as it was before a mistake",
-                "--stanza=main extract --table=public.orders --type=time --target='2026-11-21 10:00:00+00' > orders.sql",
+                &[
+                    "--stanza=main extract --table=public.orders --type=time \\",
+                    "    --target='2026-11-21 10:00:00+00' > orders.sql",
+                ],
             ),
             (
                 "its rows alone, into a server that runs, in one transaction",
-                "--stanza=main extract --table=public.orders --data-only --into='host=/tmp dbname=shop' \\\n        --type=time --target='2026-11-21 10:00:00+00'",
+                &[
+                    "--stanza=main extract --table=public.orders --type=time \\",
+                    "    --target='2026-11-21 10:00:00+00' --data-only --into='host=/tmp dbname=shop'",
+                ],
             ),
             (
                 "a schema for pg_restore, from the end of the archive",
-                "--stanza=main extract --database=shop --schema=sales --format=custom --file=sales.dump",
+                &["--stanza=main extract --database=shop --schema=sales \\", "    --format=custom --file=sales.dump"],
             ),
         ],
         _ => &[],

@@ -185,3 +185,21 @@ fn pause() {
 fn code(run: &Run) -> i32 {
     run.code.unwrap_or_else(|| panic!("killed\n{run}"))
 }
+
+#[test]
+fn root_has_the_backups_owner_run_the_server() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let shop = Shop::new(15);
+    let config = format!("--config={}", shop.world.sandbox.config().display());
+    let then = shop.then();
+    let mut command = std::process::Command::new(shop.world.sandbox.binary());
+    command.env_clear().env("PATH", "/usr/bin:/bin").current_dir("/").arg(config).arg("--stanza=demo");
+    command.args(shop.args(&["--table=orders"], &[&then[0], &then[1]]));
+    let run = shop.world.sandbox.finish(command);
+    assert_eq!(code(&run), 0, "{run}");
+    let copy = shop.loaded("root", &run.stdout);
+    assert_eq!(copy("SELECT count(*), sum(id) FROM orders"), shop.then.orders);
+    shop.assert_clean();
+}
