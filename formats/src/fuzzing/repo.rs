@@ -201,12 +201,13 @@ pub fn refs(bytes: &[u8]) {
     }
 }
 
-/// Small records: histories, sessions, fences, generations.
+/// Small records: histories, sessions, fences, generations, drills.
 pub fn records(bytes: &[u8]) {
     survives(bytes, StanzaHistory::decode, StanzaHistory::encode);
     survives(bytes, SessionOpen::decode, SessionOpen::encode);
     survives(bytes, Fence::decode, Fence::encode);
     survives(bytes, Generation::decode, Generation::encode);
+    survives(bytes, Drill::decode, Drill::encode);
 }
 
 /// Commit records.
