@@ -23,8 +23,8 @@ use pgkeep_fuse::{IfUsed, Left, Mounted, Session};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use std::fs::File;
-use std::io::{PipeReader, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::io::{Read, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -116,16 +116,20 @@ fn start(context: &Context<'_>) -> Result<Status, Failure> {
     let child = command.stdin(Stdio::from(writer)).spawn();
     // With the command goes our copy of the writing end: the daemon's death is then the end of the pipe.
     drop(command);
-    let child = child.map_err(|e| Failure::file(FileError::at("start", &invocation.exe)(e)))?;
-    wait(context, reader, child)
+    let mut child = child.map_err(|e| Failure::file(FileError::at("start", &invocation.exe)(e)))?;
+    wait(context, reader, &mut child)
 }
 
-fn wait(context: &Context<'_>, mut reader: PipeReader, mut child: Child) -> Result<Status, Failure> {
+/// Waits until a process in the background says that it is ready.
+///
+/// # Errors
+/// [`Failure::Told`] if it ended with a status of its own before that.
+pub(crate) fn wait(context: &Context<'_>, mut reader: impl Read + AsFd, child: &mut Child) -> Result<Status, Failure> {
     let glance = Timespec::try_from(GLANCE).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
     let mut asked = false;
     loop {
         if context.cancel.is_cancelled() && !std::mem::replace(&mut asked, true) {
-            let pid = rustix::process::Pid::from_child(&child);
+            let pid = rustix::process::Pid::from_child(child);
             rustix::process::kill_process(pid, Signal::TERM)
                 .map_err(|e| kernel("stop the process in the background", &e.into()))?;
         }

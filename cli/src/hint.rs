@@ -35,7 +35,7 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::Checksum | Kind::Format, Some(C::Repair | C::RepoStats)) => {
             &["run 'verify' to see which backups need what is damaged"]
         }
-        (Kind::Checksum | Kind::Format, Some(C::Restore | C::Clone | C::Mount)) => {
+        (Kind::Checksum | Kind::Format, Some(C::Restore | C::Clone | C::Mount | C::Extract)) => {
             &["run 'verify' to see everything that is damaged, and restore from another repository or an older backup"]
         }
         (Kind::Checksum | Kind::Format, _) => &["run 'verify' to see everything that is damaged"],
@@ -98,6 +98,11 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         }
         (Kind::PathMissing, Some(C::Clone)) => &["'clone list' shows the clones in a directory"],
         (Kind::PathMissing, Some(C::ArchiveGet)) => &["'verify' shows what the repository lacks"],
+        (Kind::DbConnect, Some(C::Extract | C::Drill)) if says("before configured recovery target was reached") => &[
+            "the archive ends before the target, or the target is on another timeline (--target-timeline): 'info' shows \
+             how far the archive goes",
+        ],
+        (Kind::DbConnect, Some(C::Extract | C::Drill)) => &[],
         (Kind::DbConnect, _) => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
         (Kind::Stopped, _) => &["'start' allows work again"],
         (Kind::BackupSetInvalid, _) => &["'info' lists the backups and the WAL range"],

@@ -2,14 +2,14 @@
 //!
 //! Three places: standard output, standard error, a file, each with its level. A line goes to standard error
 //! if that takes its level, else to standard output if that does; the file is on its own. What a program reads from
-//! standard output has no lines in between: with `--output=json` they go to standard error, and so does [`ASIDE`] always.
+//! standard output has no lines in between: with `--output=json`, and of `extract`, they go to standard error, and so does [`ASIDE`] always.
 //! Events of other crates count as DEBUG (their warnings and errors) or TRACE (the rest): they speak to developers.
 //! Failing to write a log line is not an error of the command. Any thread may log; a line is one write.
 
 mod file;
 mod line;
 
-use crate::option::{Opt, Settings};
+use crate::option::{Command, Opt, Settings};
 use crate::render::progress;
 use crate::zone;
 use file::LogFile;
@@ -96,7 +96,7 @@ struct Lines {
     stderr: LogLevel,
     file: LogLevel,
     timestamp: bool,
-    /// Standard output is for the command's JSON alone.
+    /// Standard output is for the command's JSON, or dump, alone.
     is_json: bool,
     sink: Option<LogFile>,
 }
@@ -203,7 +203,7 @@ pub fn init(settings: &Settings) {
         stderr: level(Opt::LogLevelStderr),
         file,
         timestamp: settings.flag(Opt::LogTimestamp),
-        is_json: settings.text(Opt::Output) == Some("json"),
+        is_json: settings.text(Opt::Output) == Some("json") || settings.command() == Command::Extract,
         sink,
     };
     // Only the first call in a process can succeed, which is what is wanted.

@@ -97,7 +97,8 @@ fn tell(notice: &Notice) {
 
 /// Logs at INFO, or at DEBUG for commands whose output is read by programs.
 fn announce(settings: &Settings, text: &str) {
-    if settings.command().def().announces {
+    // A process that a command starts for itself is no command of its own.
+    if settings.command().def().announces && settings.path(Opt::Scratch).is_none() {
         tracing::info!("{text}");
     } else {
         tracing::debug!("{text}");

@@ -87,6 +87,7 @@ Commands:
   backup            Back up a cluster.
   check             Try out the configuration and the archive.
   clone             Make, run, keep or remove writable clones of a backup.
+  extract           Dump tables as they were at some time.
   help              Explain commands and options.
   info              List stanzas, backups and archived WAL.
   mount             Serve all backups of a stanza as a read-only tree.
@@ -122,15 +123,31 @@ General options:
   --allow-root                  run although the user is root [n]
 ";
     assert!(help.starts_with(expected), "{help}");
-    for command in
-        ["backup", "restore", "archive-push", "archive-get", "check", "info", "verify", "clone", "mount", "repo-stats"]
-    {
+    let commands = [
+        "backup",
+        "restore",
+        "archive-push",
+        "archive-get",
+        "check",
+        "info",
+        "verify",
+        "clone",
+        "mount",
+        "repo-stats",
+        "extract",
+    ];
+    for command in commands {
         let (status, help, _) = told(&run(&["help", command]));
         assert_eq!(status, 0);
         for line in help.lines() {
             assert!(line.chars().count() <= 100 && line.trim_end() == line, "{command}: '{line}'");
         }
     }
+    let extract = told(&run(&["help", "extract"])).1;
+    assert!(
+        extract.contains("\nExamples:\n") && extract.contains("--table=public.orders --type=time \\\n"),
+        "{extract}"
+    );
     assert!(told(&run(&["help", "restore"])).1.contains("75   no backup fits"));
     assert_eq!(told(&run(&["help", "clone", "create"])).1, told(&run(&["help", "clone"])).1);
     for (args, expected) in [

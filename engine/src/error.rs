@@ -103,10 +103,14 @@ pub enum Kind {
     BackupSetInvalid,
     /// A database is not in the backup.
     DbMissing,
+    /// A recovered cluster does not pass a check.
+    DbInvalid,
     /// A WAL segment did not arrive in time.
     ArchiveTimeout,
     /// Archiving is off.
     ArchiveDisabled,
+    /// A program that was run has failed.
+    Execute,
     /// A user is not known.
     UserMissing,
     /// Decryption failed, or no key opens.

@@ -79,6 +79,11 @@ identifier!(
     /// Names a key slot: random.
     SlotId, 16
 );
+identifier!(
+    /// Names the record of a drill: when it began, in milliseconds since the Unix epoch, as a big-endian u64, so that the
+    /// newest name comes last; then 8 random bytes.
+    DrillId, 16
+);
 
 fn hex_into(text: &str, out: &mut [u8]) -> bool {
     let digit = |c: u8| match c {

@@ -12,7 +12,8 @@ use pgkeep_formats::repo::manifest::{
 };
 use pgkeep_formats::repo::pack::{BaseRun, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer};
 use pgkeep_formats::repo::records::{
-    BackupType, Commit, Condemned, DatabaseRef, Fence, Generation, LinkRef, SessionOpen, StanzaHistory, TablespaceRef,
+    BackupType, CheckResult, Commit, Condemned, DatabaseRef, Drill, DrillCheck, Fence, Generation, LinkRef,
+    SessionOpen, StanzaHistory, TablespaceRef,
 };
 use pgkeep_formats::repo::refs::Refs;
 use pgkeep_formats::repo::wal::{Frame, FrameEncoding, WalPublic, decode_frames, encode_frames};
@@ -207,6 +208,34 @@ fn generation() -> Generation {
     }
 }
 
+fn drill() -> Drill {
+    let check = |name: &str, result, millis, detail: &str| {
+        let (name, detail) = (name.to_owned(), detail.to_owned());
+        DrillCheck { name, result, millis, detail }
+    };
+    Drill {
+        session: SESSION,
+        label: "20231114-221320F".into(),
+        start: TIME,
+        stop: TIME + 77,
+        passed: false,
+        checks: vec![
+            check("recovery", CheckResult::Passed, 900, "replayed to 0/50000A0"),
+            check("sql orders", CheckResult::Failed, 30, "line 1: '7' in place of '8'"),
+            check("page checksums", CheckResult::Skipped, 0, "the cluster has none"),
+        ],
+        recovery_type: "time".into(),
+        target: "2023-11-14 22:13:20+00".into(),
+        version: 17,
+        consistent_millis: 1100,
+        query_millis: 1200,
+        recovered_millis: 2000,
+        lsn: 0x0500_00A0,
+        host: "db1:77".into(),
+        program: "0.1.0".into(),
+    }
+}
+
 fn commit() -> Commit {
     Commit {
         session: SESSION,
@@ -302,6 +331,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("fence.bin", fence().encode()),
         ("generation.bin", generation().encode()),
         ("generation-0.bin", Generation::default().encode()),
+        ("drill.bin", drill().encode()),
         ("commit.bin", commit().encode()),
         ("commit-offline.bin", offline().encode()),
         ("role-secrets.bin", secrets()),
@@ -346,6 +376,7 @@ fn samples_are_read_as_what_they_were() {
     is(Fence::decode(&stored("fence.bin")), fence());
     is(Generation::decode(&stored("generation.bin")), generation());
     is(Generation::decode(&stored("generation-0.bin")), Generation::default());
+    is(Drill::decode(&stored("drill.bin")), drill());
     is(Commit::decode(&stored("commit.bin")), commit());
     is(Commit::decode(&stored("commit-offline.bin")), offline());
     let bytes = stored("role-secrets.bin");

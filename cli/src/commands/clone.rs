@@ -5,10 +5,10 @@
 //! it, `list` and `info` show clones, `destroy` removes one with everything that was written to it.
 
 pub(crate) mod instant;
-mod life;
-mod make;
+pub(super) mod life;
+pub(super) mod make;
 mod settings;
-mod told;
+pub(super) mod told;
 
 use super::Context;
 use crate::daemon::{self, Served};
@@ -124,7 +124,7 @@ fn check_stanza(info: &CloneInfo, stanza: &str, dir: &Path) -> Result<(), Failur
 
 /// True if the clone is a restore that is served until it is complete.
 fn is_restore(info: &CloneInfo) -> bool {
-    recorded(info, make::FOR) == make::FOR_RESTORE
+    recorded(info, instant::FOR) == instant::FOR_RESTORE
 }
 
 fn mount(context: &Context<'_>) -> Result<Served, Failure> {

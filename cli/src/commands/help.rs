@@ -110,6 +110,12 @@ fn of_command(program: &Program, command: Command) -> String {
         text.push_str("\nAccepted for compatibility, without effect:\n");
         entry(&mut text, "", 0, &names.join(", "));
     }
+    if !examples(command).is_empty() {
+        text.push_str("\nExamples:\n");
+    }
+    for (what, lines) in examples(command) {
+        let _ = writeln!(text, "  {what}:\n    {} {}", program.name, lines.join("\n    "));
+    }
     if !def.statuses.is_empty() {
         text.push_str("\nExit statuses:\n");
         for status in std::iter::once(&0).chain(def.statuses) {
@@ -145,6 +151,33 @@ fn actions(command: Command) -> &'static [(&'static str, &'static str)] {
             ("list", "list the clones in --dir"),
             ("info", "show the clone in --dir"),
             ("destroy", "unmount a clone and remove what it wrote; needs --dir; --force ends a server that runs on it"),
+        ],
+        _ => &[],
+    }
+}
+
+/// What a command is mostly used for.
+fn examples(command: Command) -> &'static [(&'static str, &'static [&'static str])] {
+    match command {
+        Command::Extract => &[
+            (
+                "one table as it was before a mistake",
+                &[
+                    "--stanza=main extract --table=public.orders --type=time \\",
+                    "    --target='2026-11-21 10:00:00+00' > orders.sql",
+                ],
+            ),
+            (
+                "its rows alone, into a server that runs, in one transaction",
+                &[
+                    "--stanza=main extract --table=public.orders --type=time \\",
+                    "    --target='2026-11-21 10:00:00+00' --data-only --into='host=/tmp dbname=shop'",
+                ],
+            ),
+            (
+                "a schema for pg_restore, from the end of the archive",
+                &["--stanza=main extract --database=shop --schema=sales \\", "    --format=custom --file=sales.dump"],
+            ),
         ],
         _ => &[],
     }

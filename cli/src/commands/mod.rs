@@ -6,12 +6,15 @@ mod backup;
 mod check;
 pub(crate) mod clone;
 mod control;
+mod extract;
 mod help;
 mod info;
 mod mount;
+mod programs;
 mod repair;
 mod repo_stats;
 mod restore;
+mod scratch;
 mod stanza;
 mod start;
 mod stop;
@@ -55,6 +58,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Clone => Ok(clone::run),
+        Command::Extract => Ok(extract::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),
         Command::Mount => Ok(mount::run),

@@ -43,6 +43,10 @@ const BACKUP: Commands = C::Backup.bit();
 const RESTORE: Commands = C::Restore.bit();
 const CLONE: Commands = C::Clone.bit();
 const MOUNT: Commands = C::Mount.bit();
+const EXTRACT: Commands = C::Extract.bit();
+const DRILL: Commands = C::Drill.bit();
+/// Those that make a clone for themselves.
+const SCRATCH: Commands = EXTRACT | DRILL;
 const PUSH: Commands = C::ArchivePush.bit();
 const GET: Commands = C::ArchiveGet.bit();
 const CHECK: Commands = C::Check.bit();
@@ -73,6 +77,7 @@ const STORE: Commands = ANNOTATE
     | VERIFY
     | CLONE
     | MOUNT
+    | SCRATCH
     | REPAIR
     | STATS;
 /// Those that do anything.
@@ -86,6 +91,9 @@ const LEVELS: Type = Type::Enum(&["off", "error", "warn", "info", "detail", "deb
 const TARGETED: &[&str] = &["name", "time", "xid", "lsn"];
 const RESTORE_TYPES: Type =
     Type::Enum(&["default", "immediate", "lsn", "name", "none", "preserve", "standby", "time", "xid"]);
+
+/// Those after which the server goes on as a primary.
+const ENDING_TYPES: Type = Type::Enum(&["default", "immediate", "lsn", "name", "time", "xid"]);
 
 const ONE_BINARY: &str = "this program works on one host without remote processes";
 const PACKS: &str = "the repository always packs many small pieces into one object";
@@ -146,7 +154,7 @@ const fn repo_host(def: Def) -> Def {
 options! {
     // General.
     AllowRoot "allow-root" "run although the user is root"
-        = flag("n").on(ALL).over(&[Override { commands: RESTORE | MOUNT | CLONE, ty: Type::Bool, default: Some("y") }]);
+        = flag("n").on(ALL).over(&[Override { commands: RESTORE | MOUNT | CLONE | SCRATCH, ty: Type::Bool, default: Some("y") }]);
     Beta "beta" "allow features that are not final" = flag("n").on(ALL).typed().hidden().ignored("there are none");
     BufferSize "buffer-size" "buffer size for reading and writing"
         = size(16 * KIB, 16 * MIB, "1MiB").on(STORE).ignored("buffers are sized by the work at hand");
@@ -165,6 +173,7 @@ options! {
         = Def::new(Type::Path, Some("/etc/@/conf.d")).on(ALL | HELP).typed();
     ConfigPath "config-path" "directory of the configuration file and of conf.d"
         = Def::new(Type::Path, Some("/etc/@")).on(ALL | HELP).typed();
+    DataOnly "data-only" "dump rows and no definitions" = flag("n").on(EXTRACT).typed();
     DbTimeout "db-timeout" "longest wait for the server to answer"
         = time(100, 7 * DAY, "30m").on(SERVER | GET | PUSH | REPO_FILES);
     Delta "delta" "compare contents instead of trusting what is there" = flag("n").on(BACKUP | RESTORE).means(&[
@@ -172,9 +181,15 @@ options! {
         (RESTORE, "restore over what is there: keep what is right, replace and remove the rest"),
     ]);
     Dir "dir" "directory that holds the clones' own data"
-        = Def::new(Type::AnyPath, None).on(CLONE).typed().need(CLONE);
+        = Def::new(Type::AnyPath, None).on(CLONE | SCRATCH).typed().need(CLONE)
+            .means(&[(SCRATCH, "directory in which the clone is made, and removed at the end")])
+            .over(&[Override { commands: SCRATCH, ty: Type::AnyPath, default: Some("/var/tmp") }]);
+    Database "database" "database to extract from (default: the only one beside postgres)" = text().on(EXTRACT).typed();
+    DrillDir "drill-dir" "directory of own checks: NAME.sql, and NAME.out with what it must print"
+        = path().on(DRILL);
     DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
+    File "file" "file, or directory, to write to instead of standard output" = Def::new(Type::AnyPath, None).on(EXTRACT).typed();
     Filter "filter" "regular expression for names" = text().on(C::RepoLs.bit()).typed();
     Force "force" "go on where the command would refuse" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE).typed().means(&[
         (BACKUP, "with --no-online: back up although a server seems to run"),
@@ -185,7 +200,10 @@ options! {
     ]);
     Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT | RESTORE).typed();
     ForClone "for-clone" "the file is for the server of a clone" = flag("n").on(GET).typed().hidden();
+    Format "format" "form of the dump; directory needs file"
+        = word(&["plain", "custom", "directory"], "plain").on(EXTRACT).typed();
     IgnoreMissing "ignore-missing" "exit with 1 in silence if the file is missing" = flag("n").on(C::RepoGet.bit()).typed();
+    Into "into" "connection string of a server that takes the dump, in one transaction" = text().on(EXTRACT).typed();
     IoTimeout "io-timeout" "longest wait for one read or write" = time(100, HOUR, "1m").on(STORE);
     JobRetry "job-retry" "how often a failed piece of work is tried again"
         = Def::new(Type::Int(0, 999), Some("2")).on(STORE)
@@ -209,33 +227,40 @@ options! {
             Override { commands: VERIFY, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
-    PgBin "pg-bin" "directory of PostgreSQL's programs" = Def::new(Type::Path, None).on(CLONE).typed();
+    PgBin "pg-bin" "directory of PostgreSQL's programs" = Def::new(Type::Path, None).on(CLONE | SCRATCH).typed();
+    Owner "owner" "dump who owns what" = flag("y").on(EXTRACT).typed();
     Port "port" "port of the clone's server" = int(1, 65535).on(CLONE).typed();
     Priority "priority" "nice value of the process" = int(-20, 19).on(STORE);
+    Privileges "privileges" "dump who may do what" = flag("y").on(EXTRACT).typed();
     ProcessMax "process-max" "greatest number of worker threads"
-        = Def::new(Type::Int(1, 999), Some("#")).on(GET | PUSH | BACKUP | RESTORE | VERIFY | CLONE | MOUNT | EXPIRE);
+        = Def::new(Type::Int(1, 999), Some("#")).on(GET | PUSH | BACKUP | RESTORE | VERIFY | CLONE | MOUNT | SCRATCH | EXPIRE);
     ProtocolTimeout "protocol-timeout" "longest wait for another process"
         = time(100, 7 * DAY, "31m").on(STORE & !EXPIRE).ignored(ONE_BINARY);
     Raw "raw" "do not decrypt" = flag("n").on(C::RepoGet.bit()).typed();
-    ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT | RESTORE).typed().hidden();
+    ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT | RESTORE | SCRATCH).typed().hidden();
     Recurse "recurse" "list subdirectories" = flag("n").on(C::RepoLs.bit()).typed();
     RepoKey "repo" "work on this repository only"
         = int(1, 256)
-            .on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | REPAIR | STATS)
+            .on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | SCRATCH | REPAIR | STATS)
             .typed();
     RepoTargetTime "repo-target-time" "read the repository as it was then"
         = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[]);
+    Schema "schema" "schema to extract, as pg_dump takes it; may be repeated" = Def::new(Type::List, None).on(EXTRACT).typed();
+    SchemaOnly "schema-only" "dump definitions and no rows" = flag("n").on(EXTRACT).typed();
     SckBlock "sck-block" "use blocking sockets" = flag("n").on(STORE).hidden().ignored("sockets always block");
     SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE).ignored(NO_NETWORK);
+    Scratch "scratch" "directory of a clone that goes with the command" = path().on(SCRATCH).typed().hidden();
     Set "set" "label of the backup"
-        = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE | STATS).typed().need(ANNOTATE)
-            .over(&[Override { commands: RESTORE | CLONE, ty: Type::Text, default: Some("latest") }]);
+        = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE | SCRATCH | STATS).typed().need(ANNOTATE)
+            .over(&[Override { commands: RESTORE | CLONE | SCRATCH, ty: Type::Text, default: Some("latest") }]);
     SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
     Sort "sort" "order of the listing" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
     SpoolPath "spool-path" "directory for WAL on its way"
         = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
     Start "start" "start the clone's server when it is mounted" = flag("n").on(CLONE).typed();
     Stanza "stanza" "name of the cluster" = text().on(ALL | HELP).typed();
+    Table "table" "table to extract, as pg_dump takes it: public.orders; may be repeated"
+        = Def::new(Type::List, None).on(EXTRACT).typed();
     TcpKeepAliveCount "tcp-keep-alive-count" "keep-alive probes before giving up"
         = int(1, 32).on(STORE).ignored(NO_NETWORK);
     TcpKeepAliveIdle "tcp-keep-alive-idle" "idle time before the first keep-alive probe"
@@ -245,7 +270,8 @@ options! {
     TlsCipher12 "tls-cipher-12" "ciphers of TLS 1.2" = text().on(STORE).ignored("the TLS library's safe set is used");
     TlsCipher13 "tls-cipher-13" "ciphers of TLS 1.3" = text().on(STORE).ignored("the TLS library's safe set is used");
     Type "type" "type of backup or of restore"
-        = word(&["full", "diff", "incr"], "incr").on(BACKUP | INFO | RESTORE | CLONE).typed().over(&[
+        = word(&["full", "diff", "incr"], "incr").on(BACKUP | INFO | RESTORE | CLONE | SCRATCH).typed().over(&[
+            Override { commands: SCRATCH, ty: ENDING_TYPES, default: Some("default") },
             Override { commands: INFO, ty: Type::Enum(&["full", "diff", "incr"]), default: None },
             Override { commands: RESTORE | CLONE, ty: RESTORE_TYPES, default: Some("default") },
         ]);
@@ -306,18 +332,18 @@ options! {
     Instant "instant" "let the server be started at once, and restore behind it" = flag("n").on(RESTORE).typed();
     LinkAll "link-all" "restore all symbolic links as such" = flag("n").on(RESTORE);
     LinkMap "link-map" "destination of a link, name=path" = Def::new(Type::Hash, None).on(RESTORE);
-    RecoveryOption "recovery-option" "setting for recovery, name=value" = Def::new(Type::Hash, None).on(RESTORE | CLONE);
+    RecoveryOption "recovery-option" "setting for recovery, name=value" = Def::new(Type::Hash, None).on(RESTORE | CLONE | SCRATCH);
     TablespaceMap "tablespace-map" "destination of a tablespace, name=path or oid=path" = Def::new(Type::Hash, None).on(RESTORE);
     TablespaceMapAll "tablespace-map-all" "directory for all tablespaces not mapped" = text().on(RESTORE);
-    Target "target" "where recovery stops" = text().on(RESTORE | CLONE).typed().when(Opt::Type, TARGETED).need(RESTORE | CLONE);
+    Target "target" "where recovery stops" = text().on(RESTORE | CLONE | SCRATCH).typed().when(Opt::Type, TARGETED).need(RESTORE | CLONE | SCRATCH);
     TargetAction "target-action" "what the server does at the target"
         = word(&["pause", "promote", "shutdown"], "pause").on(RESTORE | CLONE).typed()
             .over(&[Override { commands: CLONE, ty: Type::Enum(&["pause", "promote", "shutdown"]), default: Some("promote") }])
             .when(Opt::Type, &["immediate", "name", "time", "xid", "lsn"]);
     TargetExclusive "target-exclusive" "stop just before the target"
-        = flag("n").on(RESTORE | CLONE).typed().when(Opt::Type, &["time", "xid", "lsn"]);
+        = flag("n").on(RESTORE | CLONE | SCRATCH).typed().when(Opt::Type, &["time", "xid", "lsn"]);
     TargetTimeline "target-timeline" "timeline to follow: current, latest or a number"
-        = text().on(RESTORE | CLONE).typed().when(Opt::Type, &["default", "immediate", "standby", "name", "time", "xid", "lsn"]);
+        = text().on(RESTORE | CLONE | SCRATCH).typed().when(Opt::Type, &["default", "immediate", "standby", "name", "time", "xid", "lsn"]);
 
     // Stanza.
     PgDatabase "pg-database" "database to connect to"
@@ -340,7 +366,8 @@ options! {
         = Def::new(Type::Int(0, 65535), Some("5432")).group(Pg).on(SERVER).was(&["db-port", "db?-port"]);
     PgSocketPath "pg-socket-path" "directory of the server's socket"
         = path().group(Pg).on(SERVER).was(&["db-socket-path", "db?-socket-path"]);
-    PgUser "pg-user" "user to connect as" = text().group(Pg).on(SERVER);
+    PgUser "pg-user" "user to connect as" = text().group(Pg).on(SERVER | SCRATCH)
+        .means(&[(SCRATCH, "superuser to connect as (default: the backup's owner, or postgres)")]);
     PgVersionForce "pg-version-force" "version to believe the cluster has" = text().on(CLUSTER).ignored("forks of PostgreSQL are not supported");
 
     // Repository.

@@ -1,7 +1,7 @@
 //! Names of objects: the only place that spells them. FORMAT.md, "Objects".
 
 use crate::FormatError;
-use crate::id::{IndexId, PackId, SessionId, SlotId};
+use crate::id::{DrillId, IndexId, PackId, SessionId, SlotId};
 
 /// The plaintext object that makes a store a repository.
 pub const FORMAT: &str = "format";
@@ -23,6 +23,8 @@ pub const REFS: &str = "refs/";
 pub const SESSIONS: &str = "ses/";
 /// Prefix of stanzas' cluster histories.
 pub const STANZAS: &str = "stanzas/";
+/// Prefix of records of drills.
+pub const DRILLS: &str = "drills/";
 /// Prefix of generation records.
 pub const GENERATIONS: &str = "gen/";
 /// Longest stanza name in bytes.
@@ -194,6 +196,25 @@ pub fn annotations_of(stanza: &str) -> String {
     format!("annotations/{stanza}/")
 }
 
+/// Prefix of the records of a stanza's drills.
+#[must_use]
+pub fn drills_of(stanza: &str) -> String {
+    format!("{DRILLS}{stanza}/")
+}
+
+/// The record of a drill.
+#[must_use]
+pub fn drill(stanza: &str, id: DrillId) -> String {
+    format!("{DRILLS}{stanza}/{id}")
+}
+
+/// The drill of an object key.
+#[must_use]
+pub fn parse_drill(stanza: &str, key: &str) -> Option<DrillId> {
+    let id = DrillId::parse(key.strip_prefix(&drills_of(stanza))?).ok()?;
+    (drill(stanza, id) == key).then_some(id)
+}
+
 /// Prefix of a stanza's access traces.
 #[must_use]
 pub fn traces_of(stanza: &str) -> String {
@@ -265,11 +286,13 @@ mod tests {
         assert_eq!(parse_bad_pack(&bad_pack(p)), Some(p));
         assert_eq!(parse_backup("demo", &backup("demo", s)), Some(s));
         assert_eq!(parse_stanza_history("demo", &stanza_history("demo", 3)), Some(3));
+        assert_eq!(parse_drill("demo", &drill("demo", DrillId([3; 16]))), Some(DrillId([3; 16])));
         assert_eq!(parse_key_epoch(&key_epoch(2)), Some(2));
         assert_eq!(parse_key_slot(&key_slot(SlotId([7; 16]))), Some(SlotId([7; 16])));
         for stray in [".nfs0000000000000001", "", "+1", &backup("demo", s)] {
             assert_eq!(parse_bad_pack(&format!("{BAD_PACKS}{stray}")), None);
             assert_eq!(parse_backup("demo", &format!("backups/demo/{stray}")), None);
+            assert_eq!(parse_drill("demo", &format!("drills/demo/{stray}")), None);
             assert_eq!(parse_stanza_history("demo", &format!("stanzas/demo/history/{stray}")), None);
             assert_eq!(parse_key_epoch(&format!("{KEY_EPOCHS}{stray}")), None);
             assert_eq!(parse_key_slot(&format!("{KEY_SLOTS}{stray}")), None);

@@ -1,10 +1,13 @@
-//! Small records that steer a repository: stanza histories, sessions, commits, fences, generations. FORMAT.md, "Records".
+//! Small records that steer a repository: stanza histories, sessions, commits, fences, generations, drills.
+//! FORMAT.md, "Records".
 //!
 //! All are tagged fields (see [`super::fields`]), sealed in envelopes of their own kind.
 
 mod commit;
+mod drill;
 
 pub use commit::{BackupType, Commit, DatabaseRef, LinkRef, TablespaceRef};
+pub use drill::{CheckResult, DETAIL_BYTES_MAX, Drill, DrillCheck};
 
 use crate::FormatError;
 use crate::id::{PackId, SessionId};
@@ -243,7 +246,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 1..100)) {
             bytes[0] = VERSION;
             let _ = (StanzaHistory::decode(&bytes), SessionOpen::decode(&bytes), Fence::decode(&bytes));
-            let _ = (Generation::decode(&bytes), Commit::decode(&bytes));
+            let _ = (Generation::decode(&bytes), Commit::decode(&bytes), Drill::decode(&bytes));
         }
     }
 }

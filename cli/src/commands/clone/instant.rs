@@ -8,16 +8,17 @@
 //!
 //! Whatever ended it, a reboot or a kill, the same command goes on: it mounts again, or ends the promotion.
 
-use super::{is_restore, make, mount_at, recorded, state};
-use crate::commands::Context;
+use super::{is_restore, make, mount_at, open, recorded, settings, stanza, state};
+use crate::commands::{Context, restore};
 use crate::daemon::{self, Served};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Opt, OptionError, Settings};
-use crate::{mounts, render, repos, servers};
+use crate::{VERSION, mounts, render, repos, servers, zone};
 use pgkeep_engine::lock::{Lock, LockName, LockType};
+use pgkeep_engine::restore::{RestoreOptions, choose_backup, recovery};
 use pgkeep_engine::{Error, FileError, Kind};
-use pgkeep_fuse::clone::{self, HydrationState};
+use pgkeep_fuse::clone::{self, Added, CreateOptions, HydrationState};
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -31,6 +32,15 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Options of a classic restore that a mount does not fulfil. That it needs an empty directory it says by itself.
 const REFUSED: [Opt; 3] = [Opt::TablespaceMap, Opt::TablespaceMapAll, Opt::LinkMap];
+
+/// Under which name it is recorded what a clone is for, unless it is a clone for its own sake.
+pub(super) const FOR: &str = "for";
+/// A data directory that is being restored.
+pub(super) const FOR_RESTORE: &str = "restore";
+/// How a server makes files durable before recovery: the other method does not reach a file system in user space. The first
+/// major that can be told.
+const INIT_SYNC: &str = "recovery_init_sync_method = 'fsync'";
+const INIT_SYNC_SINCE: u32 = 14;
 
 /// The data directory and the clone's.
 struct Places {
@@ -124,9 +134,67 @@ fn serve(context: &Context<'_>, places: &Places) -> Result<Served, Failure> {
         |repo_key| LockName { stanza: settings.stanza_name().to_owned(), lock_type: LockType::Restore, repo_key };
     let acquire = |key| Lock::acquire(settings.lock_path(), &name(key), &repos::exec_id());
     let _locks = settings.repos().map(|r| acquire(r.key().into())).collect::<Result<Vec<_>, _>>()?;
-    let served =
-        if begun(places)? { mount_at(context, dir, Some(target))? } else { make::instant(context, dir, target)? };
+    let served = if begun(places)? { mount_at(context, dir, Some(target))? } else { create(context, dir, target)? };
     Ok(Served { becomes_plain: true, text: told(settings, places), ..served })
+}
+
+/// Makes the clone that a restore is until it is complete, asks for all of it, and mounts it on its target.
+fn create(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Failure> {
+    let settings = context.settings;
+    let stanza = stanza(settings)?;
+    let target = mounts::prepare(target)?;
+    let asked = restore::recovery(settings);
+    let command = restore::command(settings, asked.recovery_type)?;
+    let options = RestoreOptions {
+        set: settings.text(Opt::Set).map(str::to_owned),
+        force: settings.flag(Opt::Force),
+        recovery: asked,
+        time_zone: zone::local(),
+        ..RestoreOptions::new(stanza, &target)
+    };
+    let choice = choose_backup(&repos::usable(settings)?, &options)?;
+    let label = &choice.backup.label;
+    if !choice.backup.tablespaces.is_empty() {
+        let text = format!("backup set {label} has tablespaces, which an instant restore cannot put where they belong");
+        return Err(Error::refused(Kind::FeatureNotSupported, text).into());
+    }
+    tracing::info!("repo{}: restore backup set {label}", choice.repository.key());
+    let snapshot = open(&choice.repository, stanza, &choice.backup)?;
+    context.cancel.check()?;
+
+    let now = zone::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let existing = make::text(&*snapshot, settings::AUTO_CONF)?.unwrap_or_default();
+    let plan = recovery::plan(&existing, &choice.recovery, &command, &now)?;
+    let mut auto_conf = plan.auto_conf.unwrap_or(existing);
+    if choice.backup.version >= INIT_SYNC_SINCE {
+        settings::end_line(&mut auto_conf);
+        auto_conf.extend_from_slice(format!("# For as long as pgkeep serves the restore\n{INIT_SYNC}\n").as_bytes());
+    }
+    let file = |path: &str, bytes| Added { path: path.to_owned(), bytes, mode: make::MODE };
+    let signal = plan.create.map(|signal| file(signal.file_name(), Vec::new()));
+    let removed = plan.remove.iter().map(|s| s.file_name()).chain(["postmaster.pid", "postmaster.opts"]);
+    let recorded = [
+        ("stanza", stanza.to_owned()),
+        ("label", label.clone()),
+        ("session", choice.backup.session.to_string()),
+        ("repository", choice.repository.key().to_string()),
+        ("type", choice.recovery.recovery_type.as_str().to_owned()),
+        ("target", choice.recovery.target.clone().unwrap_or_default()),
+        ("mountpoint", target.display().to_string()),
+        (FOR, FOR_RESTORE.to_owned()),
+        ("program", VERSION.to_owned()),
+    ];
+    let options = CreateOptions {
+        identity: recorded.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        owner: make::owner(&*snapshot)?,
+        threads: settings.process_max().max(CreateOptions::default().threads),
+        write: std::iter::once(file(settings::AUTO_CONF, auto_conf)).chain(signal).collect(),
+        remove: removed.map(str::to_owned).collect(),
+    };
+    clone::create(dir, &*snapshot, &options)?;
+    clone::hydrate(dir, None)?;
+    let session = make::serve(dir, snapshot, &target)?;
+    Ok(Served { session, clone: Some(dir.to_owned()), text: String::new(), becomes_plain: true })
 }
 
 fn told(settings: &Settings, places: &Places) -> String {

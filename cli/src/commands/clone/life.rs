@@ -3,11 +3,12 @@
 
 use super::{State, canonical, dir, make, mount, recorded, refuse_running, required, settings, state, told, unmount};
 use crate::commands::Context;
+use crate::commands::programs::Running;
 use crate::daemon;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::mounts;
-use crate::option::{Opt, OptionError, Settings};
+use crate::option::{Opt, OptionError};
 use crate::render::{self, json};
 use crate::size::human_size;
 use pgkeep_engine::observe::Counter;
@@ -65,7 +66,7 @@ pub(super) fn started(context: &Context<'_>, dir: &Path) -> Result<Status, Failu
         return Err(Error::refused(Kind::PathMissing, text).into());
     };
     if now.postmaster.is_none() {
-        run_pg_ctl(settings, &mounted.on, "start")?;
+        run_pg_ctl(context, &mounted.on, "start")?;
     }
     // Hot standby lets connections in long before recovery is where it was told to go.
     if recovery_ends(&now.info) {
@@ -107,8 +108,12 @@ fn refuse_restore(now: &State) -> Result<(), Failure> {
 
 /// Starts a server on a data directory, as its owner, and waits until it accepts connections. `how` is `start`, or
 /// `restart` for one that was started before, with the arguments of then.
-fn run_pg_ctl(settings: &Settings, data: &Path, how: &str) -> Result<(), Failure> {
-    let program = match settings.path(Opt::PgBin) {
+///
+/// # Errors
+/// `DbConnect` with what the server said last if it does not start; `Interrupted` if the command is asked to stop: the
+/// server may go on starting.
+pub(in crate::commands) fn run_pg_ctl(context: &Context<'_>, data: &Path, how: &str) -> Result<(), Failure> {
+    let program = match context.settings.path(Opt::PgBin) {
         Some(bin) => bin.join("pg_ctl"),
         None => told::pg_ctl_of(data).ok_or_else(|| {
             let text = "PostgreSQL of the clone's major is not found: option pg-bin names the directory of pg_ctl";
@@ -119,17 +124,17 @@ fn run_pg_ctl(settings: &Settings, data: &Path, how: &str) -> Result<(), Failure
     let owner = std::fs::metadata(data).map_err(|e| Failure::file(FileError::at("stat", data)(e)))?;
     let mut command = Command::new(&program);
     command.arg("-D").arg(data).arg("-l").arg(&log).args(["-w", "-s", "-t", &START_WAIT_SECONDS.to_string(), how]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
     if rustix::process::geteuid().is_root() && owner.uid() != 0 {
         command.uid(owner.uid()).gid(owner.gid());
     }
     let begun = std::fs::symlink_metadata(&log).map_or(0, |m| m.len());
     tracing::info!("starting the server on '{}'", data.display());
-    let output = command.output().map_err(|e| Failure::file(FileError::at("start", &program)(e)))?;
-    if output.status.success() {
+    let ended = Running::start(&mut command, "pg_ctl")?.wait(context.cancel)?;
+    if ended.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    let said = ended.said.replace('\n', "; ");
     let text = format!("the server on '{}' does not start: {said}\n{}", data.display(), tail(&log, begun));
     Err(Error::refused(Kind::DbConnect, text.trim_end().to_owned()).into())
 }
@@ -143,7 +148,10 @@ fn recovery_ends(info: &CloneInfo) -> bool {
 }
 
 /// Waits until a server has ended recovery.
-fn wait_recovered(context: &Context<'_>, data: &Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// `DbConnect` with what the server said last if it ended before; `Interrupted` if the command is asked to stop.
+pub(in crate::commands) fn wait_recovered(context: &Context<'_>, data: &Path) -> Result<(), Failure> {
     let mut told = false;
     loop {
         // Replaced as a whole; while that happens the next look tells.
@@ -313,7 +321,7 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
     })?;
     tracing::info!("clone '{}' is now the ordinary data directory '{}'", dir.display(), place.display());
     if ran {
-        run_pg_ctl(settings, &place, if super::is_restore(&info) { "restart" } else { "start" })?;
+        run_pg_ctl(context, &place, if super::is_restore(&info) { "restart" } else { "start" })?;
     }
     let of = |name| recorded(&info, name);
     if settings.text(Opt::Output) == Some("json") {

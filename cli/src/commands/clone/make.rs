@@ -1,8 +1,8 @@
 //! Making a clone: which backup, what its server is told, the directory, the mount.
 
-use super::settings::{self, CloneSettings};
+use super::settings::{self, CloneSettings, Purpose};
 use super::{check_apart, mount_options, open, recorded, required, stanza, told};
-use crate::commands::{Context, restore};
+use crate::commands::Context;
 use crate::daemon::Served;
 use crate::error::Failure;
 use crate::option::{Opt, Settings, restore_command_of_clone};
@@ -15,7 +15,7 @@ use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_fuse::clone::{self, Added, CloneInfo, CreateOptions};
 use pgkeep_fuse::{Owner, Session};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// First port that a clone's server may get unless one is asked for: not the one of the server it is a clone of.
@@ -25,22 +25,13 @@ const PORTS_TRIED: u16 = 1000;
 /// Most bytes of a configuration file.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
 /// Mode of what is added.
-const MODE: u32 = 0o600;
+pub(super) const MODE: u32 = 0o600;
 /// Who a server runs as where the backup's own user does not exist.
 const USER: &str = "postgres";
 
-/// Under which name it is recorded what a clone is for, unless it is a clone for its own sake.
-pub(super) const FOR: &str = "for";
-/// A data directory that is being restored.
-pub(super) const FOR_RESTORE: &str = "restore";
-/// How a server makes files durable before recovery: the other method does not reach a file system in user space. The first
-/// major that can be told.
-const INIT_SYNC: &str = "recovery_init_sync_method = 'fsync'";
-const INIT_SYNC_SINCE: u32 = 14;
-
 /// What a clone is made from and told: all that must be known to make it once more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Recipe {
+pub(in crate::commands) struct Recipe {
     /// Label of the backup; chosen if there is none.
     set: Option<String>,
     recovery: RecoveryOptions,
@@ -48,6 +39,21 @@ struct Recipe {
     port: Option<u16>,
     /// Directory of the socket.
     socket: String,
+    purpose: Purpose,
+}
+
+/// A clone that has just been made and mounted.
+pub(in crate::commands) struct Made {
+    pub(in crate::commands) session: Session,
+    info: CloneInfo,
+    dir: PathBuf,
+}
+
+impl Made {
+    fn served(self, settings: &Settings) -> Served {
+        let text = told::told(settings, &self.info, &self.dir, self.session.mountpoint());
+        Served { session: self.session, clone: Some(self.dir), text, becomes_plain: false }
+    }
 }
 
 impl Recipe {
@@ -57,6 +63,18 @@ impl Recipe {
             recovery: recovery_options(settings)?,
             port: settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()),
             socket: settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned(),
+            purpose: Purpose::Kept,
+        })
+    }
+
+    /// Of a clone that one command uses and removes: its server is reached by a socket in `sockets` alone.
+    pub(in crate::commands) fn of_scratch(settings: &Settings, sockets: &Path, port: u16) -> Result<Self, Failure> {
+        Ok(Self {
+            set: settings.text(Opt::Set).map(str::to_owned),
+            recovery: recovery_options(settings)?,
+            port: Some(port),
+            socket: sockets.display().to_string(),
+            purpose: Purpose::Scratch,
         })
     }
 
@@ -83,6 +101,7 @@ impl Recipe {
             },
             port: of("port").parse().ok(),
             socket: of("socket").to_owned(),
+            purpose: Purpose::Kept,
         })
     }
 }
@@ -92,7 +111,8 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
     let mountpoint = settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?.to_owned();
     let recipe = Recipe::of_settings(settings)?;
-    make(context, &recipe, &mountpoint, settings.flag(Opt::Force))
+    let made = make(context, &recipe, &super::dir(settings), &mountpoint, settings.flag(Opt::Force))?;
+    Ok(made.served(settings))
 }
 
 /// Makes a clone anew from what it was made from: nothing of what was written to it is left. Nobody uses it.
@@ -107,7 +127,7 @@ pub(super) fn reset(context: &Context<'_>) -> Result<Served, Failure> {
     let repositories = repos::usable(context.settings)?;
     choose_backup(&repositories, &asked(context.settings, &recipe, mountpoint, true)?)?;
     clone::destroy(&dir)?;
-    make(context, &recipe, mountpoint, true)
+    Ok(make(context, &recipe, &dir, mountpoint, true)?.served(context.settings))
 }
 
 fn asked(settings: &Settings, recipe: &Recipe, mountpoint: &Path, force: bool) -> Result<RestoreOptions, Failure> {
@@ -120,12 +140,21 @@ fn asked(settings: &Settings, recipe: &Recipe, mountpoint: &Path, force: bool) -
     })
 }
 
-fn make(context: &Context<'_>, recipe: &Recipe, mountpoint: &Path, force: bool) -> Result<Served, Failure> {
+/// Makes a clone in `dir` and mounts it. With `force` a set named by hand may have ended after the target.
+///
+/// # Errors
+/// What choosing the backup, making the clone or mounting it said: then nothing is left of it.
+pub(in crate::commands) fn make(
+    context: &Context<'_>,
+    recipe: &Recipe,
+    dir: &Path,
+    mountpoint: &Path,
+    force: bool,
+) -> Result<Made, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
-    let dir = super::dir(settings);
     let mountpoint = mounts::prepare(mountpoint)?;
-    check_apart(&dir, &mountpoint)?;
+    check_apart(dir, &mountpoint)?;
 
     let repositories = repos::usable(settings)?;
     let choice = choose_backup(&repositories, &asked(settings, recipe, &mountpoint, force)?)?;
@@ -137,20 +166,19 @@ fn make(context: &Context<'_>, recipe: &Recipe, mountpoint: &Path, force: bool) 
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
     let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
-        identity: identity(stanza, recipe, &choice, &clone, &mountpoint),
+        identity: identity(stanza, recipe, &choice, &clone, &mountpoint, &user(&*snapshot)?),
         owner: owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
         ..server_files(&*snapshot, &choice, &clone, &command, &mountpoint)?
     };
-    let info = clone::create(&dir, &*snapshot, &options)?;
-    let dir = super::canonical(&dir)?;
+    let info = clone::create(dir, &*snapshot, &options)?;
+    let dir = super::canonical(dir)?;
     let session = serve(&dir, snapshot, &mountpoint)?;
-    let text = told::told(settings, &info, &dir, session.mountpoint());
-    Ok(Served { session, clone: Some(dir), text, becomes_plain: false })
+    Ok(Made { session, info, dir })
 }
 
 /// Mounts a clone that was just made, or removes it.
-fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path) -> Result<Session, Failure> {
+pub(super) fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path) -> Result<Session, Failure> {
     let serve = || {
         check_apart(dir, mountpoint)?;
         let _claim = mounts::claim(mountpoint)?;
@@ -162,65 +190,6 @@ fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path) -> Result<S
             tracing::warn!("cannot remove clone '{}', which cannot be mounted: {e}", dir.display());
         }
     })
-}
-
-/// Makes the clone that a restore is until it is complete, asks for all of it, and mounts it on its target.
-pub(super) fn instant(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Failure> {
-    let settings = context.settings;
-    let stanza = stanza(settings)?;
-    let target = mounts::prepare(target)?;
-    let recovery = restore::recovery(settings);
-    let command = restore::command(settings, recovery.recovery_type)?;
-    let options = RestoreOptions {
-        set: settings.text(Opt::Set).map(str::to_owned),
-        force: settings.flag(Opt::Force),
-        recovery,
-        time_zone: zone::local(),
-        ..RestoreOptions::new(stanza, &target)
-    };
-    let choice = choose_backup(&repos::usable(settings)?, &options)?;
-    let label = &choice.backup.label;
-    if !choice.backup.tablespaces.is_empty() {
-        let text = format!("backup set {label} has tablespaces, which an instant restore cannot put where they belong");
-        return Err(Error::refused(Kind::FeatureNotSupported, text).into());
-    }
-    tracing::info!("repo{}: restore backup set {label}", choice.repository.key());
-    let snapshot = open(&choice.repository, stanza, &choice.backup)?;
-    context.cancel.check()?;
-
-    let now = zone::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
-    let existing = text(&*snapshot, settings::AUTO_CONF)?.unwrap_or_default();
-    let plan = recovery::plan(&existing, &choice.recovery, &command, &now)?;
-    let mut auto_conf = plan.auto_conf.unwrap_or(existing);
-    if choice.backup.version >= INIT_SYNC_SINCE {
-        settings::end_line(&mut auto_conf);
-        auto_conf.extend_from_slice(format!("# For as long as pgkeep serves the restore\n{INIT_SYNC}\n").as_bytes());
-    }
-    let file = |path: &str, bytes| Added { path: path.to_owned(), bytes, mode: MODE };
-    let signal = plan.create.map(|signal| file(signal.file_name(), Vec::new()));
-    let removed = plan.remove.iter().map(|s| s.file_name()).chain(["postmaster.pid", "postmaster.opts"]);
-    let recorded = [
-        ("stanza", stanza.to_owned()),
-        ("label", label.clone()),
-        ("session", choice.backup.session.to_string()),
-        ("repository", choice.repository.key().to_string()),
-        ("type", choice.recovery.recovery_type.as_str().to_owned()),
-        ("target", choice.recovery.target.clone().unwrap_or_default()),
-        ("mountpoint", target.display().to_string()),
-        (FOR, FOR_RESTORE.to_owned()),
-        ("program", VERSION.to_owned()),
-    ];
-    let options = CreateOptions {
-        identity: recorded.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-        owner: owner(&*snapshot)?,
-        threads: settings.process_max().max(CreateOptions::default().threads),
-        write: std::iter::once(file(settings::AUTO_CONF, auto_conf)).chain(signal).collect(),
-        remove: removed.map(str::to_owned).collect(),
-    };
-    clone::create(dir, &*snapshot, &options)?;
-    clone::hydrate(dir, None)?;
-    let session = serve(dir, snapshot, &target)?;
-    Ok(Served { session, clone: Some(dir.to_owned()), text: String::new(), becomes_plain: true })
 }
 
 fn recovery_options(settings: &Settings) -> Result<RecoveryOptions, Failure> {
@@ -245,7 +214,8 @@ fn clone_settings(settings: &Settings, recipe: &Recipe, choice: &Choice) -> Clon
     // As the server spells them.
     let asked = recipe.recovery.settings.iter();
     let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
-    CloneSettings { port, socket: recipe.socket.clone(), name, major: choice.backup.version, asked }
+    let (socket, purpose) = (recipe.socket.clone(), recipe.purpose);
+    CloneSettings { port, socket, name, major: choice.backup.version, asked, purpose }
 }
 
 /// The first port that nobody uses now, neither in the directory of sockets nor on this host.
@@ -264,6 +234,7 @@ fn identity(
     choice: &Choice,
     clone: &CloneSettings,
     mountpoint: &Path,
+    user: &str,
 ) -> Vec<(String, String)> {
     let asked = &recipe.recovery;
     let pairs = [
@@ -281,16 +252,22 @@ fn identity(
         ("port", clone.port.to_string()),
         ("socket", clone.socket.clone()),
         ("program", VERSION.to_owned()),
+        ("user", user.to_owned()),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// Who owned the data directory on the server; mostly the name of its first superuser too.
+fn user(snapshot: &dyn Snapshot) -> Result<String, Failure> {
+    Ok(snapshot.lookup("")?.map(|root| root.user).unwrap_or_default())
+}
+
 /// Without the backup's user on this host root would own everything, and no server runs as root.
-fn owner(snapshot: &dyn Snapshot) -> Result<Option<Owner>, Failure> {
+pub(super) fn owner(snapshot: &dyn Snapshot) -> Result<Option<Owner>, Failure> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let user = snapshot.lookup("")?.map(|root| root.user).unwrap_or_default();
+    let user = user(snapshot)?;
     let known = user.parse::<u32>().is_ok() || Owner::of_user(&user).is_some();
     Ok(if known { None } else { Owner::of_user(USER) })
 }
@@ -324,8 +301,10 @@ fn server_files(
         }
     };
     add(settings::CONF, settings::with_places(&conf, settings::CONF, mountpoint));
-    for (path, content) in [(settings::HBA, settings::HBA_MINIMAL), (settings::IDENT, "")] {
-        if snapshot.lookup(path)?.is_none() {
+    let is_scratch = clone.purpose == Purpose::Scratch;
+    let hba = if is_scratch { settings::HBA_SCRATCH } else { settings::HBA_MINIMAL };
+    for (path, content) in [(settings::HBA, hba), (settings::IDENT, "")] {
+        if is_scratch || snapshot.lookup(path)?.is_none() {
             add(path, content.as_bytes().to_vec());
         }
     }
@@ -335,7 +314,7 @@ fn server_files(
 }
 
 /// A small file of the backup, if it is there.
-fn text(snapshot: &dyn Snapshot, path: &str) -> Result<Option<Vec<u8>>, Failure> {
+pub(super) fn text(snapshot: &dyn Snapshot, path: &str) -> Result<Option<Vec<u8>>, Failure> {
     let Some(entry) = snapshot.lookup(path)?.filter(|e| !e.is_directory()) else { return Ok(None) };
     if entry.size > TEXT_BYTES_MAX {
         let message = format!("'{path}' in the backup has {} bytes", entry.size);

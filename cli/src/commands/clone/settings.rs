@@ -25,6 +25,32 @@ pub(super) const HBA_MINIMAL: &str = "# The backup has no such file.\n\
     host all all 127.0.0.1/32 scram-sha-256\n\
     host all all ::1/128 scram-sha-256\n";
 
+/// Who may connect to a scratch clone: whoever reaches its socket, which lies in a directory of its user alone. What the
+/// backup says would ask for passwords that a user of the repository need not know.
+pub(super) const HBA_SCRATCH: &str = "local all all trust\n";
+
+/// What a scratch clone's server is told besides: to start wherever the backup's major is installed, whatever certificates,
+/// libraries, groups and memory the original had, to do nothing by itself, and to say all in one log. Nothing of it is to
+/// survive a crash.
+const SCRATCH: [(&str, &str); 16] = [
+    ("ssl", "off"),
+    ("shared_preload_libraries", ""),
+    ("session_preload_libraries", ""),
+    ("local_preload_libraries", ""),
+    ("unix_socket_group", ""),
+    ("unix_socket_permissions", "0700"),
+    ("shared_buffers", "128MB"),
+    ("huge_pages", "off"),
+    ("autovacuum", "off"),
+    ("fsync", "off"),
+    ("synchronous_commit", "off"),
+    ("recovery_min_apply_delay", "0"),
+    ("log_destination", "stderr"),
+    ("logging_collector", "off"),
+    ("lc_messages", "C"),
+    ("default_transaction_read_only", "off"),
+];
+
 /// Settings of places, and what each names in the data directory. An empty `external_pid_file` would be complained of.
 const PLACES: [(&str, &str); 4] =
     [("data_directory", ""), ("hba_file", HBA), ("ident_file", IDENT), ("external_pid_file", "external.pid")];
@@ -46,6 +72,15 @@ const TRIGGER_FILE_UNTIL: u32 = 15;
 /// The first major whose standbys can copy the slots of the primary.
 const SYNC_SLOTS_SINCE: u32 = 17;
 
+/// What a clone is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// For its user, who removes it.
+    Kept,
+    /// For one command, which removes it.
+    Scratch,
+}
+
 /// What differs from clone to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CloneSettings {
@@ -58,6 +93,7 @@ pub(super) struct CloneSettings {
     pub(super) major: u32,
     /// Settings that the user has given a value.
     pub(super) asked: Vec<String>,
+    pub(super) purpose: Purpose,
 }
 
 /// Appends the clone's settings to the content of `postgresql.auto.conf`.
@@ -66,7 +102,7 @@ pub(super) fn append(mut content: Vec<u8>, clone: &CloneSettings, now: &str) -> 
     let name: String = clone.name.chars().map(plain).take(NAME_LEN_MAX).collect();
     let mut all = vec![
         ("port", clone.port.to_string()),
-        ("listen_addresses", "localhost".to_owned()),
+        ("listen_addresses", if clone.purpose == Purpose::Kept { "localhost" } else { "" }.to_owned()),
         ("unix_socket_directories", socket_list(&clone.socket)),
         ("cluster_name", name),
         // It must not archive in the original's name, nor follow it, nor wait for its standbys.
@@ -93,6 +129,9 @@ pub(super) fn append(mut content: Vec<u8>, clone: &CloneSettings, now: &str) -> 
     if clone.major >= INIT_SYNC_SINCE {
         // The other method does not reach a file system in user space.
         all.push(("recovery_init_sync_method", "fsync".to_owned()));
+    }
+    if clone.purpose == Purpose::Scratch {
+        all.extend(SCRATCH.map(|(name, value)| (name, value.to_owned())));
     }
     all.retain(|(name, _)| !clone.asked.iter().any(|asked| asked == name));
     end_line(&mut content);
@@ -234,6 +273,7 @@ mod tests {
             name: format!("pgkeep_é x_{}", "y".repeat(90)),
             major,
             asked: Vec::new(),
+            purpose: Purpose::Kept,
         }
     }
 
@@ -275,6 +315,19 @@ mod tests {
         let text = text(17, &["primary_conninfo", "recovery_end_command"]);
         assert!(!text.contains("primary_conninfo") && !text.contains("recovery_end_command"));
         assert!(text.contains("primary_slot_name = ''"));
+    }
+
+    #[test]
+    fn a_scratch_clone_is_reached_by_its_socket_alone_and_runs_nothing_of_its_own() {
+        let text = |asked: &[&str]| {
+            let asked = asked.iter().map(|s| (*s).to_owned()).collect();
+            let clone = CloneSettings { asked, purpose: Purpose::Scratch, ..clone(15) };
+            String::from_utf8(append(Vec::new(), &clone, "now")).unwrap()
+        };
+        for line in ["listen_addresses = ''", "shared_preload_libraries = ''", "ssl = 'off'", "autovacuum = 'off'"] {
+            assert!(text(&[]).lines().any(|l| l == line), "{line}");
+        }
+        assert!(!text(&["shared_preload_libraries"]).contains("shared_preload_libraries"));
     }
 
     #[test]

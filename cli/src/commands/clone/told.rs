@@ -59,7 +59,7 @@ fn start(mountpoint: &Path) -> String {
 }
 
 /// `pg_ctl` of the major of a data directory.
-pub(super) fn pg_ctl_of(data: &Path) -> Option<PathBuf> {
+pub(in crate::commands) fn pg_ctl_of(data: &Path) -> Option<PathBuf> {
     let text = String::from_utf8(super::settings::read(&data.join("PG_VERSION")).ok()?).ok()?;
     let major = text.trim();
     // Whoever owns the directory writes this, and it becomes part of a path.

@@ -1,0 +1,270 @@
+//! A clone that goes with the command that needs it.
+//!
+//! Nothing of it may be left when the command has ended, however it ended. So two processes share the work. The
+//! command makes the directory, starts a *keeper* ([`keeper`]) and, once that serves the mount, starts the server and
+//! uses it. The keeper makes and serves the clone; its standard input is a socket whose other end only the command
+//! holds. When that end closes, by intent or by death, the keeper ends the server, unmounts, and removes the
+//! directory. If it is the keeper that dies, the command does the same. If both die at once, nobody is left to; the
+//! next command of the kind finds the directory by its name, sees that nobody holds its lock, and removes it then.
+//!
+//! The directory, `pgkeep-scratch.<process>-<number>` in `--dir`, holds `clone` (what the server writes), `data` (the
+//! mountpoint), `s` (the server's socket, reachable by its user alone) and `lock`.
+
+mod dismantle;
+pub(super) mod keeper;
+mod places;
+
+use super::Context;
+use super::clone::{life, told};
+use super::programs::{Ended, Running};
+use crate::daemon;
+use crate::error::Failure;
+use crate::option::{Opt, Settings};
+use pgkeep_engine::{Error, FileError, Kind};
+use pgkeep_fuse::clone as clones;
+use places::{Held, PORT, Places};
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long the keeper may take to remove everything.
+const END_WAIT: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(20);
+/// Database that is in every cluster.
+const ANY_DATABASE: &str = "template1";
+/// The first superuser where packages make clusters.
+const SUPERUSER: &str = "postgres";
+
+/// A mounted clone of the backup that the options choose. Dropping it removes everything.
+pub(super) struct Scratch {
+    places: Places,
+    /// None once the keeper was told to end.
+    line: Option<UnixStream>,
+    keeper: Child,
+    _held: Held,
+    /// Directory of PostgreSQL's programs.
+    bin: PathBuf,
+    /// Whom to connect as; known once the server runs.
+    role: String,
+}
+
+impl Scratch {
+    /// Makes the clone and mounts it; its server does not run yet.
+    ///
+    /// # Errors
+    /// `Kernel` without FUSE, `FileWrite` without room, `OptionRequired` if PostgreSQL's programs are not found, and
+    /// what choosing the backup or making the clone said.
+    pub(super) fn open(context: &Context<'_>) -> Result<Self, Failure> {
+        let (places, held) = places::make(context.settings)?;
+        let started = start_keeper(context, &places);
+        let (line, mut keeper) = started.inspect_err(|_| clear(&places))?;
+        let ready = daemon::wait(context, &line, &mut keeper);
+        // From here on its drop clears up.
+        let mut scratch =
+            Self { places, line: Some(line), keeper, _held: held, bin: PathBuf::new(), role: String::new() };
+        ready?;
+        scratch.bin = bin(context.settings, &scratch.places.data)?;
+        Ok(scratch)
+    }
+
+    /// Starts the server and waits until it has recovered to the target and goes on as a primary. Returns how long it
+    /// took until it let connections in, and until recovery had ended.
+    ///
+    /// # Errors
+    /// `DbConnect` with what the server said last if it does not start or cannot reach the target.
+    pub(super) fn start(&mut self, context: &Context<'_>) -> Result<(Duration, Duration), Failure> {
+        let begun = Instant::now();
+        life::run_pg_ctl(context, &self.places.data, "start")?;
+        let answers = begun.elapsed();
+        life::wait_recovered(context, &self.places.data)?;
+        let recovered = begun.elapsed();
+        self.role = self.find_role(context)?;
+        Ok((answers, recovered))
+    }
+
+    /// What the creator recorded of the clone: `label`, `repository`, ...
+    ///
+    /// # Errors
+    /// `FileInvalid` if the record is damaged.
+    pub(super) fn recorded(&self, name: &str) -> Result<String, Failure> {
+        let info = clones::info(&self.places.clone)?;
+        Ok(info.identity.into_iter().find(|(n, _)| n == name).map(|(_, value)| value).unwrap_or_default())
+    }
+
+    /// One of PostgreSQL's programs, of the backup's major.
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
+    /// A client program that finds the clone's server by its environment, and nothing else there.
+    pub(super) fn client(&self, name: &str, database: &str) -> Command {
+        self.client_as(name, database, &self.role)
+    }
+
+    fn client_as(&self, name: &str, database: &str, role: &str) -> Command {
+        let mut command = Command::new(self.program(name));
+        // What the user's environment says of connections is about other servers.
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"PG")) {
+            command.env_remove(variable);
+        }
+        command.env("PGHOST", &self.places.sockets).env("PGPORT", PORT.to_string());
+        command.env("PGUSER", role).env("PGDATABASE", database);
+        command.env("PGOPTIONS", "-c statement_timeout=0 -c default_transaction_read_only=off");
+        // What is compared and shown does not depend on who runs it.
+        command.env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+
+    /// Asks the server something; the answer is psql's, unaligned, tuples only.
+    ///
+    /// # Errors
+    /// `DbQuery` with what the server said.
+    pub(super) fn ask(&self, context: &Context<'_>, database: &str, sql: &str) -> Result<String, Failure> {
+        answer(self.psql(context, database, &self.role, sql)?, sql)
+    }
+
+    fn psql(&self, context: &Context<'_>, database: &str, role: &str, sql: &str) -> Result<Ended, Failure> {
+        let mut command = self.client_as("psql", database, role);
+        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+        Running::start_to_ask(&mut command, "psql")?.wait(context.cancel)
+    }
+
+    /// A superuser: the one that is configured, or else the backup's owner or `postgres`.
+    fn find_role(&self, context: &Context<'_>) -> Result<String, Failure> {
+        let mut roles = Vec::new();
+        match context.settings.pg(1).user() {
+            Some(user) => roles.push(user.to_owned()),
+            None => {
+                roles.extend(Some(self.recorded("user")?).filter(|user| !user.is_empty()));
+                roles.push(SUPERUSER.to_owned());
+            }
+        }
+        roles.dedup();
+        let sql = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user";
+        let mut said = String::new();
+        for role in &roles {
+            let ended = self.psql(context, ANY_DATABASE, role, sql)?;
+            if ended.status.success() && ended.answer.trim_ascii() == b"t" {
+                return Ok(role.clone());
+            }
+            said = if ended.status.success() { "it is no superuser".to_owned() } else { ended.said };
+        }
+        let text = format!(
+            "cannot connect to the clone's server as {}: {said}; option pg1-user names a superuser of the cluster",
+            roles.join(" or ")
+        );
+        Err(Error::refused(Kind::DbConnect, text).into())
+    }
+
+    /// Databases that let connections in and are no templates, by name.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(super) fn databases(&self, context: &Context<'_>) -> Result<Vec<String>, Failure> {
+        let sql = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
+        Ok(self.ask(context, ANY_DATABASE, sql)?.lines().map(str::to_owned).collect())
+    }
+
+    /// Has a file or directory removed with the clone, if it is still there then.
+    ///
+    /// # Errors
+    /// `Runtime` if the keeper is gone.
+    pub(super) fn also_remove(&mut self, path: &Path) -> Result<(), Failure> {
+        let gone = |e| Error::refused(Kind::Runtime, format!("the process that serves the clone is gone: {e}"));
+        let Some(line) = &mut self.line else { return Ok(()) };
+        let mut bytes = path.as_os_str().as_bytes().to_vec();
+        bytes.push(0);
+        Ok(line.write_all(&bytes).map_err(gone)?)
+    }
+
+    /// Removes everything.
+    ///
+    /// # Errors
+    /// What is left and why.
+    pub(super) fn finish(mut self) -> Result<(), Failure> {
+        self.close()
+    }
+
+    fn close(&mut self) -> Result<(), Failure> {
+        let Some(line) = self.line.take() else { return Ok(()) };
+        // A keeper that is gone hears nothing, and leaves its work to us.
+        let _ = line.shutdown(Shutdown::Both);
+        drop(line);
+        let begun = Instant::now();
+        let status = loop {
+            match self.keeper.try_wait() {
+                Ok(Some(status)) => break Some(status),
+                Ok(None) if begun.elapsed() < END_WAIT => std::thread::sleep(PAUSE),
+                Ok(None) | Err(_) => break None,
+            }
+        };
+        if status.is_none() {
+            // It is our child and not waited for, so the number is still its own; it may end just now.
+            let _ = self.keeper.kill();
+            let _ = self.keeper.wait();
+        }
+        if !self.places.root.exists() {
+            return Ok(());
+        }
+        tracing::info!("the process that served the clone has left '{}'", self.places.root.display());
+        dismantle::all(&self.places, None)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(failure) = self.close() {
+            tracing::error!("cannot remove '{}': {}", self.places.root.display(), failure.report(None));
+        }
+    }
+}
+
+/// The answer of a psql that has ended.
+fn answer(ended: Ended, sql: &str) -> Result<String, Failure> {
+    if !ended.status.success() {
+        let text = format!("the clone's server refuses '{sql}': {}", ended.said);
+        return Err(Error::refused(Kind::DbQuery, text).into());
+    }
+    Ok(String::from_utf8_lossy(&ended.answer).into_owned())
+}
+
+fn start_keeper(context: &Context<'_>, places: &Places) -> Result<(UnixStream, Child), Failure> {
+    let kernel = |e| Error::refused(Kind::Kernel, format!("cannot make a socket: {e}"));
+    let (ours, theirs) = UnixStream::pair().map_err(kernel)?;
+    let invocation = context.invocation;
+    let mut command = Command::new(&invocation.exe);
+    let mut root = std::ffi::OsString::from(format!("--{}=", Opt::Scratch.def().name));
+    root.push(&places.root);
+    command.arg0(&invocation.argv0).arg(format!("--{}", Opt::ReadyPipe.def().name)).arg(root).args(&invocation.args);
+    // Whoever reads our output must not wait for the keeper's end.
+    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+    let child = command.spawn();
+    // With the command goes our copy of the keeper's end: its death is then the end of ours.
+    drop(command);
+    Ok((ours, child.map_err(|e| Failure::file(FileError::at("start", &invocation.exe)(e)))?))
+}
+
+/// Removes a directory in which nothing was made yet.
+fn clear(places: &Places) {
+    if let Err(e) = std::fs::remove_dir_all(&places.root) {
+        tracing::warn!("cannot remove '{}': {e}", places.root.display());
+    }
+}
+
+/// The directory of PostgreSQL's programs: the one that is named, or the one of the backup's major.
+fn bin(settings: &Settings, data: &Path) -> Result<PathBuf, Failure> {
+    if let Some(bin) = settings.path(Opt::PgBin) {
+        return Ok(bin.to_path_buf());
+    }
+    let found = told::pg_ctl_of(data).and_then(|program| program.parent().map(Path::to_path_buf));
+    found.ok_or_else(|| {
+        let text = "PostgreSQL of the backup's major is not found: option pg-bin names the directory of its programs";
+        Error::refused(Kind::OptionRequired, text).into()
+    })
+}
