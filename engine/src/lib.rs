@@ -9,6 +9,7 @@ pub mod check;
 pub mod chunk;
 pub mod clock;
 pub mod crypto;
+pub mod diff;
 mod error;
 pub mod index;
 pub mod info;

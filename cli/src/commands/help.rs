@@ -159,6 +159,13 @@ fn actions(command: Command) -> &'static [(&'static str, &'static str)] {
 /// What a command is mostly used for.
 fn examples(command: Command) -> &'static [(&'static str, &'static [&'static str])] {
     match command {
+        Command::Diff => &[
+            ("what the last backup has that the one before had not", &["--stanza=main diff"]),
+            (
+                "a week, for a program, without starting a server for the names",
+                &["--stanza=main diff --compare-with=20261114-030000F --no-names --output=json"],
+            ),
+        ],
         Command::Extract => &[
             (
                 "one table as it was before a mistake",

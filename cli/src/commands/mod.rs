@@ -6,6 +6,7 @@ mod backup;
 mod check;
 pub(crate) mod clone;
 mod control;
+mod diff;
 mod extract;
 mod help;
 mod info;
@@ -58,6 +59,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Clone => Ok(clone::run),
+        Command::Diff => Ok(diff::run),
         Command::Extract => Ok(extract::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),

@@ -18,6 +18,8 @@ pub enum Command {
     Check,
     /// Make, list and remove writable clones.
     Clone,
+    /// Compare two backups.
+    Diff,
     /// Prove that a backup can be recovered.
     Drill,
     /// Apply retention.
@@ -185,6 +187,9 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Clone, "clone", "Make, run, keep or remove writable clones of a backup.", Optional)
         .takes(&["create|mount|start|stop|reset|hydrate|promote|list|info|destroy"], 0)
         .ends(&[26, 28, 38, 40, 42, 47, 50, 55, 56, 63, 64, 73, 75, 95, 100]),
+    row(C::Diff, "diff", "Tell which relations differ between two backups.", Required)
+        .ends(&[26, 28, 29, 32, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 95, 100])
+        .quiet(),
     row(C::Drill, "drill", "Prove a backup: recover it, start it, check all of it.", Required)
         .ends(&[26, 28, 29, 37, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 81, 95, 100, 102])
         .later(),
@@ -205,7 +210,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[26, 55, 63, 75, 95])
         .quiet(),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
-        .ends(&[26, 29, 38, 40, 50, 53, 55, 58, 63, 64, 75, 76, 78, 95]),
+        .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 58, 63, 64, 73, 75, 76, 78, 95, 100]),
     row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required)
         .ends(&[28, 40, 47, 50, 56, 57, 58, 62, 64, 95, 103, 104]),
     row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required).ends(&[38, 50, 55, 60, 95]),

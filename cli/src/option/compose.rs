@@ -31,7 +31,7 @@ const OF_THIS_RUN: &[Opt] = &[
 /// # Errors
 /// `OptionInvalidValue` if the program's path is not text.
 pub fn restore_command(settings: &Settings, on_error: Option<OnError>) -> pgkeep_engine::Result<String> {
-    compose(settings, on_error, None)
+    recovery::restore_command(&program(settings), &options(settings, Command::ArchiveGet, None), on_error)
 }
 
 /// As [`restore_command`], for the server of a clone, whose data directory is not the configured one.
@@ -43,22 +43,41 @@ pub fn restore_command_of_clone(
     on_error: Option<OnError>,
     pgdata: &Path,
 ) -> pgkeep_engine::Result<String> {
-    compose(settings, on_error, Some(pgdata))
+    let mut options = options(settings, Command::ArchiveGet, Some(pgdata));
+    options.push((Opt::ForClone.def().name.to_owned(), String::new()));
+    options.sort();
+    recovery::restore_command(&program(settings), &options, on_error)
 }
 
-fn compose(settings: &Settings, on_error: Option<OnError>, pgdata: Option<&Path>) -> pgkeep_engine::Result<String> {
-    let program = settings.text(Opt::Cmd).map_or_else(|| settings.exe().to_path_buf(), PathBuf::from);
+/// The `archive_command` of a clone's server, which archives for a stanza of its own in the same repositories.
+///
+/// # Errors
+/// As [`restore_command`].
+pub fn archive_command_of_clone(settings: &Settings, stanza: &str, pgdata: &Path) -> pgkeep_engine::Result<String> {
+    let mut options = options(settings, Command::ArchivePush, Some(pgdata));
+    let name = Opt::Stanza.def().name;
+    options.retain(|(option, _)| option != name);
+    options.push((name.to_owned(), stanza.to_owned()));
+    options.sort();
+    recovery::archive_command(&program(settings), &options)
+}
+
+fn program(settings: &Settings) -> PathBuf {
+    settings.text(Opt::Cmd).map_or_else(|| settings.exe().to_path_buf(), PathBuf::from)
+}
+
+/// Options for `command` as the server shall call it.
+fn options(settings: &Settings, command: Command, pgdata: Option<&Path>) -> Vec<(String, String)> {
     let mut options: Vec<(String, String)> = Vec::new();
     if let Some(path) = pgdata {
         options.push((Opt::PgPath.def().display(1), path.display().to_string()));
-        options.push((Opt::ForClone.def().name.to_owned(), String::new()));
     }
     for (opt, index, setting) in settings.iter() {
         let def = opt.def();
         let said = matches!(setting.source, Source::CommandLine | Source::Environment);
         let always = matches!((opt, index), (Opt::Stanza, _) | (Opt::PgPath, 1));
         let replaced = pgdata.is_some() && matches!((opt, index), (Opt::PgPath, 1));
-        if replaced || !(said || always) || !def.is_valid_for(Command::ArchiveGet) || OF_THIS_RUN.contains(&opt) {
+        if replaced || !(said || always) || !def.is_valid_for(command) || OF_THIS_RUN.contains(&opt) {
             continue;
         }
         let name = def.display(index);
@@ -74,5 +93,5 @@ fn compose(settings: &Settings, on_error: Option<OnError>, pgdata: Option<&Path>
         }
     }
     options.sort();
-    recovery::restore_command(&program, &options, on_error)
+    options
 }

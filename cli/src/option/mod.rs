@@ -25,7 +25,7 @@ mod tests;
 mod value;
 
 pub use command::Command;
-pub use compose::{restore_command, restore_command_of_clone};
+pub use compose::{archive_command_of_clone, restore_command, restore_command_of_clone};
 pub use def::{Def, Type};
 pub use error::OptionError;
 pub use program::{PGBACKREST, PGKEEP, Program};

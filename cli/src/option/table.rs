@@ -43,10 +43,13 @@ const BACKUP: Commands = C::Backup.bit();
 const RESTORE: Commands = C::Restore.bit();
 const CLONE: Commands = C::Clone.bit();
 const MOUNT: Commands = C::Mount.bit();
+const DIFF: Commands = C::Diff.bit();
 const EXTRACT: Commands = C::Extract.bit();
 const DRILL: Commands = C::Drill.bit();
 /// Those that make a clone for themselves.
-const SCRATCH: Commands = EXTRACT | DRILL;
+const SCRATCH: Commands = RECOVERED | DIFF;
+/// Those of them whose clone recovers to a target.
+const RECOVERED: Commands = EXTRACT | DRILL;
 const PUSH: Commands = C::ArchivePush.bit();
 const GET: Commands = C::ArchiveGet.bit();
 const CHECK: Commands = C::Check.bit();
@@ -162,6 +165,8 @@ options! {
         = Def::new(Type::Path, Some("/var/cache/@")).on(STORE);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
+    ArchiveTo "archive-to" "stanza for which the clone's server archives (default: it does not)" = text().on(CLONE).typed();
+    CompareWith "compare-with" "label of the backup that comes first (default: the one before)" = text().on(DIFF).typed();
     Compress "compress" "compress (use compress-type=none instead)" = flag("y").on(BACKUP | PUSH).hidden();
     CompressLevel "compress-level" "compression level of zst" = int(-9, 22).on(BACKUP | PUSH);
     CompressLevelNetwork "compress-level-network" "compression level between hosts"
@@ -215,11 +220,12 @@ options! {
         = flag("y").on(ALL).ignored("files get no more rights than the umask leaves");
     OnError "on-error" "what archive-get does when it cannot tell: report, abort the recovery, or wait"
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
+    Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | STATS)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | STATS | DIFF)
         .typed().over(&[
             Override {
-                commands: INFO | C::RepoLs.bit() | CLONE | STATS,
+                commands: INFO | C::RepoLs.bit() | CLONE | STATS | DIFF,
                 ty: Type::Enum(&["text", "json"]),
                 default: Some("text"),
             },
@@ -270,8 +276,8 @@ options! {
     TlsCipher12 "tls-cipher-12" "ciphers of TLS 1.2" = text().on(STORE).ignored("the TLS library's safe set is used");
     TlsCipher13 "tls-cipher-13" "ciphers of TLS 1.3" = text().on(STORE).ignored("the TLS library's safe set is used");
     Type "type" "type of backup or of restore"
-        = word(&["full", "diff", "incr"], "incr").on(BACKUP | INFO | RESTORE | CLONE | SCRATCH).typed().over(&[
-            Override { commands: SCRATCH, ty: ENDING_TYPES, default: Some("default") },
+        = word(&["full", "diff", "incr"], "incr").on(BACKUP | INFO | RESTORE | CLONE | RECOVERED).typed().over(&[
+            Override { commands: RECOVERED, ty: ENDING_TYPES, default: Some("default") },
             Override { commands: INFO, ty: Type::Enum(&["full", "diff", "incr"]), default: None },
             Override { commands: RESTORE | CLONE, ty: RESTORE_TYPES, default: Some("default") },
         ]);
@@ -332,18 +338,18 @@ options! {
     Instant "instant" "let the server be started at once, and restore behind it" = flag("n").on(RESTORE).typed();
     LinkAll "link-all" "restore all symbolic links as such" = flag("n").on(RESTORE);
     LinkMap "link-map" "destination of a link, name=path" = Def::new(Type::Hash, None).on(RESTORE);
-    RecoveryOption "recovery-option" "setting for recovery, name=value" = Def::new(Type::Hash, None).on(RESTORE | CLONE | SCRATCH);
+    RecoveryOption "recovery-option" "setting for recovery, name=value" = Def::new(Type::Hash, None).on(RESTORE | CLONE | RECOVERED);
     TablespaceMap "tablespace-map" "destination of a tablespace, name=path or oid=path" = Def::new(Type::Hash, None).on(RESTORE);
     TablespaceMapAll "tablespace-map-all" "directory for all tablespaces not mapped" = text().on(RESTORE);
-    Target "target" "where recovery stops" = text().on(RESTORE | CLONE | SCRATCH).typed().when(Opt::Type, TARGETED).need(RESTORE | CLONE | SCRATCH);
+    Target "target" "where recovery stops" = text().on(RESTORE | CLONE | RECOVERED).typed().when(Opt::Type, TARGETED).need(RESTORE | CLONE | RECOVERED);
     TargetAction "target-action" "what the server does at the target"
         = word(&["pause", "promote", "shutdown"], "pause").on(RESTORE | CLONE).typed()
             .over(&[Override { commands: CLONE, ty: Type::Enum(&["pause", "promote", "shutdown"]), default: Some("promote") }])
             .when(Opt::Type, &["immediate", "name", "time", "xid", "lsn"]);
     TargetExclusive "target-exclusive" "stop just before the target"
-        = flag("n").on(RESTORE | CLONE | SCRATCH).typed().when(Opt::Type, &["time", "xid", "lsn"]);
+        = flag("n").on(RESTORE | CLONE | RECOVERED).typed().when(Opt::Type, &["time", "xid", "lsn"]);
     TargetTimeline "target-timeline" "timeline to follow: current, latest or a number"
-        = text().on(RESTORE | CLONE | SCRATCH).typed().when(Opt::Type, &["default", "immediate", "standby", "name", "time", "xid", "lsn"]);
+        = text().on(RESTORE | CLONE | RECOVERED).typed().when(Opt::Type, &["default", "immediate", "standby", "name", "time", "xid", "lsn"]);
 
     // Stanza.
     PgDatabase "pg-database" "database to connect to"

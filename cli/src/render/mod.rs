@@ -1,5 +1,6 @@
 //! What people and programs see: text, JSON, progress.
 
+pub mod diff;
 pub mod info;
 pub mod json;
 pub mod progress;

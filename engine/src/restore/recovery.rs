@@ -11,7 +11,7 @@ mod command;
 #[cfg(test)]
 mod tests;
 
-pub use command::{OnError, restore_command};
+pub use command::{OnError, archive_command, restore_command};
 
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::lsn::Lsn;

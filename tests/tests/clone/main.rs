@@ -14,6 +14,7 @@ use support::{
     world::{data, marks},
 };
 
+mod branch;
 mod instant;
 mod life;
 mod places;

@@ -336,7 +336,11 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         let settings = if super::is_restore(&info) {
             String::new()
         } else {
-            format!("settings of the clone stay in its postgresql.auto.conf: port {}, archiving off\n", of("port"))
+            let archives = match of("archive-to") {
+                "" => "archiving off".to_owned(),
+                own => format!("archiving for stanza {own}"),
+            };
+            format!("settings of the clone stay in its postgresql.auto.conf: port {}, {archives}\n", of("port"))
         };
         render::print(&format!("'{}' is an ordinary data directory now; {running}\n{settings}", place.display()))?;
     }

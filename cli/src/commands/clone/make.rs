@@ -5,7 +5,7 @@ use super::{check_apart, mount_options, open, recorded, required, stanza, told};
 use crate::commands::Context;
 use crate::daemon::Served;
 use crate::error::Failure;
-use crate::option::{Opt, Settings, restore_command_of_clone};
+use crate::option::{Command, Opt, Settings, archive_command_of_clone, restore_command_of_clone};
 use crate::{VERSION, mounts, repos, zone};
 use pgkeep_engine::restore::recovery::{self, OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
@@ -40,6 +40,8 @@ pub(in crate::commands) struct Recipe {
     /// Directory of the socket.
     socket: String,
     purpose: Purpose,
+    /// Stanza that its server archives for.
+    archive_to: Option<String>,
 }
 
 /// A clone that has just been made and mounted.
@@ -64,6 +66,7 @@ impl Recipe {
             port: settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()),
             socket: settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned(),
             purpose: Purpose::Kept,
+            archive_to: archive_to(settings)?,
         })
     }
 
@@ -75,6 +78,7 @@ impl Recipe {
             port: Some(port),
             socket: sockets.display().to_string(),
             purpose: Purpose::Scratch,
+            archive_to: None,
         })
     }
 
@@ -102,8 +106,21 @@ impl Recipe {
             port: of("port").parse().ok(),
             socket: of("socket").to_owned(),
             purpose: Purpose::Kept,
+            archive_to: some("archive-to"),
         })
     }
+}
+
+/// The stanza that was asked for. Two clusters that archive into one end each other's recovery.
+fn archive_to(settings: &Settings) -> Result<Option<String>, Failure> {
+    let Some(own) = settings.text(Opt::ArchiveTo) else { return Ok(None) };
+    if settings.stanza() == Some(own) {
+        let text = format!("stanza '{own}' is the original's: a clone archives for a stanza of its own");
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
+    pgkeep_formats::repo::layout::check_stanza(own)
+        .map_err(|e| Error::refused(Kind::OptionInvalidValue, format!("'{own}' is no name of a stanza: {e}")))?;
+    Ok(Some(own.to_owned()))
 }
 
 /// Makes the clone and mounts it. What was made is removed if it cannot be mounted.
@@ -162,7 +179,7 @@ pub(in crate::commands) fn make(
     let snapshot = open(&choice.repository, stanza, &choice.backup)?;
     context.cancel.check()?;
 
-    let clone = clone_settings(settings, recipe, &choice);
+    let clone = clone_settings(settings, recipe, &choice, &mountpoint)?;
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
     let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
     let options = CreateOptions {
@@ -193,6 +210,11 @@ pub(super) fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path) 
 }
 
 fn recovery_options(settings: &Settings) -> Result<RecoveryOptions, Failure> {
+    if settings.command() == Command::Diff {
+        // The backup itself is what is asked for.
+        let (action, timeline) = (Some(TargetAction::Promote), Some("current".to_owned()));
+        return Ok(RecoveryOptions { action, timeline, ..RecoveryOptions::of(RecoveryType::Immediate) });
+    }
     let word = settings.text(Opt::Type).unwrap_or("default");
     let kind = RecoveryType::parse(word)
         .ok_or_else(|| Error::refused(Kind::OptionInvalidValue, format!("'{word}' is not a type of recovery")))?;
@@ -208,14 +230,21 @@ fn recovery_options(settings: &Settings) -> Result<RecoveryOptions, Failure> {
     })
 }
 
-fn clone_settings(settings: &Settings, recipe: &Recipe, choice: &Choice) -> CloneSettings {
+fn clone_settings(
+    settings: &Settings,
+    recipe: &Recipe,
+    choice: &Choice,
+    mountpoint: &Path,
+) -> Result<CloneSettings, Failure> {
     let port = recipe.port.unwrap_or_else(|| free_port(Path::new(&recipe.socket)));
     let name = format!("pgkeep_{}_{}", settings.stanza_name(), choice.backup.label);
     // As the server spells them.
     let asked = recipe.recovery.settings.iter();
     let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
     let (socket, purpose) = (recipe.socket.clone(), recipe.purpose);
-    CloneSettings { port, socket, name, major: choice.backup.version, asked, purpose }
+    let archive_to = recipe.archive_to.as_deref();
+    let archive_command = archive_to.map(|own| archive_command_of_clone(settings, own, mountpoint)).transpose()?;
+    Ok(CloneSettings { port, socket, name, major: choice.backup.version, asked, purpose, archive_command })
 }
 
 /// The first port that nobody uses now, neither in the directory of sockets nor on this host.
@@ -251,6 +280,7 @@ fn identity(
         ("mountpoint", mountpoint.display().to_string()),
         ("port", clone.port.to_string()),
         ("socket", clone.socket.clone()),
+        ("archive-to", recipe.archive_to.clone().unwrap_or_default()),
         ("program", VERSION.to_owned()),
         ("user", user.to_owned()),
     ];

@@ -65,6 +65,8 @@ const READ_BYTES_MAX: u64 = 16 << 20;
 const NAME_LEN_MAX: usize = 63;
 /// The first major that can be told how to make files durable before recovery.
 const INIT_SYNC_SINCE: u32 = 14;
+/// The first major that archives by a library, instead of the command.
+const ARCHIVE_LIBRARY_SINCE: u32 = 15;
 /// The last major that keeps statistics in files of a directory that can be set.
 const STATS_DIRECTORY_UNTIL: u32 = 14;
 /// The last major that a file can tell to promote.
@@ -94,6 +96,8 @@ pub(super) struct CloneSettings {
     /// Settings that the user has given a value.
     pub(super) asked: Vec<String>,
     pub(super) purpose: Purpose,
+    /// Its `archive_command`, if it archives.
+    pub(super) archive_command: Option<String>,
 }
 
 /// Appends the clone's settings to the content of `postgresql.auto.conf`.
@@ -106,7 +110,7 @@ pub(super) fn append(mut content: Vec<u8>, clone: &CloneSettings, now: &str) -> 
         ("unix_socket_directories", socket_list(&clone.socket)),
         ("cluster_name", name),
         // It must not archive in the original's name, nor follow it, nor wait for its standbys.
-        ("archive_mode", "off".to_owned()),
+        ("archive_mode", if clone.archive_command.is_some() { "on" } else { "off" }.to_owned()),
         ("primary_conninfo", String::new()),
         ("primary_slot_name", String::new()),
         ("synchronous_standby_names", String::new()),
@@ -129,6 +133,12 @@ pub(super) fn append(mut content: Vec<u8>, clone: &CloneSettings, now: &str) -> 
     if clone.major >= INIT_SYNC_SINCE {
         // The other method does not reach a file system in user space.
         all.push(("recovery_init_sync_method", "fsync".to_owned()));
+    }
+    if let Some(command) = &clone.archive_command {
+        all.push(("archive_command", command.clone()));
+        if clone.major >= ARCHIVE_LIBRARY_SINCE {
+            all.push(("archive_library", String::new()));
+        }
     }
     if clone.purpose == Purpose::Scratch {
         all.extend(SCRATCH.map(|(name, value)| (name, value.to_owned())));
@@ -274,6 +284,7 @@ mod tests {
             major,
             asked: Vec::new(),
             purpose: Purpose::Kept,
+            archive_command: None,
         }
     }
 

@@ -25,6 +25,24 @@ pub enum OnError {
 /// # Errors
 /// [`Kind::OptionInvalidValue`] for the program's path if it is not text.
 pub fn restore_command(program: &Path, options: &[(String, String)], on_error: Option<OnError>) -> Result<String> {
+    let on_error = match on_error {
+        None => "",
+        Some(OnError::Abort) => " --on-error=abort",
+        Some(OnError::Wait) => " --on-error=wait",
+    };
+    Ok(format!("{}{on_error} archive-get %f \"%p\"", words(program, options)?))
+}
+
+/// Builds the value of `archive_command`, as [`restore_command`].
+///
+/// # Errors
+/// As [`restore_command`].
+pub fn archive_command(program: &Path, options: &[(String, String)]) -> Result<String> {
+    Ok(format!("{} archive-push \"%p\"", words(program, options)?))
+}
+
+/// The program and its options, meant literally, also where they look like one of the server's escapes.
+fn words(program: &Path, options: &[(String, String)]) -> Result<String> {
     let program = program.to_str().ok_or_else(|| {
         let message = format!("the program's path '{}' cannot be written into a setting", program.display());
         Error::refused(Kind::OptionInvalidValue, message)
@@ -35,16 +53,7 @@ pub fn restore_command(program: &Path, options: &[(String, String)], on_error: O
         let word = if value.is_empty() { format!("--{name}") } else { format!("--{name}={value}") };
         command.push_str(&shell(&word));
     }
-    if let Some(on_error) = on_error {
-        command.push_str(match on_error {
-            OnError::Abort => " --on-error=abort",
-            OnError::Wait => " --on-error=wait",
-        });
-    }
-    // What stands here so far is meant literally, also where it looks like one of the server's escapes.
-    let mut command = command.replace('%', "%%");
-    command.push_str(" archive-get %f \"%p\"");
-    Ok(command)
+    Ok(command.replace('%', "%%"))
 }
 
 /// One word for the shell.
