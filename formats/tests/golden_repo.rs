@@ -12,8 +12,8 @@ use pgkeep_formats::repo::manifest::{
 };
 use pgkeep_formats::repo::pack::{BaseRun, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer};
 use pgkeep_formats::repo::records::{
-    BackupType, CheckResult, Commit, Condemned, DatabaseRef, Drill, DrillCheck, Fence, Generation, LinkRef, SessionOpen,
-    StanzaHistory, TablespaceRef,
+    BackupType, CheckResult, Commit, Condemned, DatabaseRef, Drill, DrillCheck, Fence, Generation, LinkRef,
+    SessionOpen, StanzaHistory, TablespaceRef,
 };
 use pgkeep_formats::repo::refs::Refs;
 use pgkeep_formats::repo::wal::{Frame, FrameEncoding, WalPublic, decode_frames, encode_frames};

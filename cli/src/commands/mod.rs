@@ -6,6 +6,7 @@ mod backup;
 mod check;
 mod clone;
 mod control;
+mod drill;
 mod extract;
 mod help;
 mod info;
@@ -58,6 +59,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Clone => Ok(clone::run),
+        Command::Drill => Ok(drill::run),
         Command::Extract => Ok(extract::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),

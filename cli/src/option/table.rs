@@ -216,10 +216,10 @@ options! {
     OnError "on-error" "what archive-get does when it cannot tell: report, abort the recovery, or wait"
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | STATS)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | DRILL | STATS)
         .typed().over(&[
             Override {
-                commands: INFO | C::RepoLs.bit() | CLONE | STATS,
+                commands: INFO | C::RepoLs.bit() | CLONE | DRILL | STATS,
                 ty: Type::Enum(&["text", "json"]),
                 default: Some("text"),
             },

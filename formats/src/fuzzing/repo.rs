@@ -18,7 +18,7 @@ use crate::repo::manifest::{
     Extent, ExtentAt, Leaf, ManifestRoot, PieceReader, PieceWriter, Record, check_path, path_cmp,
 };
 use crate::repo::pack::{Footer, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN};
-use crate::repo::records::{Commit, Fence, Generation, SessionOpen, StanzaHistory};
+use crate::repo::records::{Commit, Drill, Fence, Generation, SessionOpen, StanzaHistory};
 use crate::repo::refs::Refs;
 use crate::repo::wal::{WalPublic, decode_frames, encode_frames};
 use std::collections::HashSet;

@@ -141,5 +141,10 @@ fn check(r: &mut Reader<'_>) -> Result<DrillCheck, FormatError> {
         2 => CheckResult::Skipped,
         found => return Err(FormatError::OutOfRange { offset, what: "result of a check", found: found.into() }),
     };
-    Ok(DrillCheck { name, result, millis: r.varint("time of a check")?, detail: r.text("detail of a check")?.to_owned() })
+    Ok(DrillCheck {
+        name,
+        result,
+        millis: r.varint("time of a check")?,
+        detail: r.text("detail of a check")?.to_owned(),
+    })
 }
