@@ -27,7 +27,9 @@ impl Ground {
 
     fn args(&self, more: &[&str]) -> Vec<String> {
         let mut args = vec!["drill".to_owned(), format!("--dir={}", self.dir.display())];
-        args.push(format!("--pg-bin={}", self.world.cluster.binaries().dir().display()));
+        if !more.iter().any(|arg| arg.starts_with("--pg-bin=")) {
+            args.push(format!("--pg-bin={}", self.world.cluster.binaries().dir().display()));
+        }
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         args
     }
@@ -205,8 +207,15 @@ fn a_damaged_pack_fails_and_is_known_to() {
     assert_eq!((told.len(), &told[0]["passed"]), (1, &Value::Bool(false)));
     assert!(ground.info().contains("drill: failed"), "{}", ground.info());
     fs::write(&pack, whole).unwrap();
+    // Nothing to make a clone of.
+    let (packs, away) = (ground.world.sandbox.repo().join("packs"), ground.world.path("away"));
+    fs::rename(&packs, &away).unwrap();
+    let run = ground.drill(81, &[]);
+    assert!(run.says("clone: failed") && run.says("ERROR: [055]"), "{run}");
+    assert_eq!(result(&ground.told()[1], "clone"), "failed");
+    fs::rename(&away, &packs).unwrap();
     ground.drill(0, &[]);
-    assert_eq!(ground.told()[1]["passed"], true);
+    assert_eq!(ground.told()[2]["passed"], true);
 }
 
 #[test]
