@@ -103,6 +103,7 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
              how far the archive goes",
         ],
         (Kind::DbConnect, Some(C::Extract | C::Drill)) => &[],
+        (Kind::DbInvalid, _) => &["'verify' tells what is damaged in the repository; drill an older backup as well"],
         (Kind::DbConnect, _) => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
         (Kind::Stopped, _) => &["'start' allows work again"],
         (Kind::BackupSetInvalid, _) => &["'info' lists the backups and the WAL range"],

@@ -203,7 +203,10 @@ pub fn init(settings: &Settings) {
         stderr: level(Opt::LogLevelStderr),
         file,
         timestamp: settings.flag(Opt::LogTimestamp),
-        is_json: settings.text(Opt::Output) == Some("json") || settings.command() == Command::Extract,
+        // Of a process that a command starts for itself nobody reads the standard output.
+        is_json: settings.text(Opt::Output) == Some("json")
+            || settings.command() == Command::Extract
+            || settings.path(Opt::Scratch).is_some(),
         sink,
     };
     // Only the first call in a process can succeed, which is what is wanted.

@@ -87,6 +87,7 @@ Commands:
   backup            Back up a cluster.
   check             Try out the configuration and the archive.
   clone             Make, run, keep or remove writable clones of a backup.
+  drill             Prove a backup: recover it, start it, check all of it.
   extract           Dump tables as they were at some time.
   help              Explain commands and options.
   info              List stanzas, backups and archived WAL.
@@ -135,6 +136,7 @@ General options:
         "mount",
         "repo-stats",
         "extract",
+        "drill",
     ];
     for command in commands {
         let (status, help, _) = told(&run(&["help", command]));

@@ -11,8 +11,8 @@ mod model;
 mod tests;
 
 pub use model::{
-    ArchiveInfo, BackupInfo, CipherName, Code, DatabaseInfo, Detail, Info, LockInfo, Locks, RepoInfo, RepoLock,
-    StanzaCipher, StanzaInfo, Status,
+    ArchiveInfo, BackupInfo, CipherName, Code, DatabaseInfo, Detail, DrillInfo, Info, LockInfo, Locks, RepoInfo,
+    RepoLock, StanzaCipher, StanzaInfo, Status,
 };
 
 use crate::lock::{self, LockName, LockType};
@@ -20,11 +20,13 @@ use crate::repository::{OpenOptions, Repository};
 use crate::store::{Depth, Store};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::records::{BackupType, StanzaHistory};
+use pgkeep_formats::repo::records::{BackupType, Drill, StanzaHistory};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+/// How many of a repository's newest drills are read: each costs as much as a backup's record.
+const DRILLS_MAX: usize = 32;
 /// Name of the stanza shown when none could be found out because no repository could be read.
 const STANZA_UNKNOWN: &str = "[invalid]";
 
@@ -89,6 +91,8 @@ pub struct InfoOptions<'a> {
     pub detail: Detail,
     /// Where this host's locks are; without it none counts as held.
     pub lock_path: Option<&'a Path>,
+    /// Now, in seconds since the Unix epoch; without it nothing has an age.
+    pub now: Option<i64>,
 }
 
 /// Looks into the repositories.
@@ -137,6 +141,7 @@ struct View {
     history: Vec<StanzaHistory>,
     archives: Vec<ArchiveInfo>,
     backups: Vec<BackupInfo>,
+    drills: Vec<DrillInfo>,
 }
 
 fn look(repo: &RepoSource, stanza: &str, failure: Option<String>, options: &InfoOptions<'_>) -> View {
@@ -148,6 +153,7 @@ fn look(repo: &RepoSource, stanza: &str, failure: Option<String>, options: &Info
         history: Vec::new(),
         archives: Vec::new(),
         backups: Vec::new(),
+        drills: Vec::new(),
     };
     let outcome = match (failure, &repo.access) {
         (Some(failure), _) => {
@@ -188,6 +194,17 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
     let (backups, mut problems) = repository.backups_readable(stanza)?;
     let detailed = options.set.is_some();
     view.backups = backups.into_iter().map(|commit| BackupInfo { repo_key: view.key, detailed, commit }).collect();
+    let (drills, unreadable) = repository.drills(stanza, DRILLS_MAX)?;
+    let age = |drill: &Drill| options.now.map(|now| u64::try_from(now.saturating_sub(drill.stop)).unwrap_or(0));
+    view.drills = drills.into_iter().map(|drill| DrillInfo { repo_key: view.key, age: age(&drill), drill }).collect();
+    for e in unreadable {
+        // Backups are no worse for it, and their status is what others watch.
+        tracing::warn!(
+            "repo{}: the record of a drill is passed over, as it cannot be read: {}",
+            view.key,
+            describe(&e)
+        );
+    }
     match problems.pop() {
         Some(e) => Err(e),
         None if view.backups.is_empty() => Ok(Code::NoBackup),
@@ -212,7 +229,7 @@ fn merge(name: String, mut views: Vec<View>, options: &InfoOptions<'_>) -> Resul
     {
         for view in views.iter_mut().filter(|v| matches!(v.code, Code::Ok | Code::NoBackup)) {
             view.code = Code::BackupMissing;
-            (view.history, view.archives, view.backups) = Default::default();
+            (view.history, view.archives, view.backups, view.drills) = Default::default();
         }
     }
     let current = views.iter().find_map(|v| v.history.last()).map(|h| (h.version, h.system_identifier));
@@ -240,6 +257,7 @@ fn merge(name: String, mut views: Vec<View>, options: &InfoOptions<'_>) -> Resul
         databases: Vec::new(),
         archives: Vec::new(),
         backups: Vec::new(),
+        drills: Vec::new(),
         current,
     };
     for view in views {
@@ -253,6 +271,7 @@ fn merge(name: String, mut views: Vec<View>, options: &InfoOptions<'_>) -> Resul
             version: h.version,
         }));
         stanza.archives.extend(view.archives);
+        stanza.drills.extend(view.drills.into_iter().filter(|d| options.set.is_none_or(|set| d.drill.label == set)));
         stanza.backups.extend(view.backups.into_iter().filter(|b| {
             options.set.is_none_or(|set| b.commit.label == set)
                 && options.backup_type.is_none_or(|t| b.commit.backup_type == t)
@@ -260,6 +279,7 @@ fn merge(name: String, mut views: Vec<View>, options: &InfoOptions<'_>) -> Resul
     }
     // Stable: backups that ended in one second keep the order of their repositories and labels.
     stanza.backups.sort_by_key(|b| b.commit.stop);
+    stanza.drills.sort_by_key(|d| d.drill.stop);
     Ok(stanza)
 }
 

@@ -5,7 +5,7 @@
 //! number only.
 
 use super::Context;
-use super::scratch::{Scratch, keeper};
+use super::scratch::{self, Scratch, keeper};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Opt, OptionError};
@@ -53,7 +53,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let open = |commit| Manifest::open(&source, commit).map(Arc::new);
     let found = diff::run(&open(&before)?, &open(&after)?, context.observer, context.cancel)?;
     let names = if settings.flag(Opt::Names) && !found.relations.is_empty() {
-        names(context, &found, &after)?
+        names(context, &found, &after, repository.key())?
     } else {
         Names::default()
     };
@@ -109,8 +109,8 @@ fn choose(context: &Context<'_>) -> Result<(Arc<Repository>, Commit, Commit), Fa
 }
 
 /// Asks a clone of the later backup for the names of what differs.
-fn names(context: &Context<'_>, found: &Diff, after: &Commit) -> Result<Names, Failure> {
-    let mut scratch = Scratch::open(context)?;
+fn names(context: &Context<'_>, found: &Diff, after: &Commit, repository: u32) -> Result<Names, Failure> {
+    let mut scratch = Scratch::open(context, &scratch::pinned(context.settings, &after.label, repository))?;
     let asked = ask(context, &mut scratch, found, after);
     let removed = scratch.finish();
     let names = asked?;

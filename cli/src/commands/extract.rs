@@ -28,7 +28,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         return keeper::keep(context);
     }
     let output = Output::of(settings)?;
-    let mut scratch = Scratch::open(context)?;
+    let mut scratch = Scratch::open(context, &[])?;
     let result = extract(context, &mut scratch, &output);
     // Also after a failure nothing is left, and that is what counts then.
     let removed = scratch.finish();
@@ -40,8 +40,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
 fn extract(context: &Context<'_>, scratch: &mut Scratch, output: &Output) -> Result<(), Failure> {
     let (label, repo) = (scratch.recorded("label")?, scratch.recorded("repository")?);
     tracing::info!("recovering a clone of backup {label} of repo{repo}");
-    let (_, recovered) = scratch.start(context)?;
-    tracing::info!("recovered in {:.1} s", recovered.as_secs_f64());
+    let times = scratch.start(context)?;
+    tracing::info!("recovered after {:.1} s", times.recovered.as_secs_f64());
     let database = database(context, scratch)?;
     tracing::info!("dumping from database '{database}'");
     let mut dump = pg_dump(context.settings, scratch, &database);

@@ -186,6 +186,16 @@ fn examples(command: Command) -> &'static [(&'static str, &'static [&'static str
                 &["--stanza=main extract --database=shop --schema=sales \\", "    --format=custom --file=sales.dump"],
             ),
         ],
+        Command::Drill => &[
+            ("the newest backup, recovered to the end of the archive", &["--stanza=main drill"]),
+            (
+                "a backup and a time, with checks of your own: NAME.sql and what it must print, NAME.out",
+                &[
+                    "--stanza=main drill --set=20261121-100000F --drill-dir=/etc/pgkeep/drill.d \\",
+                    "    --type=time --target='2026-11-21 12:00:00+00'",
+                ],
+            ),
+        ],
         _ => &[],
     }
 }

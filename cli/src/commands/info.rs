@@ -27,6 +27,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         },
         detail: if settings.text(Opt::DetailLevel) == Some("progress") { Detail::Progress } else { Detail::Full },
         lock_path: Some(settings.lock_path()),
+        now: Some(zone::now().timestamp().as_second()),
     };
     let info = info::gather(&sources, &options)?;
     if settings.text(Opt::Output) == Some("json") {

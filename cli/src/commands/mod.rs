@@ -7,6 +7,7 @@ mod check;
 pub(crate) mod clone;
 mod control;
 mod diff;
+mod drill;
 mod extract;
 mod help;
 mod info;
@@ -60,6 +61,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Clone => Ok(clone::run),
         Command::Diff => Ok(diff::run),
+        Command::Drill => Ok(drill::run),
         Command::Extract => Ok(extract::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),

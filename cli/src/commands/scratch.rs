@@ -23,6 +23,7 @@ use crate::option::{Opt, Settings};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_fuse::clone as clones;
 use places::{Held, PORT, Places};
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -31,11 +32,15 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long the keeper may take to remove everything.
 const END_WAIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a server may take from the end of recovery until it lets connections in.
+const START_WAIT: Duration = Duration::from_secs(60);
+/// What it says until then.
+const STARTING: [&str; 2] = ["the database system is starting up", "the database system is not accepting connections"];
 /// Database that is in every cluster.
 const ANY_DATABASE: &str = "template1";
 /// The first superuser where packages make clusters.
@@ -52,40 +57,77 @@ pub(super) struct Scratch {
     bin: PathBuf,
     /// Whom to connect as; known once the server runs.
     role: String,
+    /// When it was asked for.
+    begun: (Instant, SystemTime),
+}
+
+/// When a scratch clone was what, from when it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    /// The cluster was consistent, as the server's log says; `None` if it says nothing of it.
+    pub(super) consistent: Option<Duration>,
+    /// Recovery had ended.
+    pub(super) recovered: Duration,
+    /// The first query was answered.
+    pub(super) query: Duration,
 }
 
 impl Scratch {
-    /// Makes the clone and mounts it; its server does not run yet.
+    /// Makes the clone and mounts it; its server does not run yet. The keeper is given `more` options.
     ///
     /// # Errors
     /// `Kernel` without FUSE, `FileWrite` without room, `OptionRequired` if PostgreSQL's programs are not found, and
     /// what choosing the backup or making the clone said.
-    pub(super) fn open(context: &Context<'_>) -> Result<Self, Failure> {
+    pub(super) fn open(context: &Context<'_>, more: &[OsString]) -> Result<Self, Failure> {
+        let begun = (Instant::now(), SystemTime::now());
         let (places, held) = places::make(context.settings)?;
-        let started = start_keeper(context, &places);
+        let started = start_keeper(context, &places, more);
         let (line, mut keeper) = started.inspect_err(|_| clear(&places))?;
         let ready = daemon::wait(context, &line, &mut keeper);
         // From here on its drop clears up.
-        let mut scratch =
-            Self { places, line: Some(line), keeper, _held: held, bin: PathBuf::new(), role: String::new() };
+        let line = Some(line);
+        let mut scratch = Self { places, line, keeper, _held: held, bin: PathBuf::new(), role: String::new(), begun };
         ready?;
         scratch.bin = bin(context.settings, &scratch.places.data)?;
         Ok(scratch)
     }
 
-    /// Starts the server and waits until it has recovered to the target and goes on as a primary. Returns how long it
-    /// took until it let connections in, and until recovery had ended.
+    /// Starts the server and waits until it has recovered to the target and goes on as a primary.
     ///
     /// # Errors
-    /// `DbConnect` with what the server said last if it does not start or cannot reach the target.
-    pub(super) fn start(&mut self, context: &Context<'_>) -> Result<(Duration, Duration), Failure> {
-        let begun = Instant::now();
+    /// `DbConnect` with what the server said last if it does not start or cannot reach the target; `UserMissing` if no
+    /// superuser is known.
+    pub(super) fn start(&mut self, context: &Context<'_>) -> Result<Times, Failure> {
         life::run_pg_ctl(context, &self.places.data, "start")?;
-        let answers = begun.elapsed();
         life::wait_recovered(context, &self.places.data)?;
-        let recovered = begun.elapsed();
+        let recovered = self.begun.0.elapsed();
         self.role = self.find_role(context)?;
-        Ok((answers, recovered))
+        let query = self.begun.0.elapsed();
+        Ok(Times { consistent: self.consistent(), recovered, query })
+    }
+
+    /// When the server noted that it was consistent.
+    fn consistent(&self) -> Option<Duration> {
+        let log = life::log(&self.places.data).ok()?;
+        let line = log.lines().find(|line| line.contains("consistent recovery state reached"))?;
+        // `2026-11-21 10:00:00.123 GMT LOG:  consistent ...`
+        let (time, _) = line.split_once(" GMT ")?;
+        let time: jiff::civil::DateTime = time.parse().ok()?;
+        let time = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+        SystemTime::from(time).duration_since(self.begun.1).ok()
+    }
+
+    /// Stops the server in order, as for good.
+    ///
+    /// # Errors
+    /// `PostgresRunning` if it does not end.
+    pub(super) fn stop(&self) -> Result<(), Failure> {
+        daemon::stop_server(&self.places.clone)
+    }
+
+    /// The data directory.
+    pub(super) fn data(&self) -> &Path {
+        &self.places.data
     }
 
     /// What the creator recorded of the clone: `label`, `repository`, ...
@@ -149,7 +191,7 @@ impl Scratch {
         let sql = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user";
         let mut said = String::new();
         for role in &roles {
-            let ended = self.psql(context, ANY_DATABASE, role, sql)?;
+            let ended = self.first_answer(context, role, sql)?;
             if ended.status.success() && ended.answer.trim_ascii() == b"t" {
                 return Ok(role.clone());
             }
@@ -159,7 +201,20 @@ impl Scratch {
             "cannot connect to the clone's server as {}: {said}; option pg1-user names a superuser of the cluster",
             roles.join(" or ")
         );
-        Err(Error::refused(Kind::DbConnect, text).into())
+        Err(Error::refused(Kind::UserMissing, text).into())
+    }
+
+    /// Asks a server that has just recovered, and lets nobody in for a moment more.
+    fn first_answer(&self, context: &Context<'_>, role: &str, sql: &str) -> Result<Ended, Failure> {
+        let begun = Instant::now();
+        loop {
+            let ended = self.psql(context, ANY_DATABASE, role, sql)?;
+            let early = STARTING.iter().any(|words| ended.said.contains(words));
+            if ended.status.success() || !early || begun.elapsed() > START_WAIT {
+                return Ok(ended);
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Databases that let connections in and are no templates, by name.
@@ -234,14 +289,31 @@ fn answer(ended: Ended, sql: &str) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&ended.answer).into_owned())
 }
 
-fn start_keeper(context: &Context<'_>, places: &Places) -> Result<(UnixStream, Child), Failure> {
+/// Options that make the keeper take the backup that was chosen here, whatever is committed meanwhile.
+pub(super) fn pinned(settings: &Settings, label: &str, repository: u32) -> Vec<OsString> {
+    let mut options = Vec::new();
+    if !settings.is_given(Opt::Set) {
+        options.push(format!("--{}={}", Opt::Set.def().name, label).into());
+    }
+    if !settings.is_given(Opt::RepoKey) {
+        options.push(format!("--{}={}", Opt::RepoKey.def().name, repository).into());
+    }
+    options
+}
+
+fn start_keeper(context: &Context<'_>, places: &Places, more: &[OsString]) -> Result<(UnixStream, Child), Failure> {
     let kernel = |e| Error::refused(Kind::Kernel, format!("cannot make a socket: {e}"));
     let (ours, theirs) = UnixStream::pair().map_err(kernel)?;
     let invocation = context.invocation;
     let mut command = Command::new(&invocation.exe);
-    let mut root = std::ffi::OsString::from(format!("--{}=", Opt::Scratch.def().name));
+    let mut root = OsString::from(format!("--{}=", Opt::Scratch.def().name));
     root.push(&places.root);
-    command.arg0(&invocation.argv0).arg(format!("--{}", Opt::ReadyPipe.def().name)).arg(root).args(&invocation.args);
+    command
+        .arg0(&invocation.argv0)
+        .arg(format!("--{}", Opt::ReadyPipe.def().name))
+        .arg(root)
+        .args(more)
+        .args(&invocation.args);
     // Whoever reads our output must not wait for the keeper's end.
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
     let child = command.spawn();

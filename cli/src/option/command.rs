@@ -188,14 +188,13 @@ pub static COMMANDS: &[CommandDef] = &[
         .takes(&["create|mount|start|stop|reset|hydrate|promote|list|info|destroy"], 0)
         .ends(&[26, 28, 38, 40, 42, 47, 50, 55, 56, 63, 64, 73, 75, 95, 100]),
     row(C::Diff, "diff", "Tell which relations differ between two backups.", Required)
-        .ends(&[26, 28, 29, 32, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 95, 100])
+        .ends(&[26, 28, 29, 32, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 89, 95, 100])
         .quiet(),
     row(C::Drill, "drill", "Prove a backup: recover it, start it, check all of it.", Required)
-        .ends(&[26, 28, 29, 37, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 81, 95, 100, 102])
-        .later(),
+        .ends(&[37, 55, 63, 64, 75, 81, 89, 95, 100, 102]),
     row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
     row(C::Extract, "extract", "Dump tables as they were at some time.", Required)
-        .ends(&[1, 26, 28, 29, 32, 37, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 80, 93, 95, 100, 102]),
+        .ends(&[1, 26, 28, 29, 32, 37, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 80, 89, 93, 95, 100, 102]),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
     row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).ends(&[41, 55]).quiet(),
     row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required)

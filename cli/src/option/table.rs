@@ -222,10 +222,10 @@ options! {
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | STATS | DIFF)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF)
         .typed().over(&[
             Override {
-                commands: INFO | C::RepoLs.bit() | CLONE | STATS | DIFF,
+                commands: INFO | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF,
                 ty: Type::Enum(&["text", "json"]),
                 default: Some("text"),
             },

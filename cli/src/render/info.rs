@@ -2,7 +2,8 @@
 
 use crate::size::human_size;
 use jiff::tz::TimeZone;
-use pgkeep_engine::info::{BackupInfo, Code, Info, StanzaInfo};
+use pgkeep_engine::info::{BackupInfo, Code, DrillInfo, Info, StanzaInfo};
+use pgkeep_formats::repo::records::CheckResult;
 
 /// The text; times in `zone`.
 #[must_use]
@@ -36,6 +37,15 @@ fn stanza(s: &StanzaInfo, zone: &TimeZone) -> String {
         return out;
     }
     line(format!("    cipher: {}", s.cipher.as_backrest()));
+    // The newest says how the stanza stands, the newest one that passed since when.
+    if let Some(newest) = s.drills.last() {
+        line(drill(newest, zone));
+        if !newest.drill.passed
+            && let Some(good) = s.drills.iter().rfind(|d| d.drill.passed)
+        {
+            line(drill(good, zone));
+        }
+    }
     let mut seen = Vec::new();
     for db in &s.databases {
         let cluster = (db.version, db.system_id);
@@ -64,6 +74,28 @@ fn stanza(s: &StanzaInfo, zone: &TimeZone) -> String {
         }
     }
     out
+}
+
+/// `    drill: failed 3 days ago (2026-11-18 20:00:00+00), backup 20261118-190000F of repo1: sql orders`
+fn drill(d: &DrillInfo, zone: &TimeZone) -> String {
+    let r = &d.drill;
+    let time = match jiff::Timestamp::from_second(r.stop) {
+        Ok(t) => t.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S%:::z").to_string(),
+        Err(_) => r.stop.to_string(),
+    };
+    let outcome = if r.passed { "passed" } else { "failed" };
+    let age = d.age.map_or_else(String::new, |age| format!(" {} ago", ago(age)));
+    let failed: Vec<_> = r.checks.iter().filter(|c| c.result == CheckResult::Failed).map(|c| &*c.name).collect();
+    let failed = if failed.is_empty() { String::new() } else { format!(": {}", failed.join(", ")) };
+    format!("    drill: {outcome}{age} ({time}), backup {} of repo{}{failed}", r.label, d.repo_key)
+}
+
+/// An age of this many seconds, in its largest unit.
+fn ago(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
+    let (size, unit) = UNITS.into_iter().find(|(size, _)| seconds >= *size).unwrap_or((1, "second"));
+    let n = seconds / size;
+    format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
 }
 
 fn running(s: &StanzaInfo) -> String {

@@ -1,8 +1,8 @@
-//! The JSON that pgBackRest's readers know: its keys and no others, in its (sorted) order.
+//! The JSON that pgBackRest's readers know: its keys, in its (sorted) order, and `drill` where there was one.
 
 use super::model::{
-    ArchiveInfo, BackupInfo, CipherName, DatabaseInfo, Detail, Info, LockInfo, Locks, RepoInfo, StanzaCipher,
-    StanzaInfo, Status,
+    ArchiveInfo, BackupInfo, CipherName, DatabaseInfo, Detail, DrillInfo, Info, LockInfo, Locks, RepoInfo,
+    StanzaCipher, StanzaInfo, Status,
 };
 use pgkeep_formats::pg::lsn::Lsn;
 use serde_json::{Map, Value, json};
@@ -62,6 +62,9 @@ fn stanza(s: &StanzaInfo, detail: Detail) -> Value {
             ("db", s.databases.iter().map(database).collect()),
             ("repo", s.repos.iter().map(repo).collect()),
         ]);
+        if !s.drills.is_empty() {
+            pairs.push(("drill", s.drills.iter().map(drill).collect()));
+        }
     }
     object(pairs)
 }
@@ -148,6 +151,35 @@ fn backup(b: &BackupInfo) -> Value {
         pairs.extend(details(b));
     }
     object(pairs)
+}
+
+/// Times of a drill are seconds, what it took milliseconds. What is not known is null.
+fn drill(d: &DrillInfo) -> Value {
+    let r = &d.drill;
+    let known = |n: u64| json!(Some(n).filter(|n| *n > 0));
+    let text = |t: &str| json!(Some(t).filter(|t| !t.is_empty()));
+    let checks = r.checks.iter().map(|c| {
+        object([
+            ("name", json!(c.name)),
+            ("result", json!(c.result.as_str())),
+            ("milliseconds", json!(c.millis)),
+            ("detail", text(&c.detail)),
+        ])
+    });
+    object([
+        ("age", json!(d.age)),
+        ("check", checks.collect()),
+        ("consistent-milliseconds", known(r.consistent_millis)),
+        ("first-query-milliseconds", known(r.query_millis)),
+        ("label", json!(r.label)),
+        ("lsn", json!(Some(r.lsn).filter(|lsn| *lsn > 0).map(|lsn| Lsn(lsn).to_string()))),
+        ("passed", json!(r.passed)),
+        ("recovered-milliseconds", known(r.recovered_millis)),
+        ("repo-key", json!(d.repo_key)),
+        ("target", text(&r.target)),
+        ("timestamp", object([("start", json!(r.start)), ("stop", json!(r.stop))])),
+        ("type", text(&r.recovery_type)),
+    ])
 }
 
 fn details(b: &BackupInfo) -> Vec<(&'static str, Value)> {

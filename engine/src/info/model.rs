@@ -2,6 +2,7 @@
 
 use crate::lock::Progress;
 use crate::repository::Backup;
+use pgkeep_formats::repo::records::Drill;
 
 /// How much to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +42,8 @@ pub struct StanzaInfo {
     pub archives: Vec<ArchiveInfo>,
     /// Backups by the time they ended.
     pub backups: Vec<BackupInfo>,
+    /// The newest drills by the time they ended, over all repositories.
+    pub drills: Vec<DrillInfo>,
     /// Version and system identifier of the current cluster, as the first repository that knows says.
     pub current: Option<(u32, u64)>,
 }
@@ -171,6 +174,17 @@ impl BackupInfo {
     pub fn error(&self) -> Option<bool> {
         (self.commit.page_checksums || self.commit.has_errors()).then(|| self.commit.has_errors())
     }
+}
+
+/// One drill, recorded in one repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrillInfo {
+    /// Number of the repository.
+    pub repo_key: u32,
+    /// Seconds from its end until now; `None` if nobody said when now is.
+    pub age: Option<u64>,
+    /// Its record.
+    pub drill: Drill,
 }
 
 /// What runs on this host for a stanza.

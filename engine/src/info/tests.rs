@@ -13,6 +13,8 @@ use pgkeep_formats::repo::records::{Commit, DatabaseRef, LinkRef, TablespaceRef}
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+mod drills;
+
 const PG15: ClusterIdentity =
     ClusterIdentity { version: 15, system_identifier: 7001, catalog_version: 202_209_061, control_version: 1300 };
 const PG16: ClusterIdentity = ClusterIdentity { version: 16, system_identifier: 7002, ..PG15 };

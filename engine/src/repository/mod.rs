@@ -13,6 +13,7 @@ mod base_cache;
 mod bases;
 mod catalogue;
 mod chunks;
+mod drills;
 mod index;
 pub mod manifests;
 mod presence;

@@ -87,6 +87,7 @@ pub fn delete(
     below(&layout::expired_of(stanza))?;
     below(&layout::annotations_of(stanza))?;
     below(&layout::traces_of(stanza))?;
+    below(&layout::drills_of(stanza))?;
     let wal = below(&layout::wal_of(stanza))?;
     below(&layout::stanza_histories(stanza))?;
     (deleted.backups, deleted.wal) = (backups, wal);

@@ -191,6 +191,7 @@ fn full(store: &impl Store) {
             format!("expired/{stanza}/aa"),
             format!("annotations/{stanza}/aa/1"),
             format!("traces/{stanza}/1"),
+            format!("drills/{stanza}/1"),
             format!("wal/{stanza}/15-1/00000002.history"),
             format!("wal/{stanza}/15-1/0000000100000000/000000010000000000000001"),
             format!("wal/{stanza}/15-1/0000000100000001/000000010000000100000001"),
@@ -229,7 +230,7 @@ fn a_stanza_is_deleted_only_when_stopped_and_without_server() {
     assert_eq!(refused.kind(), Kind::PostgresRunning);
     assert_eq!(store.snapshot(), before);
     let deleted = remove(&store, &locks, Some(&pgdata), WhenRunning::Delete).unwrap();
-    assert_eq!(deleted, Deleted { backups: 2, wal: 3, objects: 9 });
+    assert_eq!(deleted, Deleted { backups: 2, wal: 3, objects: 10 });
     let left = store.snapshot();
     assert!(left.keys().all(|k| !k.contains("demo")));
     assert_eq!(left.keys().filter(|k| k.contains("other")).count(), 9);

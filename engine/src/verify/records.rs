@@ -16,7 +16,7 @@ use pgkeep_formats::repo::records::{Generation, SessionOpen};
 use std::collections::BTreeSet;
 
 /// What may be at the top of a repository. `packs/`, `idx/`, `backups/`, `stanzas/` and `wal/` are looked into elsewhere.
-const TOP: [&str; 16] = [
+const TOP: [&str; 17] = [
     layout::FORMAT,
     "keys/",
     "sk/",
@@ -33,6 +33,7 @@ const TOP: [&str; 16] = [
     layout::GENERATIONS,
     "wal/",
     "traces/",
+    layout::DRILLS,
 ];
 
 /// Reads all records of the repository that belong to no stanza, and the markers of the stanzas given.
@@ -45,8 +46,11 @@ pub(super) fn check(repository: &Repository, stanzas: &[String], findings: &Find
     })?;
     let mut prefixes: Vec<String> =
         ["keys/", "sk/", layout::SESSIONS, layout::GENERATIONS, layout::BAD_PACKS, "pins/"].map(str::to_owned).into();
-    prefixes
-        .extend(stanzas.iter().flat_map(|s| [layout::expired_of(s), layout::annotations_of(s), layout::traces_of(s)]));
+    prefixes.extend(
+        stanzas.iter().flat_map(|s| {
+            [layout::expired_of(s), layout::annotations_of(s), layout::traces_of(s), layout::drills_of(s)]
+        }),
+    );
     for prefix in prefixes {
         let mut names = Vec::new();
         store.list(&prefix, Depth::All, &mut |l| names.push(l.key))?;
@@ -143,6 +147,9 @@ fn check_one(repository: &Repository, name: &str) -> Result<bool> {
         ["expired", _, id] if session(id) => open(ObjectKind::Expired, Scope::Repo).map(|_| true),
         ["annotations", stanza, id, n] if session(id) && number(n, 10) => {
             open(ObjectKind::Annotation, Scope::Stanza(stanza)).map(|_| true)
+        }
+        ["drills", stanza, _] if layout::parse_drill(stanza, name).is_some() => {
+            repository.read_drill(stanza, name).map(|_| true)
         }
         ["traces", stanza, _] => open(ObjectKind::Trace, Scope::Stanza(stanza)).map(|_| true),
         _ => Ok(false),

@@ -114,7 +114,7 @@ fn what_is_not_there_is_named() {
         (&["--table=a", "--schema=b"], 31, "exclude each other"),
         (&["--dir=/nowhere"], 73, "there is no directory '/nowhere'"),
         (&["--pg-bin=/nowhere"], 102, "there is no '/nowhere/pg_ctl'"),
-        (&["--pg1-user=nobody"], 56, "option pg1-user names a superuser"),
+        (&["--pg1-user=nobody"], 89, "option pg1-user names a superuser"),
     ] {
         let run = shop.expect(code, args);
         assert!(run.says(says), "{run}");

@@ -169,10 +169,18 @@ pub(in crate::commands) fn wait_recovered(context: &Context<'_>, data: &Path) ->
             return Err(Error::Interrupted.into());
         }
         if !std::mem::replace(&mut told, true) {
-            tracing::info!("the server answers queries, and recovers to the target");
+            tracing::info!("the server recovers to the target");
         }
         std::thread::sleep(GLANCE);
     }
+}
+
+/// What the server of a clone that logs to one place has said, from the beginning.
+///
+/// # Errors
+/// What the file system said.
+pub(in crate::commands) fn log(data: &Path) -> std::io::Result<String> {
+    settings::read(&data.join(LOG)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The last lines of what was added to a log.

@@ -157,6 +157,15 @@ fn asked(settings: &Settings, recipe: &Recipe, mountpoint: &Path, force: bool) -
     })
 }
 
+/// The backup that a clone of the recipe would be made of now.
+///
+/// # Errors
+/// `BackupSetInvalid` if none fits; what the repositories said.
+pub(in crate::commands) fn choose(settings: &Settings, recipe: &Recipe) -> Result<Choice, Failure> {
+    let repositories = repos::usable(settings)?;
+    Ok(choose_backup(&repositories, &asked(settings, recipe, Path::new("/"), false)?)?)
+}
+
 /// Makes a clone in `dir` and mounts it. With `force` a set named by hand may have ended after the target.
 ///
 /// # Errors

@@ -32,7 +32,7 @@ pub(super) const HBA_SCRATCH: &str = "local all all trust\n";
 /// What a scratch clone's server is told besides: to start wherever the backup's major is installed, whatever certificates,
 /// libraries, groups and memory the original had, to do nothing by itself, and to say all in one log. Nothing of it is to
 /// survive a crash.
-const SCRATCH: [(&str, &str); 16] = [
+const SCRATCH: [(&str, &str); 20] = [
     ("ssl", "off"),
     ("shared_preload_libraries", ""),
     ("session_preload_libraries", ""),
@@ -44,7 +44,12 @@ const SCRATCH: [(&str, &str); 16] = [
     ("autovacuum", "off"),
     ("fsync", "off"),
     ("synchronous_commit", "off"),
+    // A primary that was given more connections since the backup would make a hot standby pause for ever.
+    ("hot_standby", "off"),
     ("recovery_min_apply_delay", "0"),
+    ("log_min_messages", "warning"),
+    ("log_line_prefix", "%m "),
+    ("log_timezone", "GMT"),
     ("log_destination", "stderr"),
     ("logging_collector", "off"),
     ("lc_messages", "C"),

@@ -1,0 +1,266 @@
+//! Drills: a good backup passes and is known to, a bad one fails and is known to, and nothing is left of the clone.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use support::{Cluster, World, account, majors, sandbox::Run};
+
+/// Reached only when something hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Ground {
+    world: World,
+    dir: PathBuf,
+}
+
+impl Ground {
+    fn of(world: World) -> Self {
+        let dir = world.sandbox.dir("c");
+        Self { world, dir }
+    }
+
+    fn args(&self, more: &[&str]) -> Vec<String> {
+        let mut args = vec!["drill".to_owned(), format!("--dir={}", self.dir.display())];
+        if !more.iter().any(|arg| arg.starts_with("--pg-bin=")) {
+            args.push(format!("--pg-bin={}", self.world.cluster.binaries().dir().display()));
+        }
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        args
+    }
+
+    fn drill(&self, code: i32, more: &[&str]) -> Run {
+        let run = self.world.expect(code, self.args(more));
+        self.assert_clean();
+        run
+    }
+
+    fn assert_clean(&self) {
+        let entries: Vec<_> = fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(entries.is_empty() && self.world.sandbox.mounts().is_empty(), "{entries:?}");
+    }
+
+    /// Drills as `info` tells them.
+    fn told(&self) -> Vec<Value> {
+        self.world.info()["drill"].as_array().cloned().unwrap_or_default()
+    }
+
+    fn info(&self) -> String {
+        self.world.ok(["--log-level-console=warn", "info"]).stdout
+    }
+}
+
+/// The result of a check of a drill.
+fn result<'a>(drill: &'a Value, name: &str) -> &'a str {
+    let checks = drill["check"].as_array().unwrap();
+    let check = checks.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no check {name}: {drill}"));
+    check["result"].as_str().unwrap()
+}
+
+/// Own checks: names, statements, answers.
+fn own(world: &World, checks: &[(&str, &str, &str)]) -> PathBuf {
+    let dir = world.sandbox.dir("drill.d");
+    for (name, sql, out) in checks {
+        for (ext, text) in [("sql", sql), ("out", out)] {
+            let path = dir.join(format!("{name}.{ext}"));
+            fs::write(&path, text).unwrap();
+            account::give(&path);
+        }
+    }
+    dir
+}
+
+#[test]
+fn a_good_backup_passes_and_is_known_to() {
+    for major in majors() {
+        let world = World::of(Cluster::builder(major).checksums(true), &[]);
+        world.cluster.pgbench_init(1);
+        let before = world.info();
+        let label = world.backup("full");
+        world.cluster.psql("CREATE TABLE later AS SELECT generate_series(1, 77) AS i");
+        world.archive_now();
+        let ground = Ground::of(world);
+        assert!(ground.told().is_empty() && before.get("drill").is_none());
+
+        let checks = own(
+            &ground.world,
+            &[
+                ("a rows", "-- database: postgres\nSELECT count(*) FROM later;\nDROP TABLE later;", "77\n\n"),
+                ("b write", "SELECT count(*) FROM pgbench_branches, pg_class WHERE relname = 'later'", "0"),
+            ],
+        );
+        let drill_dir = format!("--drill-dir={}", checks.display());
+        let run = ground.drill(0, &[&drill_dir, "--log-level-console=warn"]);
+        assert!(run.stdout.starts_with(&format!("drill of backup {label} of repo1: passed\n")), "{run}");
+        for line in [
+            "recovery: passed",
+            "sql a rows: passed",
+            "sql b write: passed",
+            "pg_amcheck: passed",
+            "page checksums: passed",
+        ] {
+            assert!(run.stdout.contains(&format!("    {line} (")), "{line}\n{run}");
+        }
+        assert!(run.stdout.contains("consistent after ") && run.stdout.contains("first query after "), "{run}");
+
+        let told = ground.told();
+        assert_eq!(told.len(), 1);
+        assert_eq!((&told[0]["passed"], &told[0]["label"]), (&Value::Bool(true), &Value::String(label.clone())));
+        assert!(told[0]["age"].as_u64().is_some_and(|age| age < 3600), "{told:?}");
+        let at = |name: &str| told[0][name].as_u64().unwrap_or_else(|| panic!("no {name}: {told:?}"));
+        let (consistent, recovered) = (at("consistent-milliseconds"), at("recovered-milliseconds"));
+        assert!(consistent <= recovered && recovered <= at("first-query-milliseconds"), "{told:?}");
+        assert!(
+            ground.info().contains("    drill: passed ") && ground.info().contains(&format!("backup {label} of repo1"))
+        );
+        // Nothing else minds the record.
+        let run = ground.world.ok(["verify", "--log-level-console=warn"]);
+        assert_eq!(run.stdout, "", "{run}");
+        ground.world.backup("incr");
+
+        // The same backup at its own end; JSON.
+        let json = ground.drill(0, &["--type=immediate", &format!("--set={label}"), "--output=json"]).json();
+        assert_eq!((&json["passed"], &json["type"]), (&Value::Bool(true), &Value::String("immediate".to_owned())));
+        assert_eq!(result(&json, "pg_amcheck"), "passed");
+        assert_eq!(ground.told().len(), 2);
+    }
+}
+
+#[test]
+fn a_wrong_answer_fails_with_what_differs() {
+    let world = World::of(Cluster::builder(15).checksums(false), &[]);
+    world.cluster.psql("CREATE TABLE sums AS SELECT i FROM generate_series(1, 5) AS i");
+    let label = world.backup("full");
+    let ground = Ground::of(world);
+    ground.drill(0, &[]);
+    let checks = own(
+        &ground.world,
+        &[
+            ("good", "SELECT sum(i) FROM sums", "15"),
+            ("wrong", "SELECT i FROM sums ORDER BY i", "1\n2\n7\n4\n5"),
+            ("zerror", "SELECT nothing FROM sums", ""),
+        ],
+    );
+    let drill_dir = format!("--drill-dir={}", checks.display());
+    let run = ground.drill(81, &[&drill_dir]);
+    let path = checks.join("wrong.sql");
+    assert!(run.says("sql wrong: failed") && run.says(path.to_str().unwrap()), "{run}");
+    assert!(run.says("@@ line 3 @@\n        -7\n        +3\n"), "{run}");
+    assert!(run.says("sql good: passed") && run.says("column \"nothing\" does not exist"), "{run}");
+    // What follows is checked all the same, and what cannot be is said to be skipped.
+    assert!(run.says("pg_amcheck: passed") && run.says("page checksums: skipped"), "{run}");
+    assert!(run.says(&format!("the drill of backup {label} of repo1 has failed: sql wrong, sql zerror")), "{run}");
+
+    let told = ground.told();
+    assert_eq!((told.len(), &told[1]["passed"]), (2, &Value::Bool(false)));
+    assert_eq!((result(&told[1], "sql wrong"), result(&told[1], "page checksums")), ("failed", "skipped"));
+    let info = ground.info();
+    assert!(info.contains("drill: failed") && info.contains(": sql wrong, sql zerror\n"), "{info}");
+    assert!(info.contains("    drill: passed"), "the last one that passed is shown too: {info}");
+
+    fs::remove_file(checks.join("good.out")).unwrap();
+    let run = ground.drill(55, &[&drill_dir]);
+    assert!(run.says("good.out"), "{run}");
+    // That was no drill.
+    let run = ground.drill(102, &["--pg-bin=/nowhere"]);
+    assert!(run.says("/nowhere"), "{run}");
+    assert_eq!(ground.told().len(), 2);
+}
+
+/// Largest file below a directory.
+fn largest(dir: &Path) -> PathBuf {
+    let mut waiting = vec![dir.to_path_buf()];
+    let mut found = (0, PathBuf::new());
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            match entry.metadata().unwrap() {
+                facts if facts.is_dir() => waiting.push(entry.path()),
+                facts => found = found.max((facts.len(), entry.path())),
+            }
+        }
+    }
+    found.1
+}
+
+#[test]
+fn a_damaged_pack_fails_and_is_known_to() {
+    let world = World::new(15);
+    world.cluster.pgbench_init(3);
+    world.backup("full");
+    world.archive_now();
+    let ground = Ground::of(world);
+    let pack = largest(&ground.world.sandbox.repo().join("packs"));
+    let whole = fs::read(&pack).unwrap();
+    // Here and there, so that some of it is read whatever is read.
+    let file = File::options().write(true).open(&pack).unwrap();
+    for at in (4096..whole.len().saturating_sub(65_536)).step_by(8192) {
+        file.write_all_at(&[0x5a; 64], at as u64).unwrap();
+    }
+    let run = ground.drill(81, &[]);
+    assert!(run.says("has failed: "), "{run}");
+    let told = ground.told();
+    assert_eq!((told.len(), &told[0]["passed"]), (1, &Value::Bool(false)));
+    assert!(ground.info().contains("drill: failed"), "{}", ground.info());
+    fs::write(&pack, whole).unwrap();
+    // Nothing to make a clone of.
+    let (packs, away) = (ground.world.sandbox.repo().join("packs"), ground.world.path("away"));
+    fs::rename(&packs, &away).unwrap();
+    let run = ground.drill(81, &[]);
+    assert!(run.says("clone: failed") && run.says("ERROR: [055]"), "{run}");
+    assert_eq!(result(&ground.told()[1], "clone"), "failed");
+    fs::rename(&away, &packs).unwrap();
+    ground.drill(0, &[]);
+    assert_eq!(ground.told()[2]["passed"], true);
+}
+
+#[test]
+fn damage_that_was_there_before_the_backup_is_found() {
+    let mut world = World::of(Cluster::builder(15).checksums(true), &[]);
+    world.cluster.psql("CREATE TABLE hurt AS SELECT i, repeat('x', 100) AS t FROM generate_series(1, 20000) AS i");
+    let path = world.cluster.data_dir().join(world.cluster.psql("SELECT pg_relation_filepath('hurt')"));
+    world.cluster.stop(support::Mode::Fast);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x77; 32], 40 * 8192 + 6000).unwrap();
+    drop(file);
+    world.cluster.start();
+    world.ok(["--start-fast", "--type=full", "backup"]);
+    world.archive_now();
+    let ground = Ground::of(world);
+    let run = ground.drill(81, &[]);
+    assert!(run.says("page checksums: failed") && run.says("checksum verification failed in file"), "{run}");
+    let told = ground.told();
+    assert_eq!((result(&told[0], "recovery"), result(&told[0], "page checksums")), ("passed", "failed"));
+}
+
+#[test]
+fn an_unreachable_target_fails_and_a_killed_drill_leaves_nothing() {
+    let world = World::new(15);
+    world.backup("full");
+    world.archive_now();
+    let ground = Ground::of(world);
+    let run = ground.drill(81, &["--type=name", "--target=never made"]);
+    assert!(run.says("recovery ended before configured recovery target was reached"), "{run}");
+    assert_eq!(result(&ground.told()[0], "recovery"), "failed");
+
+    let running = ground.world.spawn(ground.args(&[]));
+    let deadline = Instant::now() + PATIENCE;
+    let has_server = || {
+        let dirs = fs::read_dir(&ground.dir).unwrap().flatten();
+        dirs.map(|d| d.path()).any(|dir| dir.join("clone/data/postmaster.pid").exists())
+    };
+    while !has_server() {
+        assert!(Instant::now() < deadline, "no server");
+        thread::sleep(Duration::from_millis(10));
+    }
+    running.kill9();
+    while fs::read_dir(&ground.dir).unwrap().next().is_some() || !ground.world.sandbox.mounts().is_empty() {
+        assert!(Instant::now() < deadline, "something is left");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(ground.told().len(), 1, "a drill that was killed has no outcome");
+}
