@@ -15,6 +15,7 @@ mod files;
 mod fs;
 mod hydrate;
 mod identity;
+mod modes;
 mod names;
 mod nodes;
 mod promote;
@@ -25,6 +26,7 @@ mod state;
 mod tablespaces;
 
 pub(crate) use fs::negotiate;
+pub use modes::OpenMode;
 pub use promote::{promote, try_promote};
 pub use state::{CloneInfo, Hydration, HydrationState};
 
@@ -204,7 +206,13 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
         drop(lock);
         result
     });
-    crate::mount::serve(fs::CloneFs::new(backing, pool), mountpoint, options, Access::ReadWrite, Some(at_end))
+    crate::mount::serve(
+        fs::CloneFs::new(backing, pool, modes::Modes::new(options.open_mode)),
+        mountpoint,
+        options,
+        Access::ReadWrite,
+        Some(at_end),
+    )
 }
 
 /// What a clone is of.

@@ -21,7 +21,7 @@ use pgkeep_engine::repository::{ChunkSource, Repository};
 use pgkeep_engine::view::{BackupSnapshot, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::repo::records::Commit;
-use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState};
+use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState, OpenMode};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
 use rustix::process::Signal;
 use serde_json::json;
@@ -103,8 +103,9 @@ fn open(repository: &Arc<Repository>, stanza: &str, backup: &Commit) -> Result<A
     Ok(Arc::new(BackupSnapshot::open(source, backup, Arc::default())?))
 }
 
-fn mount_options(dir: &Path) -> MountOptions {
-    MountOptions { source: mounts::source_of(dir), ..MountOptions::default() }
+fn mount_options(settings: &Settings, dir: &Path) -> MountOptions {
+    let open_mode = settings.text(Opt::CloneOpenMode).and_then(OpenMode::parse).unwrap_or_default();
+    MountOptions { source: mounts::source_of(dir), open_mode, ..MountOptions::default() }
 }
 
 /// What the creator recorded under a name.
@@ -157,7 +158,7 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
     let snapshot = open(&repository, stanza, backup)?;
     let session = {
         let _claim = mounts::claim(&mountpoint)?;
-        clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?
+        clone::serve(&dir, snapshot, &mountpoint, &mount_options(settings, &dir))?
     };
     settings::place(session.mountpoint())?;
     let text = told::told(settings, &info, &dir, session.mountpoint());

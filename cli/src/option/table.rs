@@ -6,6 +6,7 @@
 use super::command::Command as C;
 use super::def::{Commands, Def, Group, Override, Type};
 use Group::{Pg, Repo};
+use pgkeep_fuse::clone::OpenMode;
 
 macro_rules! options {
     ($($id:ident $name:literal $help:literal = $def:expr;)*) => {
@@ -152,6 +153,8 @@ options! {
         = size(16 * KIB, 16 * MIB, "1MiB").on(STORE).ignored("buffers are sized by the work at hand");
     CachePath "cache-path" "directory for what can be rebuilt: index segments, derived keys"
         = Def::new(Type::Path, Some("/var/cache/@")).on(STORE);
+    CloneOpenMode "clone-open-mode" "how a clone's files are opened: past the serving process where possible, cached, or neither"
+        = word(&OpenMode::NAMES, "auto").on(CLONE);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
     Compress "compress" "compress (use compress-type=none instead)" = flag("y").on(BACKUP | PUSH).hidden();

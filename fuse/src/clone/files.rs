@@ -179,14 +179,25 @@ impl Handle {
         if state.failed.load(Ordering::Acquire) || self.base().is_some_and(|base| base.has_failed()) {
             return Err(Errno::EIO);
         }
-        let data = state.dirty_data.swap(false, Ordering::AcqRel);
-        let facts = scope == SyncScope::DataAndFacts && state.dirty_facts.swap(false, Ordering::AcqRel);
+        let (data, facts) = match (state.is_unseen(), scope) {
+            // The flags stay as they are: the next write is not seen either.
+            (true, scope) => (true, scope == SyncScope::DataAndFacts),
+            (false, SyncScope::Data) => (state.dirty_data.swap(false, Ordering::AcqRel), false),
+            (false, SyncScope::DataAndFacts) => {
+                (state.dirty_data.swap(false, Ordering::AcqRel), state.dirty_facts.swap(false, Ordering::AcqRel))
+            }
+        };
         if !data && !facts {
             return Ok(());
         }
         let scope = if facts { SyncScope::DataAndFacts } else { SyncScope::Data };
         let result = match self.base() {
-            Some(base) => base.sync(&self.open, scope),
+            Some(base) => {
+                if state.is_unseen() {
+                    base.suspect_change();
+                }
+                base.sync(&self.open, scope)
+            }
             None => super::disk::Kernel.sync(self.file(), scope).map_err(io),
         };
         if let Err(error) = result {

@@ -137,7 +137,7 @@ fn make(context: &Context<'_>, recipe: &Recipe, mountpoint: &Path, force: bool) 
     let serve = || {
         check_apart(&dir, &mountpoint)?;
         let _claim = mounts::claim(&mountpoint)?;
-        Ok::<_, Failure>(clone::serve(&dir, snapshot, &mountpoint, &mount_options(&dir))?)
+        Ok::<_, Failure>(clone::serve(&dir, snapshot, &mountpoint, &mount_options(settings, &dir))?)
     };
     match serve() {
         Ok(session) => {
