@@ -93,17 +93,18 @@ impl Handle {
 
     fn read_native(&self, offset: u64, size: u32) -> Outcome<Vec<u8>> {
         let length = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-        let mut buffer = vec![0u8; length];
-        let mut filled = 0;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file().read_at(rest, offset + filled as u64) {
+        let mut buffer = Vec::with_capacity(length);
+        while buffer.len() < length {
+            let at = offset + buffer.len() as u64;
+            // Into what is not cleared before. The allocator may have given more than was asked for.
+            let rest = rustix::buffer::spare_capacity(&mut buffer);
+            match rustix::io::pread(self.file(), rest, at) {
                 Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io(error)),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(system(error)),
             }
         }
-        buffer.truncate(filled);
+        buffer.truncate(length);
         Ok(buffer)
     }
 
