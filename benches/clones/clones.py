@@ -11,7 +11,9 @@ what counts. "Cold" means that repository, clone and restore were taken out of t
     start    `clone create --start` to its end, and to the first answered query
     lookup   the first look-up of a row by its key in the large table, cold: milliseconds, bytes the daemon read for it, MiB the clone grew by
     random   reads of 8 KiB at random places of the table's first segment, cold, and again
-    scan     the segment from begin to end, cold, and again; beside it how fast a classic restore writes
+    scan     the segment from begin to end, cold, again at once, and once more when the clone has made durable what it fetched; beside it how fast a
+             classic restore writes
+    table    the whole table read by one process of the server, cold and again
     pgbench  transactions a second after one warm pass, selects only and TPC-B, beside a native server
     ten      memory and disk of ten idle clones with their servers
 """
@@ -25,7 +27,9 @@ from pathlib import Path
 
 from place import Rig, Source, clean, evict, fail, machine, random_reads, scan
 
-MEASURES = ("start", "lookup", "random", "scan", "pgbench", "ten")
+MEASURES = ("start", "lookup", "random", "scan", "table", "pgbench", "ten")
+# A clone makes what it has fetched durable every ten seconds; a file that is whole is then read past the daemon by whoever opens it next.
+SETTLED_SECONDS = 12
 CLONES = 10
 FIRST_QUERY = "select abalance from pgbench_accounts where aid = 4711"
 
@@ -86,12 +90,13 @@ def lookup(a, rig, variants, path):
     return out
 
 
-def reads(a, rig, variants, path, measure):
-    """Cold and again, of clones and of a restore in turn."""
+def reads(a, rig, variants, path, measure, settled):
+    """Cold and again, of clones and of a restore in turn; and what a restore takes, once a round."""
     out = {name: [] for name in [*variants, "native"]}
-    target, took = rig.restore("restored", recovery=False)
     for n in range(a.rounds):
-        for name in turns(list(out), n):
+        target, took = rig.restore("restored", recovery=False)
+        out.setdefault("restore", []).append(took | {"mb_per_second": took["bytes"] / took["wall"] / 1e6})
+        for name in turns([*variants, "native"], n):
             if name == "native":
                 evict(target)
                 out[name].append({"cold": measure(target / path, n), "again": measure(target / path, n)})
@@ -102,31 +107,65 @@ def reads(a, rig, variants, path, measure):
             found = {"cold": measure(clone.mountpoint / path, n)}
             after = clone.counters()
             found |= {"again": measure(clone.mountpoint / path, n), "read": after["read"] - before["read"], "cpu": after["cpu"] - before["cpu"], "rss": clone.rss()}
+            if settled:
+                time.sleep(SETTLED_SECONDS)
+                found["settled"] = measure(clone.mountpoint / path, n)
             # The daemon has written what it fetched; that reaches the disk before the next is measured.
             clone.destroy()
             out[name].append(found)
-    clean(target)
-    return out, took
+        clean(target)
+    return out
+
+
+def ratio(runs, others, what="again", of=None):
+    """The median of the rounds' ratios."""
+    return median(r[what] / o[of or what] for r, o in zip(runs, others))
 
 
 def random_measure(a, rig, variants, path):
-    out, _ = reads(a, rig, variants, path, lambda file, n: random_reads(file, a.reads, n))
-    for name, runs in out.items():
+    out = reads(a, rig, variants, path, lambda file, n: random_reads(file, a.reads, n), False)
+    for name in [*variants, "native"]:
+        runs = out[name]
         print(f"random   {name:12} cold {median(r['cold']['per_second'] for r in runs):8.0f}/s, p50 {median(r['cold']['p50_us'] for r in runs):6.0f} us, "
               f"p99 {median(r['cold']['p99_us'] for r in runs):6.0f} us; again {median(r['again']['per_second'] for r in runs):8.0f}/s", flush=True)
     return out
 
 
 def scan_measure(a, rig, variants, path):
-    out, took = reads(a, rig, variants, path, lambda file, _: scan(file))
-    out["restore"] = took | {"mb_per_second": took["bytes"] / took["wall"] / 1e6}
+    out = reads(a, rig, variants, path, lambda file, _: scan(file), True)
+    native, restores = out["native"], out["restore"]
     for name in variants:
         runs = out[name]
-        again = median(r["again"] / s["again"] for r, s in zip(runs, out["native"]))
-        print(f"scan     {name:12} cold {median(r['cold'] for r in runs):6.0f} MB/s = {median(r['cold'] for r in runs) / out['restore']['mb_per_second']:.2f} of a restore, "
-              f"{median(r['cpu'] for r in runs):.2f} s of CPU, {median(r['read'] for r in runs) / 2**20:.0f} MiB read; again {median(r['again'] for r in runs):6.0f} MB/s = {again:.2f} of native", flush=True)
-    print(f"scan     {'native':12} cold {median(r['cold'] for r in out['native']):6.0f} MB/s; again {median(r['again'] for r in out['native']):6.0f} MB/s", flush=True)
-    print(f"scan     {'restore':12} {out['restore']['mb_per_second']:6.0f} MB/s", flush=True)
+        print(f"scan     {name:12} cold {median(r['cold'] for r in runs):6.0f} MB/s = {ratio(runs, restores, 'cold', 'mb_per_second'):.2f} of a restore, "
+              f"{median(r['cpu'] for r in runs):.2f} s of CPU; again {median(r['again'] for r in runs):6.0f} MB/s = {ratio(runs, native):.2f} of native; "
+              f"settled {median(r['settled'] for r in runs):6.0f} MB/s = {ratio(runs, native, 'settled', 'again'):.2f}", flush=True)
+    print(f"scan     {'native':12} cold {median(r['cold'] for r in native):6.0f} MB/s; again {median(r['again'] for r in native):6.0f} MB/s", flush=True)
+    print(f"scan     {'restore':12} {median(r['mb_per_second'] for r in restores):6.0f} MB/s", flush=True)
+    return out
+
+
+def table(a, rig, variants, path):
+    out = {name: [] for name in [*variants, "native"]}
+    # What a query costs beside the reading of pages is the same for all, and part of it.
+    query = "set max_parallel_workers_per_gather = 0; select count(*) from pgbench_accounts where abalance <> 0"
+    native, _ = rig.native("native", rig.port + 2)
+    for n in range(a.rounds):
+        for name in turns(list(out), n):
+            if name == "native":
+                server = native
+                evict(native.data)
+            else:
+                server = rig.clone("table", rig.port + 1, variants[name])
+                rig.cold(server.dir)
+            out[name].append({"cold": server.timed(query), "again": server.timed(query), "once_more": server.timed(query)})
+            if server is not native:
+                server.destroy()
+    rig.stop_native(native)
+    clean(native.data)
+    for name, runs in out.items():
+        best = median(min(r["again"], r["once_more"]) / min(o["again"], o["once_more"]) for r, o in zip(runs, out["native"]))
+        print(f"table    {name:12} cold {median(r['cold'] for r in runs):7.0f} ms = {ratio(runs, out['native'], 'cold'):.2f} of native, "
+              f"again {median(r['again'] for r in runs):7.0f} ms = {best:.2f} of native's time", flush=True)
     return out
 
 
@@ -162,14 +201,12 @@ def ten(a, rig, variants, path):
     out = {}
     for name, options in variants.items():
         clones = [rig.clone(f"ten{n}", rig.port + 1 + n, options) for n in range(CLONES)]
-        for clone in clones:
-            clone.sql(FIRST_QUERY)
         time.sleep(1)
-        out[name] = [{"disk": clone.disk(), "rss": clone.rss()} for clone in clones]
+        out[name] = [{"disk": clone.disk(), "wal": clone.disk("data/pg_wal"), "rss": clone.rss()} for clone in clones]
         for clone in clones:
             clone.destroy()
         runs = out[name]
-        print(f"ten      {name:12} disk {median(r['disk'] for r in runs):.1f} MiB each (most {max(r['disk'] for r in runs):.1f}), "
+        print(f"ten      {name:12} disk {median(r['disk'] for r in runs):.1f} MiB each (most {max(r['disk'] for r in runs):.1f}), of which WAL {median(r['wal'] for r in runs):.1f} MiB, "
               f"own memory {median(r['rss']['anonymous'] for r in runs):.1f} MiB, with mapped {median(r['rss']['with_mapped'] for r in runs):.1f} MiB", flush=True)
     return out
 
@@ -218,7 +255,7 @@ def run(a, variants):
     rig = Rig(runner, binary, a.port, a.daemon == "root")
     result = {"settings": {k: v for k, v in vars(a).items() if k in ("scale", "rounds", "seconds", "clients", "reads", "hydrate", "variant", "daemon", "seed")}}
     save = lambda: a.out and Path(a.out).write_text(json.dumps(result, indent=1) + "\n")
-    measures = {"start": start, "lookup": lookup, "random": random_measure, "scan": scan_measure, "pgbench": pgbench, "ten": ten}
+    measures = {"start": start, "lookup": lookup, "random": random_measure, "scan": scan_measure, "table": table, "pgbench": pgbench, "ten": ten}
     try:
         if not done.exists():
             source = Source(runner, "cluster", a.port)

@@ -71,7 +71,7 @@ class Server:
 
     def timed(self, text):
         """Milliseconds of a statement in a session that has just begun, without connecting."""
-        out = self.runner.run(*self.psql("-c", "select 1", "-c", "\\timing on", "-c", text))
+        out = self.runner.run(*self.psql("-c", "select 1", "-c", "\\timing on", *(word for part in text.split("; ") for word in ("-c", part))))
         return float(out.rsplit("Time: ", 1)[1].split()[0])
 
     def pgbench(self, *options):
@@ -208,9 +208,9 @@ class Clone(Server):
         read = int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
         return {"read": read, "cpu": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")}
 
-    def disk(self):
-        """MiB that its directory takes."""
-        return sum(os.lstat(os.path.join(at, f)).st_blocks * 512 for at, _, files in os.walk(self.dir) for f in files) / 2**20
+    def disk(self, part=""):
+        """MiB that its directory, or a part of it, takes."""
+        return sum(os.lstat(os.path.join(at, f)).st_blocks * 512 for at, _, files in os.walk(self.dir / part) for f in files) / 2**20
 
 
 def machine(rig, source, commit_of):

@@ -52,6 +52,9 @@ impl Default for Stream {
     }
 }
 
+/// A file that is worth being made durable soon once it is whole; the many small ones become so all at once.
+const LARGE_BYTES: u64 = 8 << 20;
+
 /// Who wants a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
@@ -197,6 +200,9 @@ impl BaseFile {
             let result = self.fill_in(&open.file, start, buffer);
             // Also if it stopped half way: what it has written is present.
             self.enqueue(open);
+            if self.entry.size >= LARGE_BYTES && self.bits.is_full() {
+                self.shared.queue.is_whole();
+            }
             result
         })
     }
