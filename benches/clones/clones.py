@@ -14,7 +14,7 @@ what counts. "Cold" means that repository, clone and restore were taken out of t
     scan     the segment from begin to end, cold, again at once, and once more when the clone has made durable what it fetched; beside it how fast a
              classic restore writes
     table    the whole table read by one process of the server, cold and again
-    pgbench  transactions a second after one warm pass, selects only and TPC-B, beside a native server
+    pgbench  transactions a second after one warm pass and as many seconds, selects only and TPC-B, beside a native server
     ten      memory and disk of ten idle clones with their servers
 """
 import argparse
@@ -25,7 +25,7 @@ import statistics
 import time
 from pathlib import Path
 
-from place import Rig, Source, clean, evict, fail, machine, random_reads, scan
+from place import Rig, Source, clean, commit, evict, fail, machine, random_reads, scan
 
 MEASURES = ("start", "lookup", "random", "scan", "table", "pgbench", "ten")
 # A clone makes what it has fetched durable every ten seconds; a file that is whole is then read past the daemon by whoever opens it next.
@@ -180,6 +180,7 @@ def pgbench(a, rig, variants, path):
             server.stop()
             server.start()
         server.sql("select pg_prewarm(oid, 'read') from pg_class where relname like 'pgbench_accounts%'")
+    time.sleep(SETTLED_SECONDS)
     for n in range(a.rounds):
         for kind, options in (("select", ["-S"]), ("tpcb", [])):
             for name in turns(list(servers), n):
@@ -263,14 +264,14 @@ def run(a, variants):
                 source.init()
                 source.fill(a.scale, a.seed)
                 rig.backup(source)
-                facts = {"machine": machine(rig, source, Path(__file__).parent), "table": source.table_path()}
+                facts = {"machine": machine(rig, source), "table": source.table_path()}
             finally:
                 source.stop("immediate")
             done.write_text(json.dumps(facts))
             # It is not needed any more, and takes as much room as all else.
             clean(source.home)
         facts = json.loads(done.read_text())
-        result["machine"] = facts["machine"] | {"repository_bytes": sum(f.stat().st_size for f in rig.repo.rglob("*") if f.is_file())}
+        result["machine"] = facts["machine"] | {"commit": commit(Path(__file__).parent), "repository_bytes": sum(f.stat().st_size for f in rig.repo.rglob("*") if f.is_file())}
         print(json.dumps(result["machine"]), flush=True)
         for name in a.only.split(","):
             result[name] = measures[name](a, rig, variants, facts["table"])

@@ -40,8 +40,8 @@ class Source(Cluster):
         self.runner.run(self.runner.pg_bin / "pgbench", *self.where(), "-i", "-I", "dt", "-q", "postgres")
         self.sql(f"insert into pgbench_branches select g, 0, '' from generate_series(1, {scale}) g")
         self.sql(f"insert into pgbench_tellers select g, (g - 1) / 10 + 1, 0, '' from generate_series(1, {scale * 10}) g")
-        # One row after another of each text in turn, so that neighbours never have the same one.
-        self.sql(f"insert into pgbench_accounts select (b * {ROWS} + n + 1)::int, b + 1, 0, t from generate_series(0, {scale - 1}) b cross join lateral (select * from texts order by n) t")
+        # All texts once for each unit of scale: in one statement the planner may give one text to a hundred neighbours.
+        self.sql(f"do $$ begin for b in 0..{scale - 1} loop insert into pgbench_accounts select b * {ROWS} + n + 1, b + 1, 0, t from texts order by n; end loop; end $$")
         self.sql("drop table texts")
         self.runner.run(self.runner.pg_bin / "pgbench", *self.where(), "-i", "-I", "p", "-q", "postgres")
         for command in ("vacuum (freeze, analyze)", "checkpoint"):
@@ -213,11 +213,16 @@ class Clone(Server):
         return sum(os.lstat(os.path.join(at, f)).st_blocks * 512 for at, _, files in os.walk(self.dir / part) for f in files) / 2**20
 
 
-def machine(rig, source, commit_of):
+def commit(place):
+    """The commit of the program, if it was built where this bench lies."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=place).stdout.strip()
+
+
+def machine(rig, source):
     version = lambda *command: subprocess.run([str(c) for c in command], capture_output=True, text=True).stdout.strip().splitlines()[0]
     cpu = next((line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     return {"cpu": cpu, "cores": os.cpu_count(), "kernel": os.uname().release, "postgresql": version(rig.runner.pg_bin / "postgres", "--version"),
-            "pgkeep": version(rig.pgkeep, "version"), "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=commit_of).stdout.strip(),
+            "pgkeep": version(rig.pgkeep, "version"),
             "pgdata_bytes": source.bytes(), "daemon": "root" if rig.as_root else "postgres"}
 
 
@@ -254,4 +259,4 @@ def scan(path):
     return total / (time.perf_counter() - began) / 1e6
 
 
-__all__ = ["Clone", "Rig", "Server", "Source", "clean", "evict", "fail", "json", "machine", "random_reads", "scan", "tree_bytes"]
+__all__ = ["Clone", "Rig", "Server", "Source", "clean", "commit", "evict", "fail", "json", "machine", "random_reads", "scan", "tree_bytes"]

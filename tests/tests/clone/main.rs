@@ -15,6 +15,7 @@ use support::{
 };
 
 mod life;
+mod modes;
 mod places;
 
 use places::{Places, everything, wait_until, world};
