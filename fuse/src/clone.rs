@@ -7,6 +7,7 @@
 //! Two rules for those who use the directory: it needs a file system with user attributes (ext4, XFS, btrfs; tmpfs from
 //! Linux 6.6), and it must not be used beside the mount while it is served.
 
+mod ahead;
 mod backing;
 mod base;
 mod bitmap;
@@ -15,6 +16,7 @@ mod files;
 mod fs;
 mod hydrate;
 mod identity;
+mod modes;
 mod names;
 mod nodes;
 mod promote;
@@ -25,6 +27,7 @@ mod state;
 mod tablespaces;
 
 pub(crate) use fs::negotiate;
+pub use modes::OpenMode;
 pub use promote::{promote, try_promote};
 pub use state::{CloneInfo, Hydration, HydrationState};
 
@@ -181,6 +184,7 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
     let (maps, queue) = (opened.maps, Arc::new(settle::Queue::default()));
     let doubt = Arc::new(recover::Doubt::new(&layout));
     let demand = Arc::new(hydrate::Demand::default());
+    let ahead = Arc::new(ahead::Ahead::default());
     let shared = base::Shared {
         page_size: opened.info.page_size,
         snapshot,
@@ -189,22 +193,32 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
         queue: Arc::clone(&queue),
         doubt: Arc::clone(&doubt),
         demand: Arc::clone(&demand),
+        ahead: Arc::clone(&ahead),
     };
     let backing =
         backing::Backing::new(root, opened.dirty, opened.table, shared).map_err(FileError::at("open", &data))?;
     let backing = Arc::new(backing);
     let settler = settle::Settler::start(Arc::clone(&queue)).map_err(FileError::at("serve", dir))?;
+    let readers = ahead::Readers::start(ahead).map_err(FileError::at("serve", dir))?;
     let hydrator = hydrate::Hydrator::start(&layout, Arc::clone(&backing), demand, queue);
     let hydrator = hydrator.map_err(FileError::at("serve", dir))?;
     let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
+        // Whoever serves the clone next must be the only one who writes to it.
+        drop(readers);
         drop(hydrator);
         let result = recover::close(&layout, &maps, settler, &doubt);
         drop(lock);
         result
     });
-    crate::mount::serve(fs::CloneFs::new(backing, pool), mountpoint, options, Access::ReadWrite, Some(at_end))
+    crate::mount::serve(
+        fs::CloneFs::new(backing, pool, modes::Modes::new(options.open_mode)),
+        mountpoint,
+        options,
+        Access::ReadWrite,
+        Some(at_end),
+    )
 }
 
 /// What a clone is of.

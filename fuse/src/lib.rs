@@ -9,6 +9,7 @@
 
 pub mod clone;
 mod errno;
+mod memory;
 mod mount;
 mod owner;
 mod pool;

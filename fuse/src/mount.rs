@@ -7,6 +7,7 @@
 //!
 //! Mounts can lie over each other. One is only unmounted while it is on top, told by the kernel's number of it.
 
+use crate::clone::OpenMode;
 use crate::errno::chain;
 use fuser::{BackgroundSession, Config, Filesystem, MountOption, SessionACL};
 use pgkeep_engine::{Error, FileError, Kind, Result};
@@ -39,11 +40,18 @@ pub struct MountOptions {
     pub allow_other: Option<bool>,
     /// Name shown as the source of the mount.
     pub source: String,
+    /// How files of a clone are opened; nothing to read-only trees.
+    pub open_mode: OpenMode,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { threads: THREADS_DEFAULT, allow_other: None, source: "pgkeep".to_owned() }
+        Self {
+            threads: THREADS_DEFAULT,
+            allow_other: None,
+            source: "pgkeep".to_owned(),
+            open_mode: OpenMode::default(),
+        }
     }
 }
 

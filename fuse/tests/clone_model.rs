@@ -3,6 +3,7 @@
 
 mod support;
 
+use pgkeep_fuse::clone::OpenMode;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use rustix::fs::{FallocateFlags, RenameFlags};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use support::{Daemon, Place, noise};
 
 /// Sequences tried; each mounts at least twice.
-const CASES: u32 = 24;
+const CASES: u32 = 36;
 const PAGE: u64 = 8192;
 const SIZE_MAX: u64 = 3 << 20;
 
@@ -23,15 +24,55 @@ fn daemon() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write { file: usize, at: u64, bytes: u64, seed: u64 },
-    Read { file: usize, at: u64, bytes: u64 },
-    Truncate { file: usize, size: u64 },
-    Allocate { file: usize, at: u64, bytes: u64, mode: u32 },
-    Sync { file: usize },
-    Rename { from: usize, to: usize, flags: u32 },
-    Link { from: usize, to: usize },
-    Remove { file: usize },
-    Create { file: usize, seed: u64 },
+    Write {
+        file: usize,
+        at: u64,
+        bytes: u64,
+        seed: u64,
+    },
+    Read {
+        file: usize,
+        at: u64,
+        bytes: u64,
+    },
+    Truncate {
+        file: usize,
+        size: u64,
+    },
+    Allocate {
+        file: usize,
+        at: u64,
+        bytes: u64,
+        mode: u32,
+    },
+    Sync {
+        file: usize,
+    },
+    /// All of it is read and synced: a base-backed file needs nothing of the backup from then on.
+    Whole {
+        file: usize,
+    },
+    /// A handle on the clone's file is kept, or let go.
+    Hold {
+        file: usize,
+    },
+    Release,
+    Rename {
+        from: usize,
+        to: usize,
+        flags: u32,
+    },
+    Link {
+        from: usize,
+        to: usize,
+    },
+    Remove {
+        file: usize,
+    },
+    Create {
+        file: usize,
+        seed: u64,
+    },
     Remount,
     Kill,
     PowerCut,
@@ -63,6 +104,9 @@ fn step() -> impl Strategy<Value = Step> {
             Step::Allocate { file, at, bytes, mode: modes[mode].bits() }
         }),
         2 => file.clone().prop_map(|file| Step::Sync { file }),
+        3 => file.clone().prop_map(|file| Step::Whole { file }),
+        2 => file.clone().prop_map(|file| Step::Hold { file }),
+        2 => Just(Step::Release),
         2 => (file.clone(), file.clone(), 0..3u32).prop_map(|(from, to, flags)| Step::Rename { from, to, flags }),
         1 => (file.clone(), file.clone()).prop_map(|(from, to)| Step::Link { from, to }),
         1 => file.clone().prop_map(|file| Step::Remove { file }),
@@ -105,6 +149,11 @@ fn act(step: &Step, root: &Path) -> Result<Vec<u8>, Option<i32>> {
             rustix::fs::fallocate(open(file)?, FallocateFlags::from_bits_retain(mode), at, bytes).map_err(system)?;
         }
         Step::Sync { file } => open(file)?.sync_all().map_err(errno)?,
+        Step::Whole { file } => {
+            let bytes = fs::read(path(root, file)).map_err(errno)?;
+            open(file)?.sync_all().map_err(errno)?;
+            return Ok(bytes);
+        }
         Step::Rename { from, to, flags } => {
             let (from, to) = (path(root, from), path(root, to));
             let flags = RenameFlags::from_bits_retain(flags);
@@ -118,7 +167,7 @@ fn act(step: &Step, root: &Path) -> Result<Vec<u8>, Option<i32>> {
             options.write(true).create_new(true).open(path(root, file)).map_err(errno)?;
             fs::write(path(root, file), bytes).map_err(errno)?;
         }
-        Step::Remount | Step::Kill | Step::PowerCut => {}
+        Step::Hold { .. } | Step::Release | Step::Remount | Step::Kill | Step::PowerCut => {}
     }
     Ok(Vec::new())
 }
@@ -134,8 +183,8 @@ fn assert_same(model: &Path, clone: &Path) {
     }
 }
 
-fn run(steps: &[Step]) {
-    let place = Place::new();
+fn run(steps: &[Step], mode: &'static str) {
+    let place = Place::in_mode(mode);
     let model = place.path("model");
     for root in [&place.base(), &model] {
         fs::create_dir_all(root.join("a")).unwrap();
@@ -147,8 +196,15 @@ fn run(steps: &[Step]) {
     place.create();
     let mnt = place.mountpoint();
     let mut daemon = Daemon::start(&place);
+    let mut held: Vec<fs::File> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
         assert_eq!(act(step, &model), act(step, &mnt), "step {number}, {step:?}");
+        match step {
+            Step::Hold { file } => held.extend(OpenOptions::new().read(true).write(true).open(path(&mnt, *file))),
+            Step::Release => drop(held.pop()),
+            Step::Kill | Step::Remount | Step::PowerCut => held.clear(),
+            _ => {}
+        }
         match step {
             Step::Kill => {
                 daemon.kill();
@@ -173,6 +229,7 @@ fn run(steps: &[Step]) {
         }
     }
     assert_same(&model, &mnt);
+    drop(held);
     daemon.kill();
     let session = place.serve();
     assert_same(&model, &mnt);
@@ -185,8 +242,9 @@ fn run(steps: &[Step]) {
 proptest! {
     #![proptest_config(Config { cases: CASES, failure_persistence: None, max_shrink_iters: 200, ..Config::default() })]
 
+    // One test for all modes: a child of another one's, until it executes its program, would hold this one's locks.
     #[test]
-    fn a_clone_behaves_like_a_plain_directory(steps in proptest::collection::vec(step(), 1..60)) {
-        run(&steps);
+    fn a_clone_behaves_like_a_plain_directory(mode in 0..3usize, steps in proptest::collection::vec(step(), 1..60)) {
+        run(&steps, OpenMode::NAMES[mode]);
     }
 }

@@ -144,7 +144,10 @@ fn cluster(place: &Place) {
 fn postgresql_runs_on_a_clone_and_recovers_when_both_are_killed() {
     // The postmaster's parent leaves at once; this makes it ours, to be waited for.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).unwrap();
-    let place = Place::new();
+    Place::in_each_mode(runs_and_recovers);
+}
+
+fn runs_and_recovers(place: Place) {
     cluster(&place);
     let begun = Instant::now();
     place.create();

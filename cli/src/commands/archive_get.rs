@@ -31,7 +31,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let destination = settings.param(1);
     // The server gives `%p` relative to its data directory.
     let destination = if destination.is_absolute() { destination.to_path_buf() } else { pg_path.join(destination) };
-    let options = GetOptions { stanza: settings.stanza_name().to_owned(), name, destination, pg_path };
+    let stanza = settings.stanza_name().to_owned();
+    let options = GetOptions { stanza, name, destination, pg_path, sparse: settings.flag(Opt::ForClone) };
     if options.name.is_empty() {
         return Err(Error::refused(Kind::ParamRequired, "a WAL file name is required").into());
     }

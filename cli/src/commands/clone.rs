@@ -19,10 +19,10 @@ use crate::render::{self, json};
 use crate::size::human_size;
 use crate::{mounts, repos, servers, zone};
 use pgkeep_engine::repository::{ChunkSource, Repository};
-use pgkeep_engine::view::{BackupSnapshot, Snapshot};
+use pgkeep_engine::view::{BackupSnapshot, ChunkCache, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::repo::records::Commit;
-use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState};
+use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState, OpenMode};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
 use rustix::process::Signal;
 use serde_json::json;
@@ -35,6 +35,9 @@ const QUIT_WAIT: Duration = Duration::from_secs(10);
 /// How long the daemon may take to make everything durable after the unmount.
 const END_WAIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
+/// Decoded chunks that are kept. What is fetched stays in the clone's files: only pages of one chunk that lie far apart,
+/// as those of an increment do, are found here again. There may be many clones on a host, each served by a process.
+const CHUNK_CACHE_BYTES: usize = 16 << 20;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     match context.settings.param(0).to_str() {
@@ -101,11 +104,13 @@ fn check_apart(dir: &Path, mountpoint: &Path) -> Result<(), Failure> {
 fn open(repository: &Arc<Repository>, stanza: &str, backup: &Commit) -> Result<Arc<dyn Snapshot>, Failure> {
     let index = repository.load_index_to_read()?;
     let source = Arc::new(ChunkSource::new(Arc::clone(repository), index, stanza));
-    Ok(Arc::new(BackupSnapshot::open(source, backup, Arc::default())?))
+    let cache = Arc::new(ChunkCache::new(CHUNK_CACHE_BYTES));
+    Ok(Arc::new(BackupSnapshot::open(source, backup, cache)?))
 }
 
-fn mount_options(dir: &Path) -> MountOptions {
-    MountOptions { source: mounts::source_of(dir), ..MountOptions::default() }
+fn mount_options(settings: &Settings, dir: &Path) -> MountOptions {
+    let open_mode = settings.text(Opt::CloneOpenMode).and_then(OpenMode::parse).unwrap_or_default();
+    MountOptions { source: mounts::source_of(dir), open_mode, ..MountOptions::default() }
 }
 
 /// What the creator recorded under a name.
@@ -167,7 +172,7 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
     let snapshot = open(&repository, stanza, backup)?;
     let session = {
         let _claim = mounts::claim(&mountpoint)?;
-        clone::serve(dir, snapshot, &mountpoint, &mount_options(dir))?
+        clone::serve(dir, snapshot, &mountpoint, &mount_options(settings, dir))?
     };
     let becomes_plain = is_restore(&info);
     if !becomes_plain {

@@ -6,6 +6,7 @@
 use super::command::Command as C;
 use super::def::{Commands, Def, Group, Override, Type};
 use Group::{Pg, Repo};
+use pgkeep_fuse::clone::OpenMode;
 
 macro_rules! options {
     ($($id:ident $name:literal $help:literal = $def:expr;)*) => {
@@ -163,9 +164,10 @@ options! {
         = size(16 * KIB, 16 * MIB, "1MiB").on(STORE).ignored("buffers are sized by the work at hand");
     CachePath "cache-path" "directory for what can be rebuilt: index segments, derived keys"
         = Def::new(Type::Path, Some("/var/cache/@")).on(STORE);
+    CloneOpenMode "clone-open-mode" "how a clone's files are opened: past the serving process where possible, cached, or neither"
+        = word(&OpenMode::NAMES, "auto").on(CLONE | RESTORE | SCRATCH);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
-    ArchiveTo "archive-to" "stanza for which the clone's server archives (default: it does not)" = text().on(CLONE).typed();
     CompareWith "compare-with" "label of the backup that comes first (default: the one before)" = text().on(DIFF).typed();
     Compress "compress" "compress (use compress-type=none instead)" = flag("y").on(BACKUP | PUSH).hidden();
     CompressLevel "compress-level" "compression level of zst" = int(-9, 22).on(BACKUP | PUSH);
@@ -310,6 +312,7 @@ options! {
         = Def::new(Type::Size(0, 4 * PIB), None).on(PUSH).was(&["archive-queue-max"]);
     ArchiveTimeout "archive-timeout" "longest wait for a WAL file in the archive"
         = time(100, DAY, "1m").on(GET | PUSH | BACKUP | CHECK);
+    ArchiveTo "archive-to" "stanza for which the clone's server archives (default: it does not)" = text().on(CLONE).typed();
 
     // Backup.
     Annotation "annotation" "note to keep with the backup, key=value" = Def::new(Type::Hash, None).on(ANNOTATE | BACKUP).typed();

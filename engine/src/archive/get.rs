@@ -37,6 +37,9 @@ pub struct GetOptions {
     pub destination: PathBuf,
     /// The data directory, whose `pg_control` says which archives are its.
     pub pg_path: PathBuf,
+    /// Leave the zeros at its end out of the file, as a hole: those of a segment that was switched before it was full. For
+    /// servers whose disk may well be full later, which one that uses the segment again would not expect.
+    pub sparse: bool,
 }
 
 /// What came of it.
@@ -88,7 +91,7 @@ pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutco
                     failures.iter().for_each(|f| {
                         tracing::warn!("repo{}: [{:?}Error] {}", f.key, f.kind, f.message);
                     });
-                    write(&options.destination, &content)?;
+                    write(&options.destination, &content, options.sparse)?;
                     tracing::info!("found {name} in the repo{key}: {archive_id} archive");
                     return Ok(GetOutcome::Found { key, archive_id, size: content.len() as u64 });
                 }
@@ -168,7 +171,7 @@ fn check_archive(repository: &Repository, stanza: &str) -> Result<()> {
     Err(Error::refused(Kind::PathMissing, text))
 }
 
-fn write(destination: &Path, content: &[u8]) -> Result<()> {
+fn write(destination: &Path, content: &[u8], sparse: bool) -> Result<()> {
     let invalid = || {
         let text = format!("'{}' is no name of a file to write", destination.display());
         Error::refused(Kind::ParamInvalid, text)
@@ -177,7 +180,7 @@ fn write(destination: &Path, content: &[u8]) -> Result<()> {
     // The process number keeps two requests for one destination apart.
     temporary.push(format!(".pgkeep-{}.tmp", std::process::id()));
     let temporary = destination.with_file_name(temporary);
-    let written = write_whole(&temporary, content)
+    let written = write_whole(&temporary, content, sparse)
         .and_then(|()| std::fs::rename(&temporary, destination).map_err(FileError::at("rename", destination)));
     if let Err(e) = written {
         // Nothing more can be done about a leftover; what failed is what matters.
@@ -187,9 +190,11 @@ fn write(destination: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn write_whole(path: &Path, content: &[u8]) -> std::result::Result<(), FileError> {
+fn write_whole(path: &Path, content: &[u8], sparse: bool) -> std::result::Result<(), FileError> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(FILE_MODE);
     let mut file = options.open(path).map_err(FileError::at("write", path))?;
-    file.write_all(content).map_err(FileError::at("write", path))
+    let zeros = content.iter().rev().take_while(|byte| sparse && **byte == 0).count();
+    let used = content.get(..content.len() - zeros).unwrap_or_default();
+    file.write_all(used).and_then(|()| file.set_len(content.len() as u64)).map_err(FileError::at("write", path))
 }

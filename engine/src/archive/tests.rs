@@ -106,6 +106,7 @@ impl Cluster {
             name: name.into(),
             destination: destination.clone(),
             pg_path: self.path().to_path_buf(),
+            sparse: false,
         };
         let outcome = get(repositories, &options);
         let content = std::fs::read(&destination).unwrap_or_default();

@@ -16,6 +16,8 @@ const STEP_BYTES: u64 = 2 << 20;
 /// A read that begins within this many times its length of the end of the one before goes on with it: the kernel reads
 /// ahead with several requests at a time, which do not arrive in order.
 const SEQUENTIAL_READS: u64 = 2;
+/// Who reads this much at a time asks ahead himself, and should not wait for what he has not asked for.
+const AHEAD_BELOW_BYTES: u64 = 256 << 10;
 
 /// Where a file's bytes are.
 pub(super) struct FileMap {
@@ -225,7 +227,8 @@ impl Content for FileContent {
         let len = self.size.saturating_sub(offset).min(buffer.len() as u64);
         let Some(target) = buffer.get_mut(..len as usize).filter(|b| !b.is_empty()) else { return Ok(0) };
         let last_end = self.last_end.swap(offset + len, Ordering::Relaxed);
-        let sequential = last_end != 0 && offset.abs_diff(last_end) <= SEQUENTIAL_READS * len;
+        let sequential =
+            len < AHEAD_BELOW_BYTES && last_end != 0 && offset.abs_diff(last_end) <= SEQUENTIAL_READS * len;
         let doing = || {
             format!("cannot read bytes {offset} to {} of '{}' in backup {}", offset + len, self.path, self.shared.label)
         };

@@ -37,8 +37,10 @@
 //!
 //! Locks are taken in the order `syncing`, `verdict`, `fill`.
 
+mod fetch;
 mod trust;
 
+use super::ahead::Ahead;
 use super::bitmap::Bitmap;
 use super::disk::Disk;
 use super::hydrate::Demand;
@@ -47,18 +49,16 @@ use super::recover::Doubt;
 use super::settle::Queue;
 use super::state::{BLOCK_HEADER_BYTES, BaseEntry};
 use crate::errno::{self, Outcome, chain};
+use fetch::Stream;
 use fuser::Errno;
 use pgkeep_engine::view::{Content, Snapshot};
-use rustix::fs::{FallocateFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::FallocateFlags;
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-
-/// One miss fetches its neighbourhood: chunks are up to this large, and scans ask for what follows anyway.
-const FETCH_BYTES: u64 = 1 << 20;
 
 /// The two stored maps of all base-backed files.
 pub(super) struct Maps {
@@ -94,6 +94,7 @@ pub(super) struct Shared {
     pub(super) queue: Arc<Queue>,
     pub(super) doubt: Arc<Doubt>,
     pub(super) demand: Arc<Demand>,
+    pub(super) ahead: Arc<Ahead>,
 }
 
 /// See the module's header.
@@ -130,6 +131,7 @@ pub(super) struct BaseFile {
     settling: AtomicBool,
     flights: Mutex<HashSet<u64>>,
     landed: Condvar,
+    stream: Stream,
     content: OnceLock<Arc<dyn Content>>,
     shared: Arc<Shared>,
 }
@@ -178,6 +180,7 @@ impl BaseFile {
             settling: AtomicBool::new(false),
             flights: Mutex::new(HashSet::new()),
             landed: Condvar::new(),
+            stream: Stream::default(),
             content: OnceLock::new(),
             shared,
         };
@@ -217,15 +220,6 @@ impl BaseFile {
         self.durable.covers(self.pages(0..u64::MAX))
     }
 
-    /// As [`Self::ensure`], for a request that waits for it: hydration gives way.
-    pub(super) fn ensure_now(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
-        if self.holds(range.clone()) {
-            return Ok(());
-        }
-        let _waiting = self.shared.demand.enter();
-        self.ensure(open, range)
-    }
-
     /// True if the bytes can be read from the sparse file as they are.
     pub(super) fn holds(&self, range: Range<u64>) -> bool {
         self.bits.covers(self.pages(range))
@@ -234,110 +228,6 @@ impl BaseFile {
     /// Bytes below this may be the base's, whatever the sparse file's holes say.
     pub(super) fn opaque_bytes(&self) -> u64 {
         if self.bits.is_full() { 0 } else { self.limit() }
-    }
-
-    /// Fetches what is absent of `range`. Blocks on the store. EROFS if nothing can be kept in the sparse file.
-    pub(super) fn ensure(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
-        while let Some(page) = self.bits.first_absent(self.pages(range.clone())) {
-            if self.has_failed() {
-                return Err(Errno::EIO);
-            }
-            if !open.writable {
-                return Err(Errno::EROFS);
-            }
-            let region = page * self.page / FETCH_BYTES;
-            if let Some(_flight) = self.take_off(region) {
-                self.fetch(open, region)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Claims a region for fetching; `None` if another thread had it and is done by now.
-    fn take_off(&self, region: u64) -> Option<Flight<'_>> {
-        let mut flights = lock(&self.flights);
-        if flights.insert(region) {
-            return Some(Flight { base: self, region });
-        }
-        while flights.contains(&region) {
-            flights = self.landed.wait(flights).unwrap_or_else(PoisonError::into_inner);
-        }
-        None
-    }
-
-    fn fetch(self: &Arc<Self>, open: &Arc<OpenFile>, region: u64) -> Outcome<()> {
-        let bytes = region * FETCH_BYTES..(region + 1) * FETCH_BYTES;
-        let pages = self.pages(bytes);
-        let Some(first) = self.bits.first_absent(pages.clone()) else { return Ok(()) };
-        let mut end = first;
-        while let Some(run) = self.bits.absent_run(end..pages.end) {
-            end = run.end;
-        }
-        let start = first * self.page;
-        let stop = (end * self.page).min(self.entry.size);
-        let mut buffer = vec![0u8; usize::try_from(stop - start).map_err(|_| Errno::EIO)?];
-        self.read_base(start, &mut buffer).map_err(|error| {
-            tracing::error!("cannot fetch bytes {start}..{stop} of '{}': {}", self.entry.path, chain(&error));
-            Errno::EIO
-        })?;
-        let result = self.fill_in(&open.file, start, &buffer);
-        // Also if it stopped half way: what it has written is present.
-        self.enqueue(open);
-        result
-    }
-
-    /// Writes what is still absent of the base's bytes from `start`.
-    fn fill_in(&self, file: &File, start: u64, buffer: &[u8]) -> Outcome<()> {
-        let _fill = lock(&self.fill);
-        let stop = start + buffer.len() as u64;
-        let times = self.times(file);
-        // The limit may have shrunk and pages may have been written since the fetch began.
-        let pages = self.pages(start..stop);
-        let mut from = pages.start;
-        while let Some(run) = self.bits.absent_run(from..pages.end) {
-            from = run.end;
-            let at = run.start * self.page;
-            let upto = (run.end * self.page).min(self.limit());
-            let within = usize::try_from(at - start).ok().zip(usize::try_from(upto - start).ok());
-            let bytes = within.and_then(|(at, upto)| buffer.get(at..upto)).ok_or(Errno::EIO)?;
-            file.write_all_at(bytes, at).map_err(errno::io)?;
-            self.bits.set(run);
-            self.unrecorded.store(true, Ordering::Release);
-        }
-        if let Some(times) = times {
-            self.restore_times(file, &times);
-        }
-        Ok(())
-    }
-
-    /// The time of the last change, if no change by the server is under way. The fill lock is held.
-    fn times(&self, file: &File) -> Option<Quiet> {
-        let begun = self.begun.load(Ordering::Acquire);
-        if self.done.load(Ordering::Acquire) != begun {
-            return None;
-        }
-        let stat = rustix::fs::fstat(file).ok()?;
-        let modified = Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).ok()? };
-        Some(Quiet { begun, modified })
-    }
-
-    /// Fetching is not a change: the file keeps its time, unless the server changed it meanwhile.
-    fn restore_times(&self, file: &File, quiet: &Quiet) {
-        let is_quiet = || self.begun.load(Ordering::Acquire) == quiet.begun;
-        if !is_quiet() {
-            return;
-        }
-        let omit = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
-        let set = |last_modification| {
-            let times = Timestamps { last_access: omit(UTIME_OMIT), last_modification };
-            if let Err(error) = rustix::fs::futimens(file, &times) {
-                tracing::debug!("cannot keep the time of '{}': {error}", self.entry.path);
-            }
-        };
-        set(quiet.modified);
-        if !is_quiet() {
-            set(omit(UTIME_NOW));
-        }
     }
 
     /// Runs `change` on the file's facts while no fetch puts back what it found.
@@ -373,26 +263,6 @@ impl BaseFile {
             runs.push(run);
         }
         runs
-    }
-
-    fn read_base(&self, offset: u64, buffer: &mut [u8]) -> pgkeep_engine::Result<()> {
-        let content = match self.content.get() {
-            Some(content) => content,
-            None => {
-                let content = self.shared.snapshot.open(&self.entry.path)?;
-                self.content.get_or_init(|| content)
-            }
-        };
-        let refuse = |message: String| pgkeep_engine::Error::refused(pgkeep_engine::Kind::FileInvalid, message);
-        if content.size() != self.entry.size {
-            let (size, expected) = (content.size(), self.entry.size);
-            return Err(refuse(format!("the backup's file has {size} bytes, the clone was made from {expected}")));
-        }
-        let read = content.read_at(offset, buffer)?;
-        if read != buffer.len() {
-            return Err(refuse(format!("the backup gave {read} bytes instead of {}", buffer.len())));
-        }
-        Ok(())
     }
 
     /// Stores the words with the new bits of pages the server wrote, then sets them. The fill lock is held, so no older
@@ -514,25 +384,6 @@ impl BaseFile {
         self.limit.store(size, Ordering::Release);
         self.unrecorded.store(true, Ordering::Release);
         self.shared.maps.present.write_all_at(&(self.entry.size - size).to_le_bytes(), self.entry.block)
-    }
-}
-
-/// A file's time, and the changes the server had begun when it was taken.
-struct Quiet {
-    begun: u64,
-    modified: Timespec,
-}
-
-/// A region being fetched; the others are let in when it is dropped, also by a panic.
-struct Flight<'a> {
-    base: &'a BaseFile,
-    region: u64,
-}
-
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        lock(&self.base.flights).remove(&self.region);
-        self.base.landed.notify_all();
     }
 }
 

@@ -93,17 +93,18 @@ impl Handle {
 
     fn read_native(&self, offset: u64, size: u32) -> Outcome<Vec<u8>> {
         let length = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-        let mut buffer = vec![0u8; length];
-        let mut filled = 0;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file().read_at(rest, offset + filled as u64) {
+        let mut buffer = Vec::with_capacity(length);
+        while buffer.len() < length {
+            let at = offset + buffer.len() as u64;
+            // Into what is not cleared before. The allocator may have given more than was asked for.
+            let rest = rustix::buffer::spare_capacity(&mut buffer);
+            match rustix::io::pread(self.file(), rest, at) {
                 Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io(error)),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(system(error)),
             }
         }
-        buffer.truncate(filled);
+        buffer.truncate(length);
         Ok(buffer)
     }
 
@@ -179,14 +180,25 @@ impl Handle {
         if state.failed.load(Ordering::Acquire) || self.base().is_some_and(|base| base.has_failed()) {
             return Err(Errno::EIO);
         }
-        let data = state.dirty_data.swap(false, Ordering::AcqRel);
-        let facts = scope == SyncScope::DataAndFacts && state.dirty_facts.swap(false, Ordering::AcqRel);
+        let (data, facts) = match (state.is_unseen(), scope) {
+            // The flags stay as they are: the next write is not seen either.
+            (true, scope) => (true, scope == SyncScope::DataAndFacts),
+            (false, SyncScope::Data) => (state.dirty_data.swap(false, Ordering::AcqRel), false),
+            (false, SyncScope::DataAndFacts) => {
+                (state.dirty_data.swap(false, Ordering::AcqRel), state.dirty_facts.swap(false, Ordering::AcqRel))
+            }
+        };
         if !data && !facts {
             return Ok(());
         }
         let scope = if facts { SyncScope::DataAndFacts } else { SyncScope::Data };
         let result = match self.base() {
-            Some(base) => base.sync(&self.open, scope),
+            Some(base) => {
+                if state.is_unseen() {
+                    base.suspect_change();
+                }
+                base.sync(&self.open, scope)
+            }
             None => super::disk::Kernel.sync(self.file(), scope).map_err(io),
         };
         if let Err(error) = result {

@@ -2,23 +2,27 @@
 //!
 //! Everything is cached by the kernel, since nobody else writes: attributes and names for an hour, data until it is
 //! replaced through the mount (explicit invalidation only; automatic invalidation would drop a file's pages whenever its
-//! time stamp is refreshed). The writeback cache stays off: a page write is one request, in PostgreSQL's order.
+//! time stamp is refreshed); data of files that need nothing of the backup do not come by here at all ([`super::modes`]).
+//! The writeback cache stays off: a page write is one request, in PostgreSQL's order.
 //! Not answered, on purpose: extended attributes, copy_file_range (the kernel then reads and writes), locks (the
 //! kernel keeps them).
 
 use super::backing::{Backing, attributes, kind};
 use super::files::{Facts, Handle, SyncScope, set_facts};
+use super::modes::{Counted, Modes, Way};
 use super::names::{Names, New};
 use crate::errno::{Outcome, guard, io, system};
 use crate::owner::Owner;
 use crate::pool::Pool;
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,9 +43,8 @@ struct Listed {
     name: OsString,
 }
 
-#[derive(Clone)]
 enum Open {
-    File(Handle),
+    File(Handle, Counted),
     Directory(Arc<Mutex<Vec<Listed>>>),
 }
 
@@ -52,11 +55,12 @@ pub(super) struct CloneFs {
     handles: RwLock<HashMap<u64, Open>>,
     next_handle: AtomicU64,
     pool: Pool,
+    modes: Modes,
 }
 
 impl CloneFs {
-    pub(super) fn new(backing: Arc<Backing>, pool: Pool) -> Self {
-        Self { backing, names: Names::new(), handles: RwLock::default(), next_handle: AtomicU64::new(1), pool }
+    pub(super) fn new(backing: Arc<Backing>, pool: Pool, modes: Modes) -> Self {
+        Self { backing, names: Names::new(), handles: RwLock::default(), next_handle: AtomicU64::new(1), pool, modes }
     }
 
     fn keep(&self, open: Open) -> FileHandle {
@@ -66,37 +70,47 @@ impl CloneFs {
     }
 
     fn drop_handle(&self, handle: FileHandle) {
-        // The last close of a removed file frees its space: outside the lock.
         let open = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-        drop(open);
+        // The last close of a removed file frees its space: outside the lock.
+        if let Some(Open::File(handle, counted)) = open {
+            drop(handle);
+            drop(counted);
+        }
     }
 
     fn file(&self, handle: FileHandle) -> Outcome<Handle> {
         match self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0) {
-            Some(Open::File(handle)) => Ok(handle.clone()),
+            Some(Open::File(handle, _)) => Ok(handle.clone()),
             _ => Err(Errno::EBADF),
         }
     }
 
-    fn open_file(&self, number: u64, flags: OpenFlags) -> Outcome<FileHandle> {
+    /// Opens a file for the kernel.
+    fn open_file(&self, number: u64, flags: OpenFlags, register: impl Register) -> Outcome<(FileHandle, Way)> {
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let (state, open) = self.backing.open(number, writable)?;
-        Ok(self.keep(Open::File(Handle { state, open })))
+        Ok(self.hand_out(Handle { state, open }, register))
     }
 
-    fn create_file(&self, new: &New<'_>, flags: i32) -> Outcome<(FileAttr, FileHandle)> {
+    fn hand_out(&self, handle: Handle, register: impl Register) -> (FileHandle, Way) {
+        let (way, counted) = self.modes.enter(&handle.state, &handle.open, register);
+        (self.keep(Open::File(handle, counted)), way)
+    }
+
+    fn create_file(&self, new: &New<'_>, flags: i32, register: impl Register) -> Outcome<(FileAttr, FileHandle, Way)> {
         match self.names.create(&self.backing, new) {
             Ok((attr, file)) => {
                 let (state, open) = self.backing.adopt(attr.ino.0, file)?;
-                Ok((attr, self.keep(Open::File(Handle { state, open }))))
+                let (handle, way) = self.hand_out(Handle { state, open }, register);
+                Ok((attr, handle, way))
             }
             Err(error) if error.code() == libc::EEXIST && flags & libc::O_EXCL == 0 => {
                 let attr = self.names.lookup(&self.backing, new.parent, new.name)?.ok_or(Errno::ENOENT)?;
-                let handle = self.open_file(attr.ino.0, OpenFlags(flags))?;
+                let (handle, way) = self.open_file(attr.ino.0, OpenFlags(flags), register)?;
                 if flags & libc::O_TRUNC != 0 {
                     self.file(handle)?.truncate(0)?;
                 }
-                Ok((attributes(attr.ino.0, &self.backing.stat(attr.ino.0)?)?, handle))
+                Ok((attributes(attr.ino.0, &self.backing.stat(attr.ino.0)?)?, handle, way))
             }
             Err(error) => Err(error),
         }
@@ -153,6 +167,11 @@ impl CloneFs {
         self.file(handle)?.sync(if datasync { SyncScope::Data } else { SyncScope::DataAndFacts })
     }
 }
+
+/// Makes a backing file known to the kernel.
+trait Register: FnOnce(&File) -> std::io::Result<BackingId> {}
+
+impl<T: FnOnce(&File) -> std::io::Result<BackingId>> Register for T {}
 
 /// Answers a request for a name.
 fn entry(reply: ReplyEntry, outcome: Outcome<FileAttr>) {
@@ -224,11 +243,10 @@ pub(crate) fn negotiate(config: &mut KernelConfig) {
     }
 }
 
-const CACHED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
-
 impl Filesystem for CloneFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         negotiate(config);
+        self.modes.negotiate(config);
         Ok(())
     }
 
@@ -342,8 +360,9 @@ impl Filesystem for CloneFs {
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guard("open", || match self.open_file(number.0, flags) {
-            Ok(handle) => reply.opened(handle, CACHED),
+        guard("open", || match self.open_file(number.0, flags, |file| reply.open_backing(file)) {
+            Ok((handle, Way::Here(flags))) => reply.opened(handle, flags),
+            Ok((handle, Way::Through(flags, id))) => reply.opened_passthrough(handle, flags, &id),
             Err(error) => reply.error(error),
         });
     }
@@ -358,9 +377,15 @@ impl Filesystem for CloneFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        guard("create", || match self.create_file(&new(r, parent, name, mode & !umask), flags) {
-            Ok((attr, handle)) => reply.created(&TTL, &attr, Generation(0), handle, CACHED),
-            Err(error) => reply.error(error),
+        guard("create", || {
+            let new = new(r, parent, name, mode & !umask);
+            match self.create_file(&new, flags, |file| reply.open_backing(file)) {
+                Ok((attr, handle, Way::Here(flags))) => reply.created(&TTL, &attr, Generation(0), handle, flags),
+                Ok((attr, handle, Way::Through(flags, id))) => {
+                    reply.created_passthrough(&TTL, &attr, Generation(0), handle, flags, &id);
+                }
+                Err(error) => reply.error(error),
+            }
         });
     }
 

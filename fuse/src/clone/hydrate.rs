@@ -47,7 +47,7 @@ const DEPTH_MAX: usize = 64;
 /// Looks in a row that find something not durable though nothing was absent: some seconds.
 const LOOKS_MAX: u32 = 20;
 /// Room on the file system that is left alone: a twentieth of it, and no more than this.
-const RESERVE_MAX: u64 = 1 << 30;
+pub(super) const RESERVE_MAX: u64 = 1 << 30;
 /// Files that may wait to be made durable before hydration does it itself.
 const WAITING_MAX: usize = 64;
 

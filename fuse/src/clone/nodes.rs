@@ -6,6 +6,7 @@
 //! inode. The table's lock is held for look-ups only, never across a system call.
 
 use super::base::BaseFile;
+use super::modes::Opens;
 use crate::errno::Outcome;
 use fuser::Errno;
 use std::collections::HashMap;
@@ -36,6 +37,12 @@ pub(super) struct FileState {
     pub(super) dirty_data: AtomicBool,
     /// Something only fsync must write.
     pub(super) dirty_facts: AtomicBool,
+    /// It was written to, by this session or perhaps by one that died.
+    written: AtomicBool,
+    /// What is written to it is not seen: every sync is done, whatever the flags above say.
+    unseen: AtomicBool,
+    /// The kernel's handles.
+    pub(super) opens: Mutex<Opens>,
     /// Once a sync failed it fails for ever.
     pub(super) failed: AtomicBool,
     /// One sync at a time: the second must not return before the first is done.
@@ -49,6 +56,9 @@ impl FileState {
             base: OnceLock::new(),
             dirty_data: AtomicBool::new(dirty),
             dirty_facts: AtomicBool::new(dirty),
+            written: AtomicBool::new(dirty),
+            unseen: AtomicBool::new(false),
+            opens: Mutex::default(),
             failed: AtomicBool::new(false),
             sync: Mutex::new(()),
         }
@@ -56,6 +66,7 @@ impl FileState {
 
     /// Called after data changed and before that is acknowledged.
     pub(super) fn touch_data(&self) {
+        self.written.store(true, Ordering::Release);
         self.dirty_data.store(true, Ordering::Release);
         self.dirty_facts.store(true, Ordering::Release);
     }
@@ -63,6 +74,26 @@ impl FileState {
     /// Called after owner, mode, times or names changed and before that is acknowledged.
     pub(super) fn touch_facts(&self) {
         self.dirty_facts.store(true, Ordering::Release);
+    }
+
+    /// True once data changed, or may have changed unseen.
+    pub(super) fn was_written(&self) -> bool {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Called before a handle is given out whose writes are not seen.
+    pub(super) fn open_unseen(&self) {
+        self.unseen.store(true, Ordering::Release);
+        // A file born on the clone is told from one that nobody has written to by this alone, so its node is kept. Of a
+        // base-backed one the durable map tells, so its node may be forgotten.
+        if self.base.get().is_some_and(Option::is_none) {
+            self.touch_data();
+        }
+    }
+
+    /// True if nobody here knows whether there is something to sync.
+    pub(super) fn is_unseen(&self) -> bool {
+        self.unseen.load(Ordering::Acquire)
     }
 
     /// True if forgetting this node would forget something the next fsync needs.

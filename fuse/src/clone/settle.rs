@@ -2,7 +2,8 @@
 //!
 //! PostgreSQL never syncs pages it only read, so nobody else would learn that they did not reach the disk. A file with
 //! such pages is queued here with an open descriptor, which keeps the kernel's note of a failed write alive (see
-//! [`super::disk`]). One thread syncs the queue every [`SETTLE_INTERVAL`], or once [`FILES_MAX`] files wait.
+//! [`super::disk`]). One thread syncs the queue every [`SETTLE_INTERVAL`], or once [`FILES_MAX`] files wait, or soon after
+//! a large one became whole: from when that is durable on, whoever opens it goes past this process ([`super::modes`]).
 
 use super::base::BaseFile;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,10 +14,14 @@ use std::time::Duration;
 const SETTLE_INTERVAL: Duration = Duration::from_secs(10);
 /// Files held open for this; a PostgreSQL process has 1000 open.
 const FILES_MAX: usize = 512;
+/// How long a file that is whole waits for others that are about to be.
+const WHOLE_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Arc<BaseFile>>,
+    /// A large file became whole.
+    whole: bool,
     ended: bool,
 }
 
@@ -54,16 +59,30 @@ impl Queue {
         }
     }
 
+    /// Called when a large file that waits, or is about to, has become whole.
+    pub(super) fn is_whole(&self) {
+        self.lock().whole = true;
+        self.changed.notify_all();
+    }
+
     fn work(&self) {
         loop {
-            let state = self.lock();
+            let due = |state: &mut State| !state.ended && !state.whole && state.waiting.len() < FILES_MAX;
+            let waited = self.changed.wait_timeout_while(self.lock(), SETTLE_INTERVAL, due);
+            let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let more = |state: &mut State| !state.ended && state.whole && state.waiting.len() < FILES_MAX;
+            let waited = self.changed.wait_timeout_while(state, WHOLE_INTERVAL, more);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if state.ended {
                 return;
             }
-            let due = |state: &mut State| !state.ended && state.waiting.len() < FILES_MAX;
-            let waited = self.changed.wait_timeout_while(state, SETTLE_INTERVAL, due);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            state.whole = false;
+            let fetched = !state.waiting.is_empty();
+            drop(state);
             self.settle();
+            if fetched {
+                crate::memory::give_back();
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 
 use pgkeep_engine::view::{Content, Entry, EntryKind, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind, Result};
-use pgkeep_fuse::{MountOptions, clone};
+use pgkeep_fuse::MountOptions;
+use pgkeep_fuse::clone::{self, OpenMode};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -140,17 +141,36 @@ impl Content for FileContent {
 pub struct Place {
     dir: Option<tempfile::TempDir>,
     root: PathBuf,
+    /// How the clone's files are opened.
+    mode: &'static str,
 }
 
 impl Place {
     pub fn new() -> Self {
+        Self::in_mode("auto")
+    }
+
+    /// Runs a test once for each way in which files may be opened.
+    pub fn in_each_mode(test: impl Fn(Self)) {
+        for mode in OpenMode::NAMES {
+            eprintln!("mode {mode}");
+            test(Self::in_mode(mode));
+        }
+    }
+
+    pub fn in_mode(mode: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let root = dir.path().to_path_buf();
         for name in ["base", "mnt"] {
             std::fs::create_dir(root.join(name)).unwrap();
         }
-        Self { dir: Some(dir), root }
+        Self { dir: Some(dir), root, mode }
+    }
+
+    /// The same place, used in another mode. Whoever made it removes it.
+    pub fn again(&self, mode: &'static str) -> Self {
+        Self { dir: None, root: self.root.clone(), mode }
     }
 
     pub fn base(&self) -> PathBuf {
@@ -187,13 +207,15 @@ impl Place {
     }
 
     pub fn serve_snapshot(&self, snapshot: DirectorySnapshot) -> pgkeep_fuse::Session {
-        let options = MountOptions::default();
-        clone::serve(&self.clone_dir(), Arc::new(snapshot), &self.mountpoint(), &options).unwrap()
+        clone::serve(&self.clone_dir(), Arc::new(snapshot), &self.mountpoint(), &options(self.mode)).unwrap()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if self.dir.is_none() {
+            return;
+        }
         let flags = rustix::mount::UnmountFlags::DETACH;
         for path in [self.mountpoint(), self.clone_dir()] {
             while rustix::mount::unmount(&path, flags).is_ok() {}
@@ -205,15 +227,22 @@ impl Drop for Place {
     }
 }
 
+fn options(mode: &str) -> MountOptions {
+    MountOptions { open_mode: OpenMode::parse(mode).unwrap(), ..MountOptions::default() }
+}
+
 /// Names the clone, the backup and the mountpoint a daemon serves.
 const DAEMON: &str = "PGKEEP_TEST_DAEMON";
+/// Names how it opens files.
+const MODE: &str = "PGKEEP_TEST_DAEMON_MODE";
 
 /// The other side of [`Daemon::start`]: call this from a test called `daemon`.
 pub fn daemon_main() {
     let Ok(root) = std::env::var(DAEMON) else { return };
     let root = Path::new(&root);
     let snapshot = Arc::new(DirectorySnapshot::new(&root.join("base")));
-    let session = clone::serve(&root.join("clone"), snapshot, &root.join("mnt"), &MountOptions::default()).unwrap();
+    let options = options(&std::env::var(MODE).unwrap());
+    let session = clone::serve(&root.join("clone"), snapshot, &root.join("mnt"), &options).unwrap();
     println!("\nserving");
     session.join().unwrap();
 }
@@ -226,7 +255,11 @@ pub struct Daemon {
 impl Daemon {
     pub fn start(place: &Place) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "daemon", "--nocapture"]).env(DAEMON, &place.root).stdout(Stdio::piped());
+        command
+            .args(["--exact", "daemon", "--nocapture"])
+            .env(DAEMON, &place.root)
+            .env(MODE, place.mode)
+            .stdout(Stdio::piped());
         // SAFETY: prctl is a plain system call.
         unsafe {
             command.pre_exec(|| {

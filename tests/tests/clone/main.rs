@@ -17,6 +17,7 @@ use support::{
 mod branch;
 mod instant;
 mod life;
+mod modes;
 mod places;
 
 use places::{Places, everything, wait_until, world};

@@ -193,7 +193,7 @@ fn create(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Fa
     };
     clone::create(dir, &*snapshot, &options)?;
     clone::hydrate(dir, None)?;
-    let session = make::serve(dir, snapshot, &target)?;
+    let session = make::serve(settings, dir, snapshot, &target)?;
     Ok(Served { session, clone: Some(dir.to_owned()), text: String::new(), becomes_plain: true })
 }
 

@@ -199,16 +199,21 @@ pub(in crate::commands) fn make(
     };
     let info = clone::create(dir, &*snapshot, &options)?;
     let dir = super::canonical(dir)?;
-    let session = serve(&dir, snapshot, &mountpoint)?;
+    let session = serve(settings, &dir, snapshot, &mountpoint)?;
     Ok(Made { session, info, dir })
 }
 
 /// Mounts a clone that was just made, or removes it.
-pub(super) fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path) -> Result<Session, Failure> {
+pub(super) fn serve(
+    settings: &Settings,
+    dir: &Path,
+    snapshot: Arc<dyn Snapshot>,
+    mountpoint: &Path,
+) -> Result<Session, Failure> {
     let serve = || {
         check_apart(dir, mountpoint)?;
         let _claim = mounts::claim(mountpoint)?;
-        Ok::<_, Failure>(clone::serve(dir, snapshot, mountpoint, &mount_options(dir))?)
+        Ok::<_, Failure>(clone::serve(dir, snapshot, mountpoint, &mount_options(settings, dir))?)
     };
     serve().inspect_err(|_| {
         if let Err(e) = clone::destroy(dir) {

@@ -48,6 +48,7 @@ fn the_file_has_the_servers_mode_and_replaces_what_is_there() {
         name: name.clone(),
         destination,
         pg_path: cluster.path().to_path_buf(),
+        sparse: false,
     };
     let destination = cluster.path().join("here");
     std::fs::write(&destination, b"old").unwrap();
@@ -62,6 +63,35 @@ fn the_file_has_the_servers_mode_and_replaces_what_is_there() {
     assert_eq!(kind(get(&repositories, &options(blocked))), Kind::FileMove);
     let left = std::fs::read_dir(cluster.path()).unwrap();
     assert!(left.map(|e| e.unwrap().file_name()).all(|n| !n.to_string_lossy().contains("tmp")));
+}
+
+#[test]
+fn zeros_at_the_end_can_be_left_out_and_read_as_zeros() {
+    let repository = create(1, MemoryStore::new(), &OWN);
+    let repositories = [Arc::clone(&repository).into()];
+    let cluster = Cluster::new(Version::V15, SYSTEM);
+    let mut content = vec![0; 1 << 20];
+    for used in [0, 1, 300_000, 1 << 20] {
+        content[..used].fill(7);
+        let name = segment(used as u64 % 1000 + 1).name(SIZE);
+        let file = crate::repository::wal::WalFile::encode(&content, 1).unwrap();
+        repository.wal_put("main", "15-1", &name, &file).unwrap();
+        let blocks = [false, true].map(|sparse| {
+            let destination = cluster.path().join("here");
+            let options = GetOptions {
+                stanza: "main".into(),
+                name: name.clone(),
+                destination: destination.clone(),
+                pg_path: cluster.path().to_path_buf(),
+                sparse,
+            };
+            get(&repositories, &options).unwrap();
+            assert!(std::fs::read(&destination).unwrap() == content);
+            std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&destination).unwrap()) * 512
+        });
+        assert!(blocks[0] >= 1 << 20, "{blocks:?}");
+        assert!(blocks[1] <= used as u64 + 8192, "{blocks:?}");
+    }
 }
 
 #[test]

@@ -117,6 +117,7 @@ impl Rig {
             queue: Arc::clone(&self.queue),
             doubt: Arc::clone(&self.doubt),
             demand: Arc::default(),
+            ahead: Arc::default(),
         });
         let base = BaseFile::load(self.table.get(0).unwrap(), SIZE, shared).unwrap();
         let nodes = Nodes::new(1, false);

@@ -82,6 +82,11 @@ impl BaseFile {
         self.sync_alone(open, scope)
     }
 
+    /// The server may have written without this process seeing it: a sync that fails has lost that.
+    pub(in crate::clone) fn suspect_change(&self) {
+        self.changed.store(true, Ordering::Release);
+    }
+
     fn sync_alone(&self, open: &OpenFile, scope: SyncScope) -> Outcome<()> {
         if self.has_failed() {
             return Err(Errno::EIO);

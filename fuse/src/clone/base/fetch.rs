@@ -1,0 +1,306 @@
+//! Fetching pages of a base-backed file: how much, in which order, and by whom.
+//!
+//! A page that is waited for comes with its *block*, which is what a chunk holds of a relation: decoding a chunk is most
+//! of what a miss costs, and a second miss in it would decode it again. More is not fetched for one page: who looks up a
+//! row waits for three or four blocks in different places, and neighbours of each would only be in its way. Who reads on
+//! where the block before is here already gets what follows fetched in the background, by threads of [`super::super::ahead`],
+//! in windows that double from [`WINDOW_MIN`] to [`WINDOW_MAX`]: while one is read the next one is decoded, on other cores.
+//!
+//! One thread fetches a block (a *flight*), others that want it wait for that. A request for several blocks fetches those
+//! that follow each other with one read of the backup.
+
+use super::{BaseFile, lock};
+use crate::clone::ahead::Job;
+use crate::clone::nodes::OpenFile;
+use crate::errno::{self, Outcome, chain};
+use fuser::Errno;
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use std::cell::RefCell;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What one miss fetches: what a chunk of a relation holds.
+const BLOCK_BYTES: u64 = 256 << 10;
+/// Most blocks of one read of the backup: a MiB in the hands of each thread that fetches.
+const BLOCKS_MAX: u64 = 4;
+/// Blocks fetched ahead of a reader that has just begun to read on.
+const WINDOW_MIN: u64 = 2;
+/// And of one that goes on: 4 MiB, some milliseconds of decoding on each of a few cores.
+const WINDOW_MAX: u64 = 16;
+
+thread_local! {
+    /// Clearing a new buffer would cost as much as copying into it.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where a reader of the file is expected next.
+pub(super) struct Stream {
+    /// Reading at or behind this byte, and before `end`, asks for the next window; `u64::MAX` if nothing is expected.
+    trigger: AtomicU64,
+    /// First byte that was not asked for yet.
+    end: AtomicU64,
+    /// Blocks of the last window.
+    window: Mutex<u64>,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self { trigger: AtomicU64::new(u64::MAX), end: AtomicU64::new(0), window: Mutex::new(0) }
+    }
+}
+
+/// A file that is worth being made durable soon once it is whole; the many small ones become so all at once.
+const LARGE_BYTES: u64 = 8 << 20;
+
+/// Who wants a fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Now,
+    /// Nobody waits; whoever will is told of a failure then.
+    Ahead,
+}
+
+impl BaseFile {
+    /// As [`Self::ensure`], for a request that waits for it: hydration gives way.
+    pub(in crate::clone) fn ensure_now(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
+        if self.holds(range.clone()) {
+            self.read_on(open, &range);
+            return Ok(());
+        }
+        let goes_on = self.goes_on(range.start);
+        let _waiting = self.shared.demand.enter();
+        if goes_on {
+            // Before this thread begins: the others need not wait for it.
+            self.expect_more(open, range.end.div_ceil(BLOCK_BYTES));
+        }
+        self.ensure(open, range)
+    }
+
+    /// Fetches what is absent of `range`. Blocks on the store. EROFS if nothing can be kept in the sparse file.
+    pub(in crate::clone) fn ensure(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
+        self.ensure_for(open, range, Wanted::Now)
+    }
+
+    /// Fetches what is absent of some blocks that are expected to be read.
+    pub(in crate::clone) fn fetch_ahead(self: &Arc<Self>, open: &Arc<OpenFile>, blocks: Range<u64>) {
+        if let Err(error) = self.ensure_for(open, blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES, Wanted::Ahead) {
+            tracing::debug!("'{}' is not fetched ahead (errno {})", self.entry.path, error.code());
+        }
+    }
+
+    fn ensure_for(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>, wanted: Wanted) -> Outcome<()> {
+        while let Some(page) = self.bits.first_absent(self.pages(range.clone())) {
+            if self.has_failed() {
+                return Err(Errno::EIO);
+            }
+            if !open.writable {
+                return Err(Errno::EROFS);
+            }
+            let first = page * self.page / BLOCK_BYTES;
+            let end = range.end.min(self.limit()).div_ceil(BLOCK_BYTES).min(first + BLOCKS_MAX);
+            if let Some(flight) = self.take_off(first..end.max(first + 1)) {
+                self.fetch(open, &flight.blocks, wanted)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True if a reader at `offset` has the block before it already: it reads on.
+    fn goes_on(&self, offset: u64) -> bool {
+        let block = offset / BLOCK_BYTES;
+        block.checked_sub(1).is_some_and(|before| {
+            self.holds(before * BLOCK_BYTES..block * BLOCK_BYTES) || lock(&self.flights).contains(&before)
+        })
+    }
+
+    /// Called with what is read and here already: a reader inside a window asks for the next one.
+    pub(in crate::clone) fn read_on(self: &Arc<Self>, open: &Arc<OpenFile>, range: &Range<u64>) {
+        let stream = &self.stream;
+        if range.end > stream.trigger.load(Ordering::Acquire) && range.start < stream.end.load(Ordering::Acquire) {
+            self.expect_more(open, range.end.div_ceil(BLOCK_BYTES));
+        }
+    }
+
+    /// Has the window after `next` fetched, or the one after what was asked for already.
+    fn expect_more(self: &Arc<Self>, open: &Arc<OpenFile>, next: u64) {
+        let stream = &self.stream;
+        let mut window = lock(&stream.window);
+        let (trigger, asked) =
+            (stream.trigger.load(Ordering::Acquire), stream.end.load(Ordering::Acquire) / BLOCK_BYTES);
+        let expected = trigger != u64::MAX;
+        if expected && next * BLOCK_BYTES < trigger && asked.saturating_sub(next) <= 2 * WINDOW_MAX {
+            // One of several requests of the same reader: the window it asks for is under way.
+            return;
+        }
+        let continues = expected && next * BLOCK_BYTES >= trigger && next <= asked + 1;
+        *window = if continues { (*window * 2).clamp(WINDOW_MIN, WINDOW_MAX) } else { WINDOW_MIN };
+        let begin = if continues { asked.max(next) } else { next };
+        let blocks = self.limit().div_ceil(BLOCK_BYTES);
+        let end = (begin + *window).min(blocks);
+        stream.end.store(end * BLOCK_BYTES, Ordering::Release);
+        // Nothing is behind the file's end.
+        stream.trigger.store(if end < blocks { begin * BLOCK_BYTES } else { u64::MAX }, Ordering::Release);
+        let mut at = begin;
+        while at < end {
+            let upto = (at + BLOCKS_MAX).min(end);
+            if !self.holds(at * BLOCK_BYTES..upto * BLOCK_BYTES) {
+                self.shared.ahead.add(Job { base: Arc::clone(self), open: Arc::clone(open), blocks: at..upto });
+            }
+            at = upto;
+        }
+    }
+
+    /// Claims the first of the blocks and those behind it that lack something and nobody fetches; `None` if another thread
+    /// had the first and is done by now.
+    fn take_off(&self, blocks: Range<u64>) -> Option<Flight<'_>> {
+        let mut flights = lock(&self.flights);
+        if flights.insert(blocks.start) {
+            let mut end = blocks.start + 1;
+            while end < blocks.end && !self.holds(end * BLOCK_BYTES..(end + 1) * BLOCK_BYTES) && flights.insert(end) {
+                end += 1;
+            }
+            return Some(Flight { base: self, blocks: blocks.start..end });
+        }
+        while flights.contains(&blocks.start) {
+            flights = self.landed.wait(flights).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
+    }
+
+    fn fetch(self: &Arc<Self>, open: &Arc<OpenFile>, blocks: &Range<u64>, wanted: Wanted) -> Outcome<()> {
+        let pages = self.pages(blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES);
+        let Some(first) = self.bits.first_absent(pages.clone()) else { return Ok(()) };
+        let mut end = first;
+        while let Some(run) = self.bits.absent_run(end..pages.end) {
+            end = run.end;
+        }
+        let start = first * self.page;
+        let stop = (end * self.page).min(self.entry.size);
+        let bytes = usize::try_from(stop - start).map_err(|_| Errno::EIO)?;
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < bytes {
+                buffer.resize(bytes, 0);
+            }
+            let buffer = buffer.get_mut(..bytes).ok_or(Errno::EIO)?;
+            self.read_base(start, buffer).map_err(|error| {
+                let why = chain(&error);
+                match wanted {
+                    Wanted::Now => {
+                        tracing::error!("cannot fetch bytes {start}..{stop} of '{}': {why}", self.entry.path);
+                    }
+                    Wanted::Ahead => {
+                        tracing::debug!("cannot fetch bytes {start}..{stop} of '{}' ahead: {why}", self.entry.path);
+                    }
+                }
+                Errno::EIO
+            })?;
+            let result = self.fill_in(&open.file, start, buffer);
+            // Also if it stopped half way: what it has written is present.
+            self.enqueue(open);
+            if self.entry.size >= LARGE_BYTES && self.bits.is_full() {
+                self.shared.queue.is_whole();
+            }
+            result
+        })
+    }
+
+    /// Writes what is still absent of the base's bytes from `start`.
+    fn fill_in(&self, file: &File, start: u64, buffer: &[u8]) -> Outcome<()> {
+        let _fill = lock(&self.fill);
+        let stop = start + buffer.len() as u64;
+        let times = self.times(file);
+        // The limit may have shrunk and pages may have been written since the fetch began.
+        let pages = self.pages(start..stop);
+        let mut from = pages.start;
+        while let Some(run) = self.bits.absent_run(from..pages.end) {
+            from = run.end;
+            let at = run.start * self.page;
+            let upto = (run.end * self.page).min(self.limit());
+            let within = usize::try_from(at - start).ok().zip(usize::try_from(upto - start).ok());
+            let bytes = within.and_then(|(at, upto)| buffer.get(at..upto)).ok_or(Errno::EIO)?;
+            file.write_all_at(bytes, at).map_err(errno::io)?;
+            self.bits.set(run);
+            self.unrecorded.store(true, Ordering::Release);
+        }
+        if let Some(times) = times {
+            self.restore_times(file, &times);
+        }
+        Ok(())
+    }
+
+    /// The time of the last change, if no change by the server is under way. The fill lock is held.
+    fn times(&self, file: &File) -> Option<Quiet> {
+        let begun = self.begun.load(Ordering::Acquire);
+        if self.done.load(Ordering::Acquire) != begun {
+            return None;
+        }
+        let stat = rustix::fs::fstat(file).ok()?;
+        let modified = Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).ok()? };
+        Some(Quiet { begun, modified })
+    }
+
+    /// Fetching is not a change: the file keeps its time, unless the server changed it meanwhile.
+    fn restore_times(&self, file: &File, quiet: &Quiet) {
+        let is_quiet = || self.begun.load(Ordering::Acquire) == quiet.begun;
+        if !is_quiet() {
+            return;
+        }
+        let omit = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+        let set = |last_modification| {
+            let times = Timestamps { last_access: omit(UTIME_OMIT), last_modification };
+            if let Err(error) = rustix::fs::futimens(file, &times) {
+                tracing::debug!("cannot keep the time of '{}': {error}", self.entry.path);
+            }
+        };
+        set(quiet.modified);
+        if !is_quiet() {
+            set(omit(UTIME_NOW));
+        }
+    }
+
+    pub(super) fn read_base(&self, offset: u64, buffer: &mut [u8]) -> pgkeep_engine::Result<()> {
+        let content = match self.content.get() {
+            Some(content) => content,
+            None => {
+                let content = self.shared.snapshot.open(&self.entry.path)?;
+                self.content.get_or_init(|| content)
+            }
+        };
+        let refuse = |message: String| pgkeep_engine::Error::refused(pgkeep_engine::Kind::FileInvalid, message);
+        if content.size() != self.entry.size {
+            let (size, expected) = (content.size(), self.entry.size);
+            return Err(refuse(format!("the backup's file has {size} bytes, the clone was made from {expected}")));
+        }
+        let read = content.read_at(offset, buffer)?;
+        if read != buffer.len() {
+            return Err(refuse(format!("the backup gave {read} bytes instead of {}", buffer.len())));
+        }
+        Ok(())
+    }
+}
+
+/// A file's time, and the changes the server had begun when it was taken.
+struct Quiet {
+    begun: u64,
+    modified: Timespec,
+}
+
+/// Blocks being fetched; the others are let in when it is dropped, also by a panic.
+struct Flight<'a> {
+    base: &'a BaseFile,
+    blocks: Range<u64>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        let mut flights = lock(&self.base.flights);
+        for block in self.blocks.clone() {
+            flights.remove(&block);
+        }
+        drop(flights);
+        self.base.landed.notify_all();
+    }
+}
