@@ -179,7 +179,8 @@ fn clone_settings(settings: &Settings, recipe: &Recipe, choice: &Choice) -> Clon
     // As the server spells them.
     let asked = recipe.recovery.settings.iter();
     let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
-    CloneSettings { port, socket: recipe.socket.clone(), name, major: choice.backup.version, asked }
+    let (socket, major) = (recipe.socket.clone(), choice.backup.version);
+    CloneSettings { port, socket, name, major, bypass: super::open_mode(settings).may_bypass(), asked }
 }
 
 /// The first port that nobody uses now, neither in the directory of sockets nor on this host.
