@@ -9,7 +9,7 @@ use pgkeep_formats::pg::version::Version;
 use pgkeep_fuse::clone::{self, Added, CreateOptions};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -425,10 +425,17 @@ fn a_real_power_cut(place: Place) {
         file.write_all_at(&noise(81, 20_000), 20_000).unwrap();
         file.sync_data().unwrap();
     }
+    // As a server writes WAL that is told to spare itself the syncs.
+    let mut options = OpenOptions::new();
+    options.create_new(true).write(true).custom_flags(libc::O_DSYNC);
+    let log = options.open(at("log")).unwrap();
+    log.write_all_at(&noise(90, 200_000), 0).unwrap();
+    File::open(place.mountpoint()).unwrap().sync_all().unwrap();
+    log.write_all_at(&noise(91, 20_000), 100_000).unwrap();
     fs::write(place.mountpoint().join("unsynced"), "x").unwrap();
     cut_power(&dir);
     daemon.kill();
-    drop((file, born, whole));
+    drop((file, born, whole, log));
     pgkeep_fuse::unmount(&place.mountpoint()).unwrap();
     command("umount", &[dir.as_ref()]);
     attach();
@@ -447,6 +454,9 @@ fn a_real_power_cut(place: Place) {
         let new = (210..220).contains(&page) && found[at.clone()] == noise(7000 + page as u64, PAGE);
         assert!(found[at.clone()] == model[at] || new, "page {page} is neither old nor new");
     }
+    let mut model = noise(90, 200_000);
+    model[100_000..120_000].copy_from_slice(&noise(91, 20_000));
+    assert!(fs::read(place.mountpoint().join("log")).unwrap() == model, "log");
     for (name, size) in [("born", 40_000), ("base/5/odd", 100_001)] {
         let mut model = [noise(80, 20_000), noise(81, 20_000)].concat();
         model.extend_from_slice(&noise(3, 100_001)[40_000..]);

@@ -108,9 +108,12 @@ fn open(repository: &Arc<Repository>, stanza: &str, backup: &Commit) -> Result<A
     Ok(Arc::new(BackupSnapshot::open(source, backup, cache)?))
 }
 
+fn open_mode(settings: &Settings) -> OpenMode {
+    settings.text(Opt::CloneOpenMode).and_then(OpenMode::parse).unwrap_or_default()
+}
+
 fn mount_options(settings: &Settings, dir: &Path) -> MountOptions {
-    let open_mode = settings.text(Opt::CloneOpenMode).and_then(OpenMode::parse).unwrap_or_default();
-    MountOptions { source: mounts::source_of(dir), open_mode, ..MountOptions::default() }
+    MountOptions { source: mounts::source_of(dir), open_mode: open_mode(settings), ..MountOptions::default() }
 }
 
 /// What the creator recorded under a name.

@@ -1,7 +1,7 @@
 //! Threads that fetch what is expected to be read soon, see `base/fetch.rs`.
 //!
-//! The queue is bounded: what has no place in it is not fetched ahead. Whoever reads a page does not wait for this queue,
-//! only for a fetch of that very page that has begun.
+//! The queue is bounded: what has no place in it is not fetched ahead. Whoever reads a page does not wait for this
+//! queue, only for a fetch of that very page that has begun.
 
 use super::base::BaseFile;
 use super::hydrate::RESERVE_MAX;

@@ -30,6 +30,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// File systems that may lie over each other, the mount included: its backing file system must be an ordinary one, and
 /// an overlay over the mount stays possible.
 const STACK_DEPTH: u32 = 1;
+/// The Linux that has passthrough first.
+const PASSTHROUGH_SINCE: (u32, u32) = (6, 9);
 /// No request at each close: nothing waits for it.
 const ALWAYS: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
 
@@ -58,6 +60,18 @@ impl OpenMode {
             "plain" => Some(Self::Plain),
             _ => None,
         }
+    }
+
+    /// True if files of a clone that this process serves will probably bypass it: the kernel is asked when the clone is
+    /// mounted, and may refuse.
+    #[must_use]
+    pub fn may_bypass(self) -> bool {
+        let release = rustix::system::uname();
+        let known = release.release().to_str().ok().and_then(|release| {
+            let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
+            Some((numbers.next()?, numbers.next()?))
+        });
+        self == Self::Auto && rustix::process::geteuid().is_root() && known >= Some(PASSTHROUGH_SINCE)
     }
 }
 

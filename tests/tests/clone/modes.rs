@@ -53,6 +53,9 @@ impl Use<'_> {
         let mut server = Cluster::adopt(MAJOR, &self.places.mountpoint);
         server.start();
         server.wait_promoted();
+        // Where the test runs Linux offers passthrough.
+        let syncs = if self.as_root && self.mode == "auto" { "open_datasync" } else { "fdatasync" };
+        assert_eq!(server.psql("SHOW wal_sync_method"), syncs);
         let sums = "SELECT sum(abalance) || ' ' || (SELECT sum(i) FROM kept) FROM pgbench_accounts";
         server.psql("CREATE TABLE kept AS SELECT generate_series(1, 100000) AS i");
         server.psql("UPDATE pgbench_accounts SET abalance = aid");

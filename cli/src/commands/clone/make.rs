@@ -255,10 +255,11 @@ fn clone_settings(
     // As the server spells them.
     let asked = recipe.recovery.settings.iter();
     let asked = asked.map(|(name, _)| name.replace('-', "_").to_ascii_lowercase()).collect();
-    let (socket, purpose) = (recipe.socket.clone(), recipe.purpose);
+    let (socket, purpose, major) = (recipe.socket.clone(), recipe.purpose, choice.backup.version);
     let archive_to = recipe.archive_to.as_deref();
     let archive_command = archive_to.map(|own| archive_command_of_clone(settings, own, mountpoint)).transpose()?;
-    Ok(CloneSettings { port, socket, name, major: choice.backup.version, asked, purpose, archive_command })
+    let bypass = super::open_mode(settings).may_bypass();
+    Ok(CloneSettings { port, socket, name, major, bypass, asked, purpose, archive_command })
 }
 
 /// The first port that nobody uses now, neither in the directory of sockets nor on this host.

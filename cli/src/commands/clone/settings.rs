@@ -98,6 +98,8 @@ pub(super) struct CloneSettings {
     pub(super) name: String,
     /// PostgreSQL's major.
     pub(super) major: u32,
+    /// Files that are made on the clone bypass the process that serves it.
+    pub(super) bypass: bool,
     /// Settings that the user has given a value.
     pub(super) asked: Vec<String>,
     pub(super) purpose: Purpose,
@@ -138,6 +140,10 @@ pub(super) fn append(mut content: Vec<u8>, clone: &CloneSettings, now: &str) -> 
     if clone.major >= INIT_SYNC_SINCE {
         // The other method does not reach a file system in user space.
         all.push(("recovery_init_sync_method", "fsync".to_owned()));
+    }
+    if clone.bypass {
+        // So do writes of WAL then, but not syncs: with this method a commit needs none.
+        all.push(("wal_sync_method", "open_datasync".to_owned()));
     }
     if let Some(command) = &clone.archive_command {
         all.push(("archive_command", command.clone()));
@@ -287,10 +293,22 @@ mod tests {
             socket: "/tmp/a, 'b'".into(),
             name: format!("pgkeep_é x_{}", "y".repeat(90)),
             major,
+            bypass: false,
             asked: Vec::new(),
             purpose: Purpose::Kept,
             archive_command: None,
         }
+    }
+
+    #[test]
+    fn where_files_bypass_the_serving_process_commits_do_unless_the_user_says_otherwise() {
+        let text = |bypass, asked: &str| {
+            let settings = CloneSettings { bypass, asked: vec![asked.to_owned()], ..clone(15) };
+            String::from_utf8(append(Vec::new(), &settings, "now")).unwrap()
+        };
+        assert!(text(true, "").ends_with("wal_sync_method = 'open_datasync'\n"));
+        assert!(!text(true, "wal_sync_method").contains("wal_sync_method"));
+        assert!(!text(false, "").contains("wal_sync_method"));
     }
 
     #[test]
