@@ -37,10 +37,7 @@ pub(in crate::commands) fn keep(context: &Context<'_>) -> Result<Status, Failure
     let others = listen(context.cancel.clone())?;
     let served = serve(context, &places);
     let (session, result) = match served {
-        Ok(session) => {
-            attend(context)?;
-            (Some(session), Ok(Status::OK))
-        }
+        Ok(session) => (Some(session), attend(context).map(|()| Status::OK)),
         Err(failure) => (None, Err(failure)),
     };
     let removed = dismantle::all(&places, session);
