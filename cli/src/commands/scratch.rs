@@ -1,8 +1,8 @@
 //! A clone that goes with the command that needs it.
 //!
 //! Nothing of it may be left when the command has ended, however it ended. So two processes share the work. The
-//! command makes the directory, starts a *keeper* ([`keeper`]) and, once that serves the mount, starts the server and
-//! uses it. The keeper makes and serves the clone; its standard input is a socket whose other end only the command
+//! command starts a *keeper* ([`keeper`]) and, once that serves the mount, starts the server and uses it. The keeper
+//! makes the directory and the clone and serves it; its standard input is a socket whose other end only the command
 //! holds. When that end closes, by intent or by death, the keeper ends the server, unmounts, and removes the
 //! directory. If it is the keeper that dies, the command does the same. If both die at once, nobody is left to; the
 //! next command of the kind finds the directory by its name, sees that nobody holds its lock, and removes it then.
@@ -52,7 +52,8 @@ pub(super) struct Scratch {
     /// None once the keeper was told to end.
     line: Option<UnixStream>,
     keeper: Child,
-    _held: Held,
+    /// Should the keeper die, nobody else takes the directory for abandoned.
+    held: Option<Held>,
     /// Directory of PostgreSQL's programs.
     bin: PathBuf,
     /// Whom to connect as; known once the server runs.
@@ -80,14 +81,14 @@ impl Scratch {
     /// what choosing the backup or making the clone said.
     pub(super) fn open(context: &Context<'_>, more: &[OsString]) -> Result<Self, Failure> {
         let begun = (Instant::now(), SystemTime::now());
-        let (places, held) = places::make(context.settings)?;
-        let started = start_keeper(context, &places, more);
-        let (line, mut keeper) = started.inspect_err(|_| clear(&places))?;
+        let places = places::choose(context.settings)?;
+        let (line, mut keeper) = start_keeper(context, &places, more)?;
         let ready = daemon::wait(context, &line, &mut keeper);
         // From here on its drop clears up.
         let line = Some(line);
-        let mut scratch = Self { places, line, keeper, _held: held, bin: PathBuf::new(), role: String::new(), begun };
+        let mut scratch = Self { places, line, keeper, held: None, bin: PathBuf::new(), role: String::new(), begun };
         ready?;
+        scratch.held = Some(scratch.places.hold()?);
         scratch.bin = bin(context.settings, &scratch.places.data)?;
         Ok(scratch)
     }
@@ -264,9 +265,10 @@ impl Scratch {
             let _ = self.keeper.kill();
             let _ = self.keeper.wait();
         }
-        if !self.places.root.exists() {
+        if !places::is_ours(&self.places.root) {
             return Ok(());
         }
+        self.held = None;
         tracing::info!("the process that served the clone has left '{}'", self.places.root.display());
         dismantle::all(&self.places, None)
     }
@@ -320,13 +322,6 @@ fn start_keeper(context: &Context<'_>, places: &Places, more: &[OsString]) -> Re
     // With the command goes our copy of the keeper's end: its death is then the end of ours.
     drop(command);
     Ok((ours, child.map_err(|e| Failure::file(FileError::at("start", &invocation.exe)(e)))?))
-}
-
-/// Removes a directory in which nothing was made yet.
-fn clear(places: &Places) {
-    if let Err(e) = std::fs::remove_dir_all(&places.root) {
-        tracing::warn!("cannot remove '{}': {e}", places.root.display());
-    }
 }
 
 /// The directory of PostgreSQL's programs: the one that is named, or the one of the backup's major.

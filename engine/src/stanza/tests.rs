@@ -233,7 +233,7 @@ fn a_stanza_is_deleted_only_when_stopped_and_without_server() {
     assert_eq!(deleted, Deleted { backups: 2, wal: 3, objects: 10 });
     let left = store.snapshot();
     assert!(left.keys().all(|k| !k.contains("demo")));
-    assert_eq!(left.keys().filter(|k| k.contains("other")).count(), 9);
+    assert_eq!(left.keys().filter(|k| k.contains("other")).count(), 10);
     assert!(left.get("packs/aa/aa").is_some());
     std::fs::remove_file(pgdata.join("postmaster.pid")).unwrap();
     assert_eq!(remove(&store, &locks, Some(&pgdata), WhenRunning::Refuse).unwrap(), Deleted::default());

@@ -97,6 +97,14 @@ fn killed_it_leaves_nothing() {
     other.wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE 'CREATE TABLE%'");
     assert_eq!(other.psql("SELECT count(*) FROM pg_class WHERE relname = 'orders'"), "0");
 
+    // At whatever moment of the beginning.
+    for millis in [0, 2, 4, 8, 12, 16, 24, 32, 64] {
+        let running = shop.world.spawn(shop.args(&["--table=orders"], &[]));
+        thread::sleep(Duration::from_millis(millis));
+        running.kill9();
+        wait_until("the end of everything", || shop.is_clean());
+    }
+
     // As soon as there is a directory, a mount, a server; and in the middle of writing a file.
     let dumps = shop.world.sandbox.dir("dumps");
     for format in ["plain", "directory"] {

@@ -11,14 +11,17 @@ use pgkeep_engine::observe::Cancel;
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_fuse::Session;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it looks whether it is to end.
 const GLANCE: Duration = Duration::from_millis(50);
+/// How long what a dead command was writing is tried to be removed.
+const REMOVE_WAIT: Duration = Duration::from_secs(10);
 /// Most bytes of names that the command may send.
 const NAMES_BYTES_MAX: usize = 1 << 20;
 
@@ -33,14 +36,12 @@ pub(in crate::commands) fn keep(context: &Context<'_>) -> Result<Status, Failure
     // Ctrl-C is for the command, which tells us by its end.
     rustix::process::setsid().map_err(|e| kernel("leave the terminal's session", e.into()))?;
     let places = Places::of(root);
-    let _held = places.hold()?;
+    // Before there is anything: whenever the command ends from here on, there is somebody to remove what is made.
     let others = listen(context.cancel.clone())?;
+    let _held = places.create()?;
     let served = serve(context, &places);
     let (session, result) = match served {
-        Ok(session) => {
-            attend(context)?;
-            (Some(session), Ok(Status::OK))
-        }
+        Ok(session) => (Some(session), attend(context).map(|()| Status::OK)),
         Err(failure) => (None, Err(failure)),
     };
     let removed = dismantle::all(&places, session);
@@ -102,13 +103,17 @@ fn listen(cancel: Cancel) -> Result<Arc<Mutex<Vec<PathBuf>>>, Failure> {
 
 /// Removes what a command that died had begun to write. After one that ended by itself it has its final name.
 fn remove(path: &PathBuf) {
-    let is_dir = std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_dir());
-    let removed = if is_dir { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-    match removed {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!("cannot remove '{}', which is not whole: {e}", path.display());
+    let begun = Instant::now();
+    loop {
+        let is_dir = std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_dir());
+        let removed = if is_dir { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        match removed {
+            Err(e) if e.kind() == ErrorKind::NotFound => return,
+            // Until it is seen to be gone: who was writing it may take a moment to end, and make one more file.
+            Ok(()) | Err(_) if begun.elapsed() < REMOVE_WAIT => std::thread::sleep(GLANCE),
+            Ok(()) => return,
+            Err(e) => return tracing::warn!("cannot remove '{}', which is not whole: {e}", path.display()),
         }
-        _ => {}
     }
 }
 

@@ -45,6 +45,33 @@ impl Places {
         Self { root: root.to_path_buf(), clone: root.join("clone"), data: root.join("data"), sockets: root.join("s") }
     }
 
+    /// Makes the directories, held by this process.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn create(&self) -> Result<Held, Failure> {
+        let creating = |path: &Path| {
+            let path = path.to_path_buf();
+            move |e| Failure::file(FileError::at("create", &path)(e))
+        };
+        std::fs::DirBuilder::new().mode(MODE).create(&self.root).map_err(creating(&self.root))?;
+        // Held before it has its name: who finds it is too late or too early.
+        let (new, lock) = (self.root.join("lock.new"), self.root.join(LOCK));
+        let made = || -> Result<Held, Failure> {
+            let file = File::create(&new).map_err(creating(&new))?;
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
+                .map_err(|e| Failure::file(FileError::at("lock", &new)(e.into())))?;
+            std::fs::rename(&new, &lock).map_err(|e| Failure::file(FileError::at("rename", &new)(e)))?;
+            std::fs::DirBuilder::new().mode(0o700).create(&self.sockets).map_err(creating(&self.sockets))?;
+            Ok(Held { _lock: file })
+        };
+        made().inspect_err(|_| {
+            if let Err(e) = std::fs::remove_dir_all(&self.root) {
+                tracing::warn!("cannot remove '{}': {e}", self.root.display());
+            }
+        })
+    }
+
     /// Says that this process uses it.
     ///
     /// # Errors
@@ -63,12 +90,12 @@ pub(super) struct Held {
     _lock: File,
 }
 
-/// Makes the directory of a scratch clone in the one that `--dir` names, after what dead commands left there is
-/// removed.
+/// Where a scratch clone is to be made: in the directory that `--dir` names, after what dead commands left there is
+/// removed. Nothing of it is there yet.
 ///
 /// # Errors
 /// `Kernel` without FUSE, `PathMissing`, `FileWrite` without room, `OptionInvalidValue` if the path is too long.
-pub(super) fn make(settings: &Settings) -> Result<(Places, Held), Failure> {
+pub(super) fn choose(settings: &Settings) -> Result<Places, Failure> {
     check_fuse(settings.command())?;
     let parent = mounts::resolved(settings.path(Opt::Dir).unwrap_or(Path::new("/var/tmp")));
     if !parent.is_dir() {
@@ -78,8 +105,7 @@ pub(super) fn make(settings: &Settings) -> Result<(Places, Held), Failure> {
     sweep(&parent);
     check_room(&parent)?;
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-    let root = parent.join(format!("{PREFIX}{}-{:x}", std::process::id(), nanos & 0xffff_ffff));
-    let places = Places::of(&root);
+    let places = Places::of(&parent.join(format!("{PREFIX}{}-{:x}", std::process::id(), nanos & 0xffff_ffff)));
     let socket = places.sockets.join(format!(".s.PGSQL.{PORT}"));
     if socket.as_os_str().len() > SOCKET_PATH_LEN_MAX {
         let text = format!(
@@ -88,23 +114,7 @@ pub(super) fn make(settings: &Settings) -> Result<(Places, Held), Failure> {
         );
         return Err(Error::refused(Kind::OptionInvalidValue, text).into());
     }
-    let creating = |path: &Path| {
-        let path = path.to_path_buf();
-        move |e| Failure::file(FileError::at("create", &path)(e))
-    };
-    std::fs::DirBuilder::new().mode(MODE).create(&root).map_err(creating(&root))?;
-    // Held before it has its name: who finds it is too late or too early.
-    let (new, lock) = (root.join("lock.new"), root.join(LOCK));
-    let made = || -> Result<Held, Failure> {
-        let file = File::create(&new).map_err(creating(&new))?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
-            .map_err(|e| Failure::file(FileError::at("lock", &new)(e.into())))?;
-        std::fs::rename(&new, &lock).map_err(|e| Failure::file(FileError::at("rename", &new)(e)))?;
-        std::fs::DirBuilder::new().mode(0o700).create(&places.sockets).map_err(creating(&places.sockets))?;
-        Ok(Held { _lock: file })
-    };
-    let held = made().inspect_err(|_| super::clear(&places))?;
-    Ok((places, held))
+    Ok(places)
 }
 
 fn check_fuse(command: Command) -> Result<(), Failure> {
@@ -151,7 +161,7 @@ fn sweep(parent: &Path) {
 }
 
 /// Anybody may make directories of any name where all may write.
-fn is_ours(path: &Path) -> bool {
+pub(super) fn is_ours(path: &Path) -> bool {
     std::fs::symlink_metadata(path)
         .is_ok_and(|facts| facts.is_dir() && facts.uid() == rustix::process::geteuid().as_raw())
 }
