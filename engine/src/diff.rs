@@ -2,7 +2,8 @@
 //! page is read, but of the few chunks that have no such hashes.
 //!
 //! Both manifests are merged in path order, file by file, run of pages by run of pages. Where both refer to the same place
-//! in the same chunk nothing is looked up. Memory: some 100 bytes a relation that changed.
+//! in the same chunk nothing is looked up. Memory: some 100 bytes a relation, and the contents of the packs of [`CHUNKS_MAX`]
+//! chunks of each backup.
 
 use crate::crypto::PageHasher;
 use crate::observe::{Cancel, Counter, Observer};
@@ -18,6 +19,9 @@ use std::sync::Arc;
 
 /// Chunks of either backup whose hashes are at hand.
 const CHUNKS_MAX: usize = 256;
+
+/// Files of at most so many bytes are compared by reading them if places differ.
+const SMALL_BYTES: u64 = 16 << 10;
 
 /// A relation: what all its segments and forks have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,7 +109,13 @@ pub fn run(before: &Arc<Manifest>, after: &Arc<Manifest>, observer: &dyn Observe
     }
     let hasher = after.source().repository().keyring().page_hasher()?;
     let zero = hasher.hash(&vec![0; page_size as usize]);
-    let side = |manifest| Side { manifest: Arc::clone(manifest), chunks: HashMap::new(), hasher: &hasher, page_size };
+    let side = |manifest| Side {
+        manifest: Arc::clone(manifest),
+        chunks: HashMap::new(),
+        hasher: &hasher,
+        page_size,
+        read: None,
+    };
     let mut work = Work { sides: (side(before), side(after)), zero, found: Found::default() };
     observer.begin("diff", after.root().bytes);
     let result = work.merge(observer, cancel);
@@ -157,6 +167,8 @@ struct Side<'a> {
     chunks: HashMap<u32, (ChunkId, Option<Arc<Hashes>>)>,
     hasher: &'a PageHasher,
     page_size: u32,
+    /// The chunk read last.
+    read: Option<(ChunkId, Vec<u8>)>,
 }
 
 impl Side<'_> {
@@ -188,6 +200,33 @@ impl Side<'_> {
         hashes.get((offset + page) as usize).ok_or_else(|| {
             Error::refused(Kind::Format, format!("the manifest wants page {} of chunk {id}", offset + page))
         })
+    }
+
+    /// The bytes of a small file.
+    fn content(&mut self, record: &FileRecord) -> Result<Vec<u8>> {
+        let unit = match &record.entry.content {
+            Content::None => return Ok(Vec::new()),
+            Content::Inline(bytes) => return Ok(bytes.clone()),
+            Content::Extents { unit, .. } => u64::from(*unit),
+        };
+        let mut content = Vec::new();
+        for extent in &record.extents {
+            let len = (u64::from(extent.units) * unit) as usize;
+            match extent.at {
+                ExtentAt::Zero => content.resize(content.len() + len, 0),
+                ExtentAt::Chunk { ordinal, offset } => {
+                    let id = self.id(ordinal)?;
+                    if self.read.as_ref().is_none_or(|(read, _)| *read != id) {
+                        self.read = Some((id, self.manifest.source().read(&id)?));
+                    }
+                    let from = (u64::from(offset) * unit) as usize;
+                    let bytes = self.read.as_ref().and_then(|(_, plain)| plain.get(from..plain.len().min(from + len)));
+                    content.extend_from_slice(bytes.unwrap_or_default());
+                }
+            }
+        }
+        content.truncate(record.entry.size as usize);
+        Ok(content)
     }
 
     fn hashes(&self, id: &ChunkId) -> Result<Hashes> {
@@ -255,7 +294,11 @@ impl Work<'_> {
         }
         self.found.files_seen += 1;
         let same = match (old, new) {
-            (Some(old), Some(new)) => old.entry.size == new.entry.size && self.is_same(old, new)?,
+            (Some(old), Some(new)) => {
+                let same_size = old.entry.size == new.entry.size;
+                // Small files are stored together, and anew when one of them changed.
+                same_size && (self.is_same(old, new)? || new.entry.size <= SMALL_BYTES && self.reads_same(old, new)?)
+            }
             _ => false,
         };
         if !same {
@@ -283,6 +326,11 @@ impl Work<'_> {
             b.skip(step);
         }
         Ok(true)
+    }
+
+    /// Whether two files of one size hold the same bytes.
+    fn reads_same(&mut self, old: &FileRecord, new: &FileRecord) -> Result<bool> {
+        Ok(self.sides.0.content(old)? == self.sides.1.content(new)?)
     }
 
     /// Whether two places are the same part of the same chunk, or zeros.

@@ -115,6 +115,9 @@ fn refuse_foreign(layout: &Layout) -> Result<()> {
         Err(Error::refused(Kind::PathNotEmpty, message))
     };
     for (path, meta) in entries(&layout.root)? {
+        if meta.is_dir() && promote::is_trial(&path) && std::fs::remove_dir(&path).is_ok() {
+            continue;
+        }
         if !(meta.is_dir() && (path == layout.meta() || path == layout.data())) {
             return foreign(&path);
         }
@@ -262,7 +265,9 @@ pub fn hydration(dir: &Path) -> Result<Option<Hydration>> {
 /// # Errors
 /// `LockAcquire` if somebody does.
 pub fn check_free(dir: &Path) -> Result<()> {
-    state::lock(&Layout::new(dir)).map(drop)
+    let layout = Layout::new(dir);
+    // Looking makes no lock where there is none.
+    if layout.file("lock").exists() { state::lock(&layout).map(drop) } else { Ok(()) }
 }
 
 /// The complete clones in the directory `parent`, by name, each as [`info`] tells it.

@@ -177,8 +177,9 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
         let _claim = mounts::claim(&mountpoint)?;
         clone::serve(dir, snapshot, &mountpoint, &mount_options(settings, dir))?
     };
-    let becomes_plain = is_restore(&info);
-    if !becomes_plain {
+    // One that somebody looks at elsewhere stays a clone.
+    let becomes_plain = is_restore(&info) && Path::new(recorded(&info, "mountpoint")) == session.mountpoint();
+    if !is_restore(&info) {
         settings::place(session.mountpoint())?;
     }
     let text = told::told(settings, &info, dir, session.mountpoint());
@@ -311,6 +312,11 @@ fn destroy(settings: &Settings) -> Result<Status, Failure> {
     let dir = dir(settings);
     if !dir.is_dir() {
         return Err(Error::refused(Kind::PathMissing, format!("there is no clone '{}'", dir.display())).into());
+    }
+    if !settings.flag(Opt::Force) && clone::info(&dir).is_ok_and(|info| is_restore(&info)) {
+        let text =
+            format!("'{}' is a restore, with all that its server has written since; --force removes it", dir.display());
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
     }
     refuse_running(settings, &dir)?;
     let mounted = mounts::of_source(&mounts::source_of(&dir))?;

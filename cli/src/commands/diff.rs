@@ -34,11 +34,12 @@ const DATABASES: &str =
 /// What has files, one a line: shared, tablespace or 0, number in the file name, schema, name, kind, and the table that an
 /// index or a TOAST table belongs to.
 const RELATIONS: &str = "SELECT json_build_array(c.relisshared, c.reltablespace, pg_catalog.pg_relation_filenode(c.oid), \
-    n.nspname, c.relname, c.relkind, o.nspname, t.relname) \
+    n.nspname, c.relname, c.relkind, o.nspname, coalesce(t.relname, w.relname)) \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid \
-    LEFT JOIN pg_catalog.pg_class t ON t.oid = i.indrelid OR c.relkind = 't' AND t.reltoastrelid = c.oid \
-    LEFT JOIN pg_catalog.pg_namespace o ON o.oid = t.relnamespace \
+    LEFT JOIN pg_catalog.pg_class t ON t.oid = i.indrelid \
+    LEFT JOIN pg_catalog.pg_class w ON w.reltoastrelid = c.oid AND c.relkind = 't' \
+    LEFT JOIN pg_catalog.pg_namespace o ON o.oid = coalesce(t.relnamespace, w.relnamespace) \
     WHERE pg_catalog.pg_relation_filenode(c.oid) IS NOT NULL";
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {

@@ -99,7 +99,7 @@ impl Scratch {
     /// `DbConnect` with what the server said last if it does not start or cannot reach the target; `UserMissing` if no
     /// superuser is known.
     pub(super) fn start(&mut self, context: &Context<'_>) -> Result<Times, Failure> {
-        life::run_pg_ctl(context, &self.places.data, "start")?;
+        life::run_pg_ctl(context, &self.places.data, "start", None)?;
         life::wait_recovered(context, &self.places.data)?;
         let recovered = self.begun.0.elapsed();
         self.role = self.find_role(context)?;

@@ -113,6 +113,8 @@ pub(super) struct BaseFile {
     unrecorded: AtomicBool,
     /// True if the server may have changed something since the last successful sync.
     changed: AtomicBool,
+    /// True once it may be written without this process seeing it: then any failure may be of such a write.
+    unseen: AtomicBool,
     /// Changes the server has begun and has finished.
     begun: AtomicU64,
     done: AtomicU64,
@@ -168,6 +170,7 @@ impl BaseFile {
             fill: Mutex::new(()),
             unrecorded: AtomicBool::new(true),
             changed: AtomicBool::new(false),
+            unseen: AtomicBool::new(false),
             begun: AtomicU64::new(0),
             done: AtomicU64::new(0),
             syncing: Mutex::new(()),

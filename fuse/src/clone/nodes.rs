@@ -84,6 +84,9 @@ impl FileState {
     /// Called before a handle is given out whose writes are not seen.
     pub(super) fn open_unseen(&self) {
         self.unseen.store(true, Ordering::Release);
+        if let Some(Some(base)) = self.base.get() {
+            base.expect_unseen();
+        }
         // A file born on the clone is told from one that nobody has written to by this alone, so its node is kept. Of a
         // base-backed one the durable map tells, so its node may be forgotten.
         if self.base.get().is_some_and(Option::is_none) {

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 /// The mark's name.
 const MARK: &str = "promoted";
+/// Begins the names of directories that [`try_promote`] makes; killed in between, it leaves one.
+const TRIAL: &str = ".pgkeep-promote-";
 /// Directories deep the walk goes; PostgreSQL's deepest has five.
 const DEPTH_MAX: usize = 64;
 
@@ -109,7 +111,7 @@ fn unmark(file: &File) -> rustix::io::Result<()> {
 /// # Errors
 /// `OptionInvalidValue` if that is another file system, and what the file system said.
 pub fn try_promote(dir: &Path, place: &Path) -> Result<()> {
-    let name = format!(".pgkeep-promote-{}", std::process::id());
+    let name = format!("{TRIAL}{}", std::process::id());
     let (here, there) = (dir.join(&name), place.parent().unwrap_or(Path::new("/")).join(&name));
     std::fs::create_dir(&here).map_err(FileError::at("create", &here))?;
     let moved = std::fs::rename(&here, &there);
@@ -119,6 +121,11 @@ pub fn try_promote(dir: &Path, place: &Path) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::CrossesDevices => Err(other_file_system(dir, place)),
         moved => Ok(moved.map_err(FileError::at("rename", &there))?),
     }
+}
+
+/// True for a directory that a trial made.
+pub(super) fn is_trial(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(TRIAL))
 }
 
 /// The skeleton can be renamed to `place`.

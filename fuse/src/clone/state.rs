@@ -25,6 +25,7 @@ use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
 use std::num::NonZero;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Version of everything under `meta/`.
@@ -417,15 +418,22 @@ pub(super) fn sync_directory(path: &Path) -> Result<()> {
 
 /// Writes a file; whoever calls it syncs the whole file system afterwards.
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).map_err(FileError::at("write", path)).map_err(Error::from)
+    create(path)?.write_all(bytes).map_err(FileError::at("write", path)).map_err(Error::from)
 }
 
 /// Writes a file and syncs it.
 pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path).map_err(FileError::at("create", path))?;
+    let mut file = create(path)?;
     file.write_all(bytes).map_err(FileError::at("write", path))?;
     file.sync_all().map_err(FileError::at("sync", path))?;
     Ok(())
+}
+
+/// Makes or empties a file of ours; a link in its place is somebody else's.
+fn create(path: &Path) -> Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW);
+    Ok(options.open(path).map_err(FileError::at("create", path))?)
 }
 
 fn read_json(path: &Path) -> Result<Value> {

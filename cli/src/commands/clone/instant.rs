@@ -21,12 +21,14 @@ use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_fuse::clone::{self, Added, CreateOptions, HydrationState};
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long no server must have run: one that is being restarted comes back sooner.
 const QUIET: Duration = Duration::from_secs(5);
+/// Stands for the newest backup.
+const LATEST: &str = "latest";
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,7 @@ pub(super) const FOR_RESTORE: &str = "restore";
 /// How a server makes files durable before recovery: the other method does not reach a file system in user space. The first
 /// major that can be told.
 const INIT_SYNC: &str = "recovery_init_sync_method = 'fsync'";
+const INIT_SYNC_COMMENT: &str = "# For as long as pgkeep serves the restore";
 const INIT_SYNC_SINCE: u32 = 14;
 
 /// The data directory and the clone's.
@@ -66,28 +69,43 @@ impl Places {
 /// Runs `restore --instant`.
 pub(crate) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    if let Some(opt) = REFUSED.iter().find(|opt| settings.is_given(**opt)) {
+    let link_all = settings.flag(Opt::LinkAll).then_some(&Opt::LinkAll);
+    if let Some(opt) = link_all.or_else(|| REFUSED.iter().find(|opt| settings.is_given(**opt))) {
         let message = format!("option '{}' is not valid with option 'instant'", opt.def().name);
         return Err(OptionError::new(Status::OPTION_INVALID, message)
             .hint("an instant restore puts all of the backup into one empty directory")
             .into());
     }
     let places = Places::of(settings)?;
+    refuse_strangers(&places)?;
     if settings.flag(Opt::ReadyPipe) {
         return daemon::run(context, |context| serve(context, &places));
     }
     let Places { target, dir } = &places;
-    if begun(&places)? {
+    if begun(settings, &places)? {
         let now = state(dir.clone(), clone::info(dir)?)?;
+        if let Some(elsewhere) = now.mounted.iter().find(|m| m.on != *target) {
+            let text = format!(
+                "what '{}' becomes is mounted on '{}': unmount that first",
+                target.display(),
+                elsewhere.on.display()
+            );
+            return Err(Error::refused(Kind::PathNotEmpty, text).into());
+        }
         if !now.mounted.is_empty() && clone::check_free(dir).is_err() {
             render::print(&format!("'{}' is served already\n{}", target.display(), told(settings, &places)))?;
             return Ok(Status::OK);
         }
         let done = now.hydration.is_some_and(|h| h.state == HydrationState::Done);
         if done && now.mounted.is_empty() && now.postmaster.is_none() {
-            promote(dir, target)?;
-            render::print(&format!("'{}' is an ordinary data directory now\n", target.display()))?;
-            return Ok(Status::OK);
+            match promote(dir, target) {
+                Ok(()) => {
+                    render::print(&format!("'{}' is an ordinary data directory now\n", target.display()))?;
+                    return Ok(Status::OK);
+                }
+                // Served it can be used all the same.
+                Err(e) => tracing::warn!("'{}' is not made ordinary yet: {}", target.display(), e.report(None)),
+            }
         }
     } else {
         // Tried before anything is made: in the end the one takes the other's place.
@@ -112,8 +130,46 @@ fn try_places(places: &Places) -> Result<(), Failure> {
     Ok(result?)
 }
 
-/// True if an earlier call made the clone. One of something else in its place is refused.
-fn begun(places: &Places) -> Result<bool, Failure> {
+/// Whoever may rename what is beside the data directory could lead root anywhere.
+fn refuse_strangers(places: &Places) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    for above in places.dir.ancestors().skip(1) {
+        let facts = match std::fs::metadata(above) {
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            other => other.map_err(|e| Failure::file(FileError::at("stat", above)(e)))?,
+        };
+        let sticky = facts.mode() & 0o1000 != 0;
+        if facts.uid() != 0 || facts.mode() & 0o022 != 0 && !sticky {
+            let text = format!(
+                "'{}' can be changed by others than root, who does not serve a data directory there: run the command \
+                 as the user who owns the cluster",
+                above.display()
+            );
+            return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+        }
+    }
+    Ok(())
+}
+
+/// What was asked for, by the names under which it is recorded.
+fn asked(settings: &Settings) -> Vec<(&'static str, String)> {
+    let recovery = restore::recovery(settings);
+    vec![
+        ("stanza", settings.stanza_name().to_owned()),
+        ("type", recovery.recovery_type.as_str().to_owned()),
+        ("target", recovery.target.unwrap_or_default()),
+        ("exclusive", if recovery.exclusive { "y" } else { "n" }.to_owned()),
+        ("timeline", recovery.timeline.unwrap_or_default()),
+        ("action", recovery.action.map_or_else(String::new, |a| a.as_str().to_owned())),
+        ("settings", serde_json::json!(recovery.settings).to_string()),
+    ]
+}
+
+/// True if an earlier call made the clone. One of something else in its place is refused, and one of another target or
+/// backup: that it is there must not look as if this one were.
+fn begun(settings: &Settings, places: &Places) -> Result<bool, Failure> {
     let Places { target, dir } = places;
     let info = match clone::info(dir) {
         Err(e) if e.kind() == Kind::PathMissing => return Ok(false),
@@ -122,6 +178,19 @@ fn begun(places: &Places) -> Result<bool, Failure> {
     if !is_restore(&info) || Path::new(recorded(&info, "mountpoint")) != target {
         let text = format!("'{}' is a clone, but not the restore of '{}'", dir.display(), target.display());
         return Err(Error::refused(Kind::PathNotEmpty, text).into());
+    }
+    let label = recorded(&info, "label");
+    let set =
+        settings.text(Opt::Set).filter(|set| *set != LATEST && *set != label).map(|set| ("label", set.to_owned()));
+    if let Some((name, now)) = asked(settings).into_iter().chain(set).find(|(name, now)| recorded(&info, name) != now) {
+        let text = format!(
+            "the restore of '{}' was begun from backup {label} with {name} '{}', not '{now}': 'clone destroy --force --dir={}' \
+             removes it with all that was written to it",
+            target.display(),
+            recorded(&info, name),
+            dir.display()
+        );
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
     }
     Ok(true)
 }
@@ -134,7 +203,15 @@ fn serve(context: &Context<'_>, places: &Places) -> Result<Served, Failure> {
         |repo_key| LockName { stanza: settings.stanza_name().to_owned(), lock_type: LockType::Restore, repo_key };
     let acquire = |key| Lock::acquire(settings.lock_path(), &name(key), &repos::exec_id());
     let _locks = settings.repos().map(|r| acquire(r.key().into())).collect::<Result<Vec<_>, _>>()?;
-    let served = if begun(places)? { mount_at(context, dir, Some(target))? } else { create(context, dir, target)? };
+    let served = if begun(settings, places)? {
+        // The earlier call may have died just before it asked.
+        if clone::hydration(dir)?.is_none() {
+            clone::hydrate(dir, None)?;
+        }
+        mount_at(context, dir, Some(target))?
+    } else {
+        create(context, dir, target)?
+    };
     Ok(Served { becomes_plain: true, text: told(settings, places), ..served })
 }
 
@@ -168,24 +245,25 @@ fn create(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Fa
     let mut auto_conf = plan.auto_conf.unwrap_or(existing);
     if choice.backup.version >= INIT_SYNC_SINCE {
         settings::end_line(&mut auto_conf);
-        auto_conf.extend_from_slice(format!("# For as long as pgkeep serves the restore\n{INIT_SYNC}\n").as_bytes());
+        auto_conf.extend_from_slice(format!("{INIT_SYNC_COMMENT}\n{INIT_SYNC}\n").as_bytes());
     }
     let file = |path: &str, bytes| Added { path: path.to_owned(), bytes, mode: make::MODE };
     let signal = plan.create.map(|signal| file(signal.file_name(), Vec::new()));
     let removed = plan.remove.iter().map(|s| s.file_name()).chain(["postmaster.pid", "postmaster.opts"]);
     let recorded = [
-        ("stanza", stanza.to_owned()),
         ("label", label.clone()),
         ("session", choice.backup.session.to_string()),
         ("repository", choice.repository.key().to_string()),
-        ("type", choice.recovery.recovery_type.as_str().to_owned()),
-        ("target", choice.recovery.target.clone().unwrap_or_default()),
         ("mountpoint", target.display().to_string()),
         (FOR, FOR_RESTORE.to_owned()),
         ("program", VERSION.to_owned()),
     ];
     let options = CreateOptions {
-        identity: recorded.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        identity: recorded
+            .into_iter()
+            .chain(self::asked(settings))
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
         owner: make::owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
         write: std::iter::once(file(settings::AUTO_CONF, auto_conf)).chain(signal).collect(),
@@ -243,9 +321,37 @@ impl Ripeness {
     }
 }
 
+/// Takes out what the server was told because it was served.
+pub(super) fn forget_serving(data: &Path) -> Result<(), Failure> {
+    let path = data.join(settings::AUTO_CONF);
+    let before = settings::read(&path).map_err(|e| Failure::file(FileError::at("read", &path)(e)))?;
+    let after = without_serving(&before);
+    if after != before {
+        settings::replace(&path, &after).map_err(|e| Failure::file(FileError::at("write", &path)(e)))?;
+    }
+    Ok(())
+}
+
+/// Without the last line that says so, and the comment before it, which the server drops when it writes the file.
+fn without_serving(conf: &[u8]) -> Vec<u8> {
+    let mut lines: Vec<&[u8]> = conf.split_inclusive(|b| *b == b'\n').collect();
+    let is = |line: &&[u8], text: &str| line.trim_ascii() == text.as_bytes();
+    if let Some(at) = lines.iter().rposition(|line| is(line, INIT_SYNC)) {
+        lines.remove(at);
+        if at > 0 && lines.get(at - 1).is_some_and(|line| is(line, INIT_SYNC_COMMENT)) {
+            lines.remove(at - 1);
+        }
+    }
+    lines.concat()
+}
+
 /// Makes a restore that is complete, and served by nobody, an ordinary directory.
 pub(crate) fn promote(dir: &Path, target: &Path) -> Result<(), Failure> {
-    super::life::warn_of(&dir.join("data"));
+    let data = dir.join("data");
+    if data.is_dir() {
+        super::life::warn_of(&data);
+        forget_serving(&data)?;
+    }
     clone::promote(dir, target)?;
     tracing::info!("'{}' is an ordinary data directory now", target.display());
     Ok(())
@@ -255,4 +361,20 @@ pub(crate) fn promote(dir: &Path, target: &Path) -> Result<(), Failure> {
 pub(crate) fn is_whole(dir: &Path) -> bool {
     // A record that cannot be read says nothing; the next one will.
     clone::hydration(dir).is_ok_and(|found| found.is_some_and(|h| h.state == HydrationState::Done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_for_serving_alone_is_taken_out_and_nothing_else() {
+        let own = "# mine\nport = '1'\n";
+        let served = format!("{own}{INIT_SYNC_COMMENT}\n{INIT_SYNC}\n");
+        assert_eq!(without_serving(served.as_bytes()), own.as_bytes());
+        // As the server writes it.
+        let rewritten = format!("port = '1'\n{INIT_SYNC}\nwork_mem = '4MB'\n");
+        assert_eq!(without_serving(rewritten.as_bytes()), b"port = '1'\nwork_mem = '4MB'\n");
+        assert_eq!(without_serving(own.as_bytes()), own.as_bytes());
+    }
 }

@@ -1,7 +1,9 @@
 //! The life of a clone once it is made: its server started and stopped, all of it fetched, and the end as an ordinary data
 //! directory.
 
-use super::{State, canonical, dir, make, mount, recorded, refuse_running, required, settings, state, told, unmount};
+use super::{
+    State, canonical, dir, instant, make, mount, recorded, refuse_running, required, settings, state, told, unmount,
+};
 use crate::commands::Context;
 use crate::commands::programs::Running;
 use crate::daemon;
@@ -22,8 +24,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::num::NonZero;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ pub(super) fn started(context: &Context<'_>, dir: &Path) -> Result<Status, Failu
         return Err(Error::refused(Kind::PathMissing, text).into());
     };
     if now.postmaster.is_none() {
-        run_pg_ctl(context, &mounted.on, "start")?;
+        run_pg_ctl(context, &mounted.on, "start", None)?;
     }
     // Hot standby lets connections in long before recovery is where it was told to go.
     if recovery_ends(&now.info) {
@@ -107,12 +108,18 @@ fn refuse_restore(now: &State) -> Result<(), Failure> {
 }
 
 /// Starts a server on a data directory, as its owner, and waits until it accepts connections. `how` is `start`, or
-/// `restart` for one that was started before, with the arguments of then.
+/// `restart` for one that was started before, with the arguments of then. `log` is where it logs until it does so by
+/// itself, if not in the data directory.
 ///
 /// # Errors
 /// `DbConnect` with what the server said last if it does not start; `Interrupted` if the command is asked to stop: the
 /// server may go on starting.
-pub(in crate::commands) fn run_pg_ctl(context: &Context<'_>, data: &Path, how: &str) -> Result<(), Failure> {
+pub(in crate::commands) fn run_pg_ctl(
+    context: &Context<'_>,
+    data: &Path,
+    how: &str,
+    log: Option<&Path>,
+) -> Result<(), Failure> {
     let program = match context.settings.path(Opt::PgBin) {
         Some(bin) => bin.join("pg_ctl"),
         None => told::pg_ctl_of(data).ok_or_else(|| {
@@ -120,14 +127,19 @@ pub(in crate::commands) fn run_pg_ctl(context: &Context<'_>, data: &Path, how: &
             Error::refused(Kind::OptionRequired, text)
         })?,
     };
-    let log = data.join(LOG);
+    let log = log.map_or_else(|| data.join(LOG), Path::to_path_buf);
     let owner = std::fs::metadata(data).map_err(|e| Failure::file(FileError::at("stat", data)(e)))?;
-    let mut command = Command::new(&program);
+    // Groups as well: the server may read its key by one of them.
+    let mut command = if rustix::process::geteuid().is_root() && owner.uid() != 0 {
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--reuid={}", owner.uid())).arg(format!("--regid={}", owner.gid()));
+        command.args(["--init-groups", "--"]).arg(&program);
+        command
+    } else {
+        Command::new(&program)
+    };
     command.arg("-D").arg(data).arg("-l").arg(&log).args(["-w", "-s", "-t", &START_WAIT_SECONDS.to_string(), how]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
-    if rustix::process::geteuid().is_root() && owner.uid() != 0 {
-        command.uid(owner.uid()).gid(owner.gid());
-    }
     let begun = std::fs::symlink_metadata(&log).map_or(0, |m| m.len());
     tracing::info!("starting the server on '{}'", data.display());
     let ended = Running::start(&mut command, "pg_ctl")?.wait(context.cancel)?;
@@ -137,6 +149,12 @@ pub(in crate::commands) fn run_pg_ctl(context: &Context<'_>, data: &Path, how: &
     let said = ended.said.replace('\n', "; ");
     let text = format!("the server on '{}' does not start: {said}\n{}", data.display(), tail(&log, begun));
     Err(Error::refused(Kind::DbConnect, text.trim_end().to_owned()).into())
+}
+
+/// The file that a server's messages go to, if it is one.
+fn log_of(pid: u32) -> Option<PathBuf> {
+    let path = std::fs::read_link(format!("/proc/{pid}/fd/2")).ok()?;
+    path.is_absolute().then_some(path).filter(|path| path.is_file())
 }
 
 /// Whether the server was told to end recovery and to go on as a primary. What earlier versions made does not say.
@@ -307,6 +325,8 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         hydrated(context, &dir)?;
     }
     let ran = now.postmaster.is_some();
+    // A restore's server goes on logging where it did.
+    let log = now.postmaster.filter(|_| super::is_restore(&info)).and_then(log_of);
     let promote = || {
         daemon::stop_server(&dir)?;
         refuse_running(settings, &dir)?;
@@ -316,7 +336,9 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         let data = dir.join("data");
         if data.is_dir() {
             warn_of(&data);
-            if !super::is_restore(&info) {
+            if super::is_restore(&info) {
+                instant::forget_serving(&data)?;
+            } else {
                 settings::place_for(&data, &place)?;
             }
         }
@@ -324,12 +346,18 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
     };
     promote().inspect_err(|_| {
         if ran {
-            tracing::warn!("the server on clone '{}' was stopped; 'clone start' starts it", dir.display());
+            let again = if super::is_restore(&info) {
+                "'restore --instant', as before, serves it; start its server then"
+            } else {
+                "'clone start' starts it"
+            };
+            tracing::warn!("the server on clone '{}' was stopped; {again}", dir.display());
         }
     })?;
     tracing::info!("clone '{}' is now the ordinary data directory '{}'", dir.display(), place.display());
     if ran {
-        run_pg_ctl(context, &place, if super::is_restore(&info) { "restart" } else { "start" })?;
+        let how = if super::is_restore(&info) { "restart" } else { "start" };
+        run_pg_ctl(context, &place, how, log.as_deref())?;
     }
     let of = |name| recorded(&info, name);
     if settings.text(Opt::Output) == Some("json") {

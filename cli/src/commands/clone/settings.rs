@@ -249,7 +249,7 @@ pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// Replaces a file durably by one of the same owner and mode.
-fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
     // The server's user owns the directory and may have put a link there, and this process may be root.
     let facts = std::fs::symlink_metadata(path)?;
     let temporary = path.with_extension("pgkeep.tmp");

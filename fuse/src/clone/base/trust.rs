@@ -87,6 +87,11 @@ impl BaseFile {
         self.changed.store(true, Ordering::Release);
     }
 
+    /// From now on the server may write without this process seeing it.
+    pub(in crate::clone) fn expect_unseen(&self) {
+        self.unseen.store(true, Ordering::Release);
+    }
+
     fn sync_alone(&self, open: &OpenFile, scope: SyncScope) -> Outcome<()> {
         if self.has_failed() {
             return Err(Errno::EIO);
@@ -126,7 +131,7 @@ impl BaseFile {
             let _fill = lock(&self.fill);
             if self.generation() != before.generation {
                 // A reader was told of the failure, the sync was not.
-                self.failed.fetch_or(before.changed, Ordering::AcqRel);
+                self.failed.fetch_or(before.changed || self.unseen.load(Ordering::Acquire), Ordering::AcqRel);
                 return Err(Errno::EIO);
             }
             self.told.store(false, Ordering::Release);
@@ -171,7 +176,7 @@ impl BaseFile {
     fn give_up(&self, error: &std::io::Error, changed: bool) {
         let _fill = lock(&self.fill);
         let written = self.stored.present_pages() != self.durable.present_pages();
-        if self.changed.load(Ordering::Acquire) || changed || written {
+        if self.changed.load(Ordering::Acquire) || self.unseen.load(Ordering::Acquire) || changed || written {
             self.failed.store(true, Ordering::Release);
         }
         self.bits.become_equal(&self.durable);
