@@ -164,7 +164,7 @@ options! {
         = size(16 * KIB, 16 * MIB, "1MiB").on(STORE).ignored("buffers are sized by the work at hand");
     CachePath "cache-path" "directory for what can be rebuilt: index segments, derived keys"
         = Def::new(Type::Path, Some("/var/cache/@")).on(STORE);
-    CloneOpenMode "clone-open-mode" "how a clone's files are opened: past the serving process where possible, cached, or neither"
+    CloneOpenMode "clone-open-mode" "whether a clone's files bypass the serving process or are cached"
         = word(&OpenMode::NAMES, "auto").on(CLONE | RESTORE | SCRATCH);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);

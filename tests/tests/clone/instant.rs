@@ -51,6 +51,12 @@ fn a_server_runs_at_once_and_in_the_end_on_an_ordinary_directory() {
     assert!(conf == fs::read(world.cluster.data_dir().join("postgresql.conf")).unwrap());
     let run = world.restore_to(&target, ["--instant"]);
     assert!(run.says("is served already"), "{run}");
+    // Another target is not taken for this one, and what the server writes is not removed by accident.
+    let place = format!("--pg1-path={}", target.display());
+    let run = world.expect(32, [place.as_str(), "--instant", "--type=immediate", "restore"]);
+    assert!(run.says("was begun from backup") && run.says("with type 'default', not 'immediate'"), "{run}");
+    let run = world.expect(32, ["clone", "destroy", &format!("--dir={}", hidden(&target).display())]);
+    assert!(run.says("--force removes it"), "{run}");
 
     let mut cluster = world.adopt(&target);
     cluster.start();
@@ -115,15 +121,34 @@ fn without_a_server_it_becomes_what_a_restore_brings_even_if_its_daemon_is_kille
     wait_until("an ordinary directory", || is_ordinary(&world, &target));
     let below = |dir: &Path| {
         let all = everything(dir).into_iter();
-        let mut all: Vec<_> = all.map(|(path, what)| (path.strip_prefix(dir).unwrap().to_owned(), what)).collect();
-        all.retain(|(path, _)| path != Path::new("postgresql.auto.conf"));
-        all
+        all.map(|(path, what)| (path.strip_prefix(dir).unwrap().to_owned(), what)).collect::<Vec<_>>()
     };
     let (classic, instant) = (below(&classic), below(&target));
     for (a, b) in classic.iter().zip(&instant) {
         assert!(a == b, "{} and {} differ: modes {:o} and {:o}", a.0.display(), b.0.display(), a.1.0, b.1.0);
     }
     assert_eq!(classic.len(), instant.len());
+}
+
+#[test]
+fn looked_at_elsewhere_it_stays_a_restore_of_its_place() {
+    let (world, _) = world();
+    let (target, look) = (world.path("looked"), world.path("look"));
+    world.restore_to(&target, ["--instant", "--type=none"]);
+    let dir = format!("--dir={}", hidden(&target).display());
+    world.ok(["clone", "stop", &dir]);
+    world.ok(["clone", "mount", &dir, &format!("--mountpoint={}", look.display())]);
+    let place = format!("--pg1-path={}", target.display());
+    let run = world.expect(40, [place.as_str(), "--instant", "--type=none", "restore"]);
+    assert!(run.says(&format!("is mounted on '{}'", look.display())), "{run}");
+    let state = || world.ok(["clone", "info", &dir, "--output=json"]).json()["hydration"]["state"].clone();
+    wait_until("hydration", || state() == "done");
+    world.ok(["clone", "stop", &dir]);
+    assert!(hidden(&target).is_dir() && fs::read_dir(&target).unwrap().next().is_none());
+    // All is there: nothing is served for it.
+    let run = world.restore_to(&target, ["--instant", "--type=none"]);
+    assert!(run.says("is an ordinary data directory now"), "{run}");
+    assert!(is_ordinary(&world, &target) && target.join("PG_VERSION").is_file());
 }
 
 #[test]
@@ -146,6 +171,8 @@ fn what_an_instant_restore_cannot_do_it_refuses_and_leaves_all_as_it_was() {
 
     let run = restore(31, &["--instant", "--tablespace-map-all=/srv"]);
     assert!(run.says("option 'tablespace-map-all' is not valid with option 'instant'"), "{run}");
+    let run = restore(31, &["--instant", "--link-all"]);
+    assert!(run.says("option 'link-all' is not valid with option 'instant'"), "{run}");
     let run = restore(31, &["--foreground"]);
     assert!(run.says("option foreground is not valid without option 'instant'"), "{run}");
     let run = restore(75, &["--instant", "--set=20200101-000000F"]);
