@@ -2,8 +2,8 @@
 //! page is read, but of the few chunks that have no such hashes.
 //!
 //! Both manifests are merged in path order, file by file, run of pages by run of pages. Where both refer to the same place
-//! in the same chunk nothing is looked up. Memory: some 100 bytes a relation, and the contents of the packs of [`CHUNKS_MAX`]
-//! chunks of each backup.
+//! in the same chunk nothing is looked up. Memory: some 100 bytes a relation, and what tells of the
+//! packs of some hundred chunks of each backup.
 
 use crate::crypto::PageHasher;
 use crate::observe::{Cancel, Counter, Observer};
