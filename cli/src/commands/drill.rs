@@ -2,9 +2,10 @@
 //! stored in the repository, where `info` shows it.
 //!
 //! What is wrong with the backup is a failed check, recorded and told with status 81. What keeps a drill from being
-//! made at all (no FUSE, no PostgreSQL, no room) is an error of its own, and nothing is recorded.
+//! made at all or to its end (no FUSE, no PostgreSQL, no room) is an error of its own, and nothing is recorded.
 
 mod checks;
+mod end;
 mod own;
 mod report;
 
@@ -16,6 +17,7 @@ use crate::exit::Status;
 use crate::option::{Opt, Settings};
 use crate::render;
 use crate::{VERSION, repos};
+use end::ArchiveEnd;
 use own::Own;
 use pgkeep_engine::restore::Choice;
 use pgkeep_engine::{Error, Kind};
@@ -73,12 +75,22 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let choice = make::choose(settings, &Recipe::of_scratch(settings, Path::new("/"), 0)?)?;
     let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut drill = record(settings, &choice, began);
+    // What is archived while the drill goes on is not missed.
+    let end = ArchiveEnd::of(settings.stanza_name(), &choice)?;
     let mut checks = Checks(Vec::new());
-    match Scratch::open(context, &scratch::pinned(settings, &choice.backup.label, choice.repository.key())) {
+    let pinned = scratch::pinned(settings, &choice.backup.label, choice.repository.key());
+    match Scratch::open_for(context, &pinned, choice.backup.size) {
         Ok(mut scratch) => {
-            let checked = check(context, &mut scratch, &own, &mut checks, &mut drill);
+            let checked = check_same(&scratch, &choice)
+                .and_then(|()| check(context, &mut scratch, &own, end.as_ref(), &mut checks, &mut drill));
+            let sound = match &checked {
+                Err(failure) if failure.status() == Status::TERM => Ok(()),
+                Err(failure) => scratch.check_sound(std::iter::once(failure.to_string().as_str())),
+                Ok(()) if checks.failed().is_empty() => Ok(()),
+                Ok(()) => scratch.check_sound(checks.0.iter().map(|check| check.detail.as_str())),
+            };
             let removed = scratch.finish();
-            checked?;
+            sound.and(checked)?;
             removed?;
         }
         // Told already, by the process that makes the clone.
@@ -95,15 +107,34 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let repo = choice.repository.key();
     let stored = choice.repository.put_drill(settings.stanza_name(), began, &drill);
     let json = settings.text(Opt::Output) == Some("json");
-    render::print(&if json { report::json(&drill, repo) } else { report::text(&drill, repo) })?;
+    let printed = render::print(&if json { report::json(&drill, repo) } else { report::text(&drill, repo) });
     if drill.passed {
-        return Ok(stored.map(|()| Status::OK)?);
+        stored?;
+        return printed.map(|()| Status::OK);
     }
+    // Whoever reads the output may have gone; the status is for somebody else.
     if let Err(e) = stored {
         tracing::warn!("repo{repo}: what came of the drill cannot be recorded: {}", repos::chain(&e));
     }
+    if let Err(e) = printed {
+        tracing::warn!("what came of the drill cannot be told: {}", repos::chain(&e));
+    }
     let text = format!("the drill of backup {} of repo{repo} has failed: {failed}", drill.label);
     Err(Error::refused(Kind::DbInvalid, text).into())
+}
+
+/// Whether the clone is of the backup that is going to be judged.
+fn check_same(scratch: &Scratch, choice: &Choice) -> Result<(), Failure> {
+    let (made_of, chosen) = (scratch.recorded("session")?, choice.backup.session.to_string());
+    if made_of == chosen {
+        return Ok(());
+    }
+    let text = format!(
+        "the clone was made of backup {} and not of {}: a backup was made or removed meanwhile; run the drill again",
+        scratch.recorded("label")?,
+        choice.backup.label
+    );
+    Err(Error::refused(Kind::Runtime, text).into())
 }
 
 fn seconds(time: Duration) -> i64 {
@@ -135,6 +166,7 @@ fn check(
     context: &Context<'_>,
     scratch: &mut Scratch,
     own: &[Own],
+    end: Option<&ArchiveEnd>,
     checks: &mut Checks,
     drill: &mut Drill,
 ) -> Result<(), Failure> {
@@ -142,7 +174,7 @@ fn check(
     let recovered = checks.make("recovery", || match scratch.start(context) {
         Ok(found) => {
             times = Some(found);
-            checks::reached(context, scratch, drill)
+            checks::reached(context, scratch, end, drill)
         }
         Err(failure) if failure.status() == Status::of(Kind::DbConnect) => {
             Ok((CheckResult::Failed, failure.to_string()))

@@ -47,14 +47,14 @@ fn extract(context: &Context<'_>, scratch: &mut Scratch, output: &Output) -> Res
     let mut dump = pg_dump(context.settings, scratch, &database);
     match output {
         Output::Stdout => {
-            dump.stdout(Stdio::inherit());
+            format(&mut dump, context.settings).stdout(Stdio::inherit());
             let ended = Running::start(&mut dump, "pg_dump")?.wait(context.cancel)?;
             checked(ended, &database, scratch, context)?;
         }
         Output::File(file) => {
             let temporary = file.begin()?;
             scratch.also_remove(&temporary)?;
-            dump.arg("--file").arg(&temporary).stdout(Stdio::null());
+            format(&mut dump, context.settings).arg("--file").arg(&temporary).stdout(Stdio::null());
             let written = Running::start(&mut dump, "pg_dump")
                 .and_then(|running| running.wait(context.cancel))
                 .and_then(|ended| checked(ended, &database, scratch, context))
@@ -63,7 +63,8 @@ fn extract(context: &Context<'_>, scratch: &mut Scratch, output: &Output) -> Res
             tracing::info!("wrote '{}'", file.path().display());
         }
         Output::Server(conninfo) => {
-            let ended = into::load(context, &mut dump, scratch.program("psql"), conninfo)?;
+            let mut restore = pg_restore(context.settings, scratch);
+            let ended = into::load(context, &mut dump, &mut restore, conninfo)?;
             checked(ended, &database, scratch, context)?;
         }
     }
@@ -99,24 +100,40 @@ fn listed(names: &[String]) -> String {
 fn pg_dump(settings: &Settings, scratch: &Scratch, database: &str) -> Command {
     let mut command = scratch.client("pg_dump", database);
     command.args(["--no-password", "--strict-names"]);
-    let format = settings.text(Opt::Format).unwrap_or("plain");
-    command.arg(format!("--format={format}"));
-    if format == "directory" {
-        command.arg(format!("--jobs={}", settings.process_max()));
-    }
-    for (flag, given) in [
-        ("--data-only", settings.flag(Opt::DataOnly)),
-        ("--schema-only", settings.flag(Opt::SchemaOnly)),
-        ("--no-owner", !settings.flag(Opt::Owner)),
-        ("--no-privileges", !settings.flag(Opt::Privileges)),
-    ] {
+    for (flag, given) in
+        [("--data-only", settings.flag(Opt::DataOnly)), ("--schema-only", settings.flag(Opt::SchemaOnly))]
+    {
         if given {
             command.arg(flag);
         }
     }
+    command.args(left_out(settings));
     command.args(settings.list(Opt::Table).iter().map(|table| format!("--table={table}")));
     command.args(settings.list(Opt::Schema).iter().map(|schema| format!("--schema={schema}")));
     command
+}
+
+/// Has `pg_dump` write what was asked for.
+fn format<'a>(dump: &'a mut Command, settings: &Settings) -> &'a mut Command {
+    let format = settings.text(Opt::Format).unwrap_or("plain");
+    dump.arg(format!("--format={format}"));
+    if format == "directory" {
+        dump.arg(format!("--jobs={}", settings.process_max()));
+    }
+    dump
+}
+
+/// What takes a dump into a server. An archive says whose everything was, whatever `pg_dump` was told.
+fn pg_restore(settings: &Settings, scratch: &Scratch) -> Command {
+    let mut command = Command::new(scratch.program("pg_restore"));
+    command.args(left_out(settings));
+    command
+}
+
+/// What is not to be restored, in the words of both programs.
+fn left_out(settings: &Settings) -> impl Iterator<Item = &'static str> {
+    let flags = [("--no-owner", !settings.flag(Opt::Owner)), ("--no-privileges", !settings.flag(Opt::Privileges))];
+    flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag)
 }
 
 /// What became of the dump. A table that is not there is a clear no, and told with where else it might be.

@@ -43,6 +43,10 @@ const START_WAIT: Duration = Duration::from_secs(60);
 const STARTING: [&str; 2] = ["the database system is starting up", "the database system is not accepting connections"];
 /// Database that is in every cluster.
 const ANY_DATABASE: &str = "template1";
+/// As a set: the newest backup that fits.
+const LATEST: &str = "latest";
+/// What is said where no room is left.
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 /// The first superuser where packages make clusters.
 const SUPERUSER: &str = "postgres";
 
@@ -80,8 +84,16 @@ impl Scratch {
     /// `Kernel` without FUSE, `FileWrite` without room, `OptionRequired` if PostgreSQL's programs are not found, and
     /// what choosing the backup or making the clone said.
     pub(super) fn open(context: &Context<'_>, more: &[OsString]) -> Result<Self, Failure> {
+        Self::open_for(context, more, 0)
+    }
+
+    /// As [`Self::open`], for a clone of which so many bytes are going to be read: they come to lie in `--dir`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn open_for(context: &Context<'_>, more: &[OsString], read: u64) -> Result<Self, Failure> {
         let begun = (Instant::now(), SystemTime::now());
-        let places = places::choose(context.settings)?;
+        let places = places::choose(context.settings, read)?;
         let (line, mut keeper) = start_keeper(context, &places, more)?;
         let ready = daemon::wait(context, &line, &mut keeper);
         // From here on its drop clears up.
@@ -96,8 +108,8 @@ impl Scratch {
     /// Starts the server and waits until it has recovered to the target and goes on as a primary.
     ///
     /// # Errors
-    /// `DbConnect` with what the server said last if it does not start or cannot reach the target; `UserMissing` if no
-    /// superuser is known.
+    /// `DbConnect` with what the server said if it does not start, cannot reach the target or lets nobody in;
+    /// `UserMissing` if no superuser is known.
     pub(super) fn start(&mut self, context: &Context<'_>) -> Result<Times, Failure> {
         life::run_pg_ctl(context, &self.places.data, "start", None)?;
         life::wait_recovered(context, &self.places.data)?;
@@ -116,6 +128,26 @@ impl Scratch {
         let time: jiff::civil::DateTime = time.parse().ok()?;
         let time = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
         SystemTime::from(time).duration_since(self.begun.1).ok()
+    }
+
+    /// Whether what went wrong with the clone may be the backup's fault: it is served, and had room. `said` is what was
+    /// said of it.
+    ///
+    /// # Errors
+    /// `Runtime` if the keeper is gone, `FileWrite` without room.
+    pub(super) fn check_sound<'a>(&mut self, mut said: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
+        let ended = self.keeper.try_wait();
+        let ended = ended.map_err(|e| Error::refused(Kind::Kernel, format!("cannot ask for a process: {e}")))?;
+        if let Some(status) = ended {
+            let text =
+                format!("the process that served the clone has ended ({status}): nothing is known of the backup");
+            return Err(Error::refused(Kind::Runtime, text).into());
+        }
+        // Whoever ran out of room may have given back what it had: then its words tell. Those of the server are in its log,
+        // if it got so far.
+        let log = life::log(&self.places.data).unwrap_or_default();
+        let is_full = |said: &&str| FULL.iter().any(|words| said.contains(words));
+        places::check_left(&self.places.root, said.find(is_full).or_else(|| log.lines().find(is_full)))
     }
 
     /// Stops the server in order, as for good.
@@ -197,6 +229,11 @@ impl Scratch {
                 return Ok(role.clone());
             }
             said = if ended.status.success() { "it is no superuser".to_owned() } else { ended.said };
+            if !ended.status.success() && !is_role_missing(&said, role) {
+                // Another role would fare no better: catalogs that all databases share may be damaged.
+                let text = format!("the clone's server has recovered, but does not let '{role}' in: {said}");
+                return Err(Error::refused(Kind::DbConnect, text).into());
+            }
         }
         let text = format!(
             "cannot connect to the clone's server as {}: {said}; option pg1-user names a superuser of the cluster",
@@ -218,12 +255,14 @@ impl Scratch {
         }
     }
 
-    /// Databases that let connections in and are no templates, by name.
+    /// Databases that let connections in and are no templates, by name. One that `DROP DATABASE` has left half lets nobody
+    /// in, and says so by its limit.
     ///
     /// # Errors
     /// As [`Self::ask`].
     pub(super) fn databases(&self, context: &Context<'_>) -> Result<Vec<String>, Failure> {
-        let sql = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
+        let sql = "SELECT datname FROM pg_catalog.pg_database \
+                   WHERE datallowconn AND datconnlimit <> -2 AND NOT datistemplate ORDER BY 1";
         Ok(self.ask(context, ANY_DATABASE, sql)?.lines().map(str::to_owned).collect())
     }
 
@@ -282,6 +321,11 @@ impl Drop for Scratch {
     }
 }
 
+/// Whether a server refuses a role for no other reason than that it has none of that name.
+fn is_role_missing(said: &str, role: &str) -> bool {
+    said.contains(&format!("role \"{role}\" does not exist"))
+}
+
 /// The answer of a psql that has ended.
 fn answer(ended: Ended, sql: &str) -> Result<String, Failure> {
     if !ended.status.success() {
@@ -291,16 +335,37 @@ fn answer(ended: Ended, sql: &str) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&ended.answer).into_owned())
 }
 
-/// Options that make the keeper take the backup that was chosen here, whatever is committed meanwhile.
+/// Options that make the keeper take the backup that was chosen here, whatever is committed meanwhile. A `latest` that was
+/// given says no more than nothing, and the keeper is not told of it.
 pub(super) fn pinned(settings: &Settings, label: &str, repository: u32) -> Vec<OsString> {
     let mut options = Vec::new();
-    if !settings.is_given(Opt::Set) {
+    if settings.text(Opt::Set).is_none_or(|set| set == LATEST) {
         options.push(format!("--{}={}", Opt::Set.def().name, label).into());
     }
     if !settings.is_given(Opt::RepoKey) {
         options.push(format!("--{}={}", Opt::RepoKey.def().name, repository).into());
     }
     options
+}
+
+/// The command's arguments for a keeper that is given `more`: an option stands on a command line once.
+fn without_latest(args: &[OsString], more: &[OsString]) -> Vec<OsString> {
+    let name = format!("--{}", Opt::Set.def().name);
+    let whole = format!("{name}={LATEST}");
+    if !more.iter().any(|arg| arg.as_bytes().starts_with(format!("{name}=").as_bytes())) {
+        return args.to_vec();
+    }
+    let mut kept = Vec::with_capacity(args.len());
+    let mut args = args.iter().peekable();
+    while let Some(arg) = args.next() {
+        let is_apart = *arg == *name && args.peek().is_some_and(|next| **next == *LATEST);
+        if is_apart {
+            args.next();
+        } else if *arg != *whole {
+            kept.push(arg.clone());
+        }
+    }
+    kept
 }
 
 fn start_keeper(context: &Context<'_>, places: &Places, more: &[OsString]) -> Result<(UnixStream, Child), Failure> {
@@ -315,7 +380,7 @@ fn start_keeper(context: &Context<'_>, places: &Places, more: &[OsString]) -> Re
         .arg(format!("--{}", Opt::ReadyPipe.def().name))
         .arg(root)
         .args(more)
-        .args(&invocation.args);
+        .args(without_latest(&invocation.args, more));
     // Whoever reads our output must not wait for the keeper's end.
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
     let child = command.spawn();
@@ -334,4 +399,29 @@ fn bin(settings: &Settings, data: &Path) -> Result<PathBuf, Failure> {
         let text = "PostgreSQL of the backup's major is not found: option pg-bin names the directory of its programs";
         Error::refused(Kind::OptionRequired, text).into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latest_is_kept_from_a_keeper_that_is_told_a_label() {
+        let list = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let more = list(&["--set=20240101-000000F"]);
+        for args in [&["drill", "--set=latest", "--type=name"] as &[&str], &["drill", "--set", "latest", "--type=name"]]
+        {
+            assert_eq!(without_latest(&list(args), &more), list(&["drill", "--type=name"]));
+            assert_eq!(without_latest(&list(args), &list(&["--repo=1"])), list(args));
+        }
+        assert_eq!(without_latest(&list(&["drill", "latest"]), &more), list(&["drill", "latest"]));
+    }
+
+    #[test]
+    fn a_missing_role_is_told_from_other_refusals() {
+        let missing = "psql: error: connection to server failed: FATAL:  role \"a\" does not exist";
+        assert!(is_role_missing(missing, "a") && !is_role_missing(missing, "b"));
+        let damaged = "FATAL:  could not read block 0 in file \"global/1260\"";
+        assert!(!is_role_missing(damaged, "a"));
+    }
 }

@@ -1,13 +1,16 @@
 //! What is checked on every cluster: where recovery has ended, tables and indexes, page checksums.
 
+use super::end::ArchiveEnd;
 use crate::commands::Context;
 use crate::commands::programs::{Ended, Running};
 use crate::commands::scratch::Scratch;
 use crate::error::Failure;
-use pgkeep_engine::FileError;
+use crate::exit::Status;
 use pgkeep_engine::pg::datadir;
+use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::pg::control::DbState;
 use pgkeep_formats::pg::lsn::Lsn;
+use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::repo::records::{CheckResult, Drill};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -16,8 +19,10 @@ use std::process::{Command, Stdio};
 /// What a check came to, and what to tell of it.
 pub(super) type Found = Result<(CheckResult, String), Failure>;
 
-/// Databases that are checked: all that let connections in, templates too.
-const DATABASES: &str = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY 1";
+/// Databases that are checked: all that let connections in, templates too. Of one with limit -2 only a part is there, as
+/// `DROP DATABASE` was interrupted: nobody can connect to it.
+const DATABASES: &str =
+    "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1";
 const EXTENSION: &str = "CREATE EXTENSION IF NOT EXISTS amcheck; ALTER EXTENSION amcheck UPDATE";
 /// What the server says of an extension whose files are not installed.
 const NO_EXTENSION: [&str; 2] = ["extension control file", "is not available"];
@@ -27,10 +32,13 @@ const TEMPLATE: &str = "template1";
 const FAILED: CheckResult = CheckResult::Failed;
 
 /// Where recovery has ended.
-pub(super) fn reached(context: &Context<'_>, scratch: &Scratch, drill: &mut Drill) -> Found {
+pub(super) fn reached(context: &Context<'_>, scratch: &Scratch, end: Option<&ArchiveEnd>, drill: &mut Drill) -> Found {
     let sql = "SELECT coalesce(pg_last_wal_replay_lsn(), pg_current_wal_lsn()), timeline_id, \
                coalesce(pg_last_xact_replay_timestamp()::text, '') FROM pg_control_checkpoint()";
-    let answer = scratch.ask(context, TEMPLATE, sql)?;
+    let answer = match scratch.ask(context, TEMPLATE, sql) {
+        Ok(answer) => answer,
+        Err(failure) => return failed(failure),
+    };
     let mut fields = answer.trim_end().split('|');
     let (lsn, timeline, last) = (fields.next(), fields.next(), fields.next());
     drill.lsn = lsn.and_then(|text| Lsn::parse(text).ok()).map_or(0, |lsn| lsn.0);
@@ -38,7 +46,24 @@ pub(super) fn reached(context: &Context<'_>, scratch: &Scratch, drill: &mut Dril
     let last = last.map_or_else(|| "no transaction replayed".to_owned(), |t| format!("last transaction at {t}"));
     let detail =
         format!("replayed to {}, {last}; now on timeline {}", lsn.unwrap_or_default(), timeline.unwrap_or_default());
-    Ok((CheckResult::Passed, detail))
+    let Some(end) = end else { return Ok((CheckResult::Passed, detail)) };
+    let history = timeline.and_then(|t| t.parse().ok()).map(TimelineId);
+    let history = match history.map(|own| history_of(context, scratch, own)) {
+        Some(Ok(history)) => history,
+        Some(Err(failure)) => return failed(failure),
+        None => return Ok((FAILED, format!("the server does not tell its timeline: {detail}"))),
+    };
+    Ok(match end.missed(&history)? {
+        Some(missed) => (FAILED, format!("{detail}; {missed}")),
+        None => (CheckResult::Passed, detail),
+    })
+}
+
+/// How the server came to the timeline it is on.
+fn history_of(context: &Context<'_>, scratch: &Scratch, own: TimelineId) -> Result<TimelineHistory, Failure> {
+    let file = format!("pg_wal/{}", own.history_file_name());
+    let text = scratch.ask(context, TEMPLATE, &format!("SELECT pg_read_file('{file}')"))?;
+    Ok(TimelineHistory::parse(own, text.as_bytes()).map_err(Error::damaged(file))?)
 }
 
 /// Tables and B-tree indexes of all databases, by `pg_amcheck`.
@@ -106,12 +131,11 @@ pub(super) fn page_checksums(context: &Context<'_>, scratch: &Scratch) -> Found 
     Ok(outcome(&ended, blocks))
 }
 
-/// A refusal of the clone's server or file system is what is wrong, unless the command was asked to stop.
+/// A refusal of the clone's server or file system is what is wrong, unless the command was asked to stop, or a program
+/// could not be run.
 pub(super) fn failed(failure: Failure) -> Found {
-    match failure.status() {
-        crate::exit::Status::TERM => Err(failure),
-        _ => Ok((FAILED, failure.to_string())),
-    }
+    let not_found_out = [Status::TERM, Status::of(Kind::Execute), Status::of(Kind::Kernel)];
+    if not_found_out.contains(&failure.status()) { Err(failure) } else { Ok((FAILED, failure.to_string())) }
 }
 
 fn outcome(ended: &Ended, if_passed: String) -> (CheckResult, String) {

@@ -1,7 +1,9 @@
 //! A dump straight into another server, in one transaction.
 //!
-//! The transaction's begin and end are ours. `psql --single-transaction` would commit whatever it was given when its
-//! input ends, also by our death; without a last line that says so, nothing is committed.
+//! The dump goes as an archive through a pipe to `pg_restore --single-transaction`, which knows where it ends: it commits
+//! when it has come to the end of the last of the data that the archive's table of contents promises, so that what is
+//! cut short, also by our death, is rolled back. A dump as text would not do: around large objects it has `BEGIN` and
+//! `COMMIT` of its own, which would end a transaction of ours.
 
 use crate::commands::Context;
 use crate::commands::programs::{Ended, Running};
@@ -9,15 +11,18 @@ use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::OptionError;
 use pgkeep_engine::{Error, Kind};
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{ChildStdin, Command, Stdio};
-use std::thread::JoinHandle;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const BEGIN: &[u8] = b"BEGIN;\n";
-const COMMIT: &[u8] = b"COMMIT;\n";
 const GLANCE: Duration = Duration::from_millis(20);
+/// What `pg_dump` is told: nobody keeps the archive, so it need not be small.
+pub(super) const DUMP_ARGS: [&str; 2] = ["--format=custom", "--compress=0"];
+/// What a program says that writes to nobody any more.
+const BROKEN_PIPE: &str = "Broken pipe";
+/// What `pg_restore` says if `COMMIT` itself fails, and any server's no.
+const AT_COMMIT: &str = "could not commit database transaction";
+const SERVERS_NO: &str = "ERROR: ";
 
 /// Refuses a connection string with a password: everyone on the host could read it.
 ///
@@ -49,62 +54,69 @@ fn has_password(conninfo: &str) -> bool {
         || rest.split_once('?').is_some_and(|(_, query)| query.to_ascii_lowercase().contains("password="))
 }
 
-/// Runs a dump into a server. Returns the end of `dump` if the server took all it was given.
+/// Runs a dump into a server by `pg_restore`, which is given all but the server. Returns the end of `dump` if the server
+/// took all it was given, or if it is the dump that failed.
 ///
 /// # Errors
-/// `Execute` with what psql said if the server refused something: then it has kept nothing.
-pub(super) fn load(context: &Context<'_>, dump: &mut Command, psql: PathBuf, conninfo: &str) -> Result<Ended, Failure> {
-    let mut command = Command::new(psql);
-    command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]).stdin(Stdio::piped()).stdout(Stdio::null());
-    let mut taker = Running::start(&mut command, "psql")?;
-    let mut giver = Running::start(dump.stdout(Stdio::piped()), "pg_dump")?;
-    let pipes = (giver.child().stdout.take(), taker.child().stdin.take());
-    let (Some(mut from), Some(mut to)) = pipes else {
+/// `Execute` with what `pg_restore` said if the server refused something, and what that means for what it has.
+pub(super) fn load(
+    context: &Context<'_>,
+    dump: &mut Command,
+    restore: &mut Command,
+    conninfo: &str,
+) -> Result<Ended, Failure> {
+    let mut giver = Running::start(dump.args(DUMP_ARGS).stdout(Stdio::piped()), "pg_dump")?;
+    let Some(pipe) = giver.child().stdout.take() else {
         return Err(Error::refused(Kind::Assert, "a program was started without its pipe").into());
     };
-    let copy = move || {
-        to.write_all(BEGIN)?;
-        std::io::copy(&mut from, &mut to)?;
-        Ok(to)
-    };
-    let copier: JoinHandle<std::io::Result<ChildStdin>> = std::thread::Builder::new()
-        .name("copy".to_owned())
-        .spawn(copy)
-        .map_err(|e| Error::refused(Kind::Kernel, format!("cannot start a thread: {e}")))?;
+    restore.args(["--single-transaction", "--exit-on-error", "-d", conninfo]).env("LC_ALL", "C");
+    let mut taker = Running::start(restore.stdin(pipe).stdout(Stdio::null()), "pg_restore")?;
+    // The pipe's reading end goes with the command: without its reader the dump ends.
+    restore.stdin(Stdio::null());
     // Dropped on the way out, both programs are ended, and the server rolls back.
-    while !(taker.has_ended()? || giver.has_ended()? && copier.is_finished()) {
+    while !(taker.has_ended()? && giver.has_ended()?) {
         context.cancel.check()?;
         std::thread::sleep(GLANCE);
     }
-    if taker.has_ended()? {
-        // What it refused is the cause, and that nobody reads the dump any more its consequence.
-        giver.kill();
-        return Err(refused(taker.wait(context.cancel)?));
-    }
-    let copied = copier.join().unwrap_or_else(|_| Err(std::io::Error::other("the copying thread failed")));
-    let given = giver.wait(context.cancel)?;
-    let end = match copied {
-        Ok(_) if !given.status.success() => return Ok(given),
-        // What is not read any more was refused, and that ends the dump too.
-        other => other.and_then(|mut to| to.write_all(COMMIT)),
-    };
-    let taken = taker.wait(context.cancel)?;
-    match end {
-        Ok(()) if taken.status.success() => taken.success().map(|_| given),
-        _ => Err(refused(taken)),
+    let (given, taken) = (giver.wait(context.cancel)?, taker.wait(context.cancel)?);
+    // Each may fail for the other's sake: a dump that nobody reads any more, an archive that is cut short.
+    let unread = given.status.signal() == Some(libc::SIGPIPE) || given.said.contains(BROKEN_PIPE);
+    match (given.status.success() || unread, taken.status.success()) {
+        (true, false) => Err(refused(&taken)),
+        (true, true) => taken.success().map(|_| given),
+        (false, _) => Ok(given),
     }
 }
 
-/// What psql said, once for all lines it did not run.
-fn refused(ended: Ended) -> Failure {
-    let text =
-        format!("the server of option 'into' has not taken the dump, and kept nothing of it: {}", ended.failure());
-    Error::refused(Kind::Execute, text).into()
+/// What became of the dump in a server that has not taken it.
+fn refused(ended: &Ended) -> Failure {
+    let unknown = is_unknown(ended.status.code(), &ended.said);
+    let kept = if unknown {
+        "has not said whether it has committed the dump: look there whether it is in it, all or nothing"
+    } else {
+        "has not taken the dump, and kept nothing of it"
+    };
+    Error::refused(Kind::Execute, format!("the server of option 'into' {kept}: {}", ended.failure())).into()
+}
+
+/// Whether the server may have committed: `pg_restore` was killed, or the connection was lost when it asked for that.
+fn is_unknown(code: Option<i32>, said: &str) -> bool {
+    code.is_none() || said.contains(AT_COMMIT) && !said.contains(SERVERS_NO)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_commit_without_an_answer_leaves_it_open() {
+        let lost =
+            "pg_restore: error: could not commit database transaction: server closed the connection unexpectedly";
+        let refused = "pg_restore: error: could not commit database transaction: ERROR:  insert violates foreign key";
+        let before = "pg_restore: error: could not execute query: server closed the connection unexpectedly";
+        assert!(is_unknown(Some(1), lost) && is_unknown(None, ""));
+        assert!(!is_unknown(Some(1), refused) && !is_unknown(Some(1), before));
+    }
 
     #[test]
     fn passwords_are_found_in_either_form() {

@@ -21,6 +21,8 @@ const PREFIX: &str = "pgkeep-scratch.";
 const MODE: u32 = 0o711;
 /// A clone without room for a few WAL segments does not start. Bytes.
 const ROOM_MIN: u64 = 128 << 20;
+/// With less left, whoever failed may have failed for that: a server gives up with a segment of WAL half written. Bytes.
+const ROOM_LEFT_MIN: u64 = 32 << 20;
 /// The kernel's limit of a socket's path, in bytes.
 const SOCKET_PATH_LEN_MAX: usize = 107;
 /// A directory without a lock is being made, unless it is older than this.
@@ -91,11 +93,11 @@ pub(super) struct Held {
 }
 
 /// Where a scratch clone is to be made: in the directory that `--dir` names, after what dead commands left there is
-/// removed. Nothing of it is there yet.
+/// removed. Nothing of it is there yet. So many bytes of it are going to be read.
 ///
 /// # Errors
 /// `Kernel` without FUSE, `PathMissing`, `FileWrite` without room, `OptionInvalidValue` if the path is too long.
-pub(super) fn choose(settings: &Settings) -> Result<Places, Failure> {
+pub(super) fn choose(settings: &Settings, read: u64) -> Result<Places, Failure> {
     check_fuse(settings.command())?;
     let parent = mounts::resolved(settings.path(Opt::Dir).unwrap_or(Path::new("/var/tmp")));
     if !parent.is_dir() {
@@ -103,7 +105,7 @@ pub(super) fn choose(settings: &Settings) -> Result<Places, Failure> {
         return Err(Error::refused(Kind::PathMissing, text).into());
     }
     sweep(&parent);
-    check_room(&parent)?;
+    check_room(&parent, read)?;
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
     let places = Places::of(&parent.join(format!("{PREFIX}{}-{:x}", std::process::id(), nanos & 0xffff_ffff)));
     let socket = places.sockets.join(format!(".s.PGSQL.{PORT}"));
@@ -128,19 +130,43 @@ fn check_fuse(command: Command) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_room(parent: &Path) -> Result<(), Failure> {
-    let found = rustix::fs::statvfs(parent).map_err(|e| Failure::file(FileError::at("stat", parent)(e.into())))?;
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
-    if free < ROOM_MIN {
-        let text = format!(
-            "'{}' has room for {} only, a clone needs {} and what its server writes: --dir names another directory",
-            parent.display(),
-            human_size(free),
-            human_size(ROOM_MIN)
-        );
+fn check_room(parent: &Path, read: u64) -> Result<(), Failure> {
+    let (free, needed) = (free(parent)?, ROOM_MIN.saturating_add(read));
+    if free < needed {
+        let (shown, free, needed) = (parent.display(), human_size(free), human_size(needed));
+        let why = match read {
+            0 => format!("a clone needs {needed} and what its server writes"),
+            _ => format!("all of the backup is going to be read, which needs {needed} and what its server writes"),
+        };
+        let text = format!("'{shown}' has room for {free} only, {why}: --dir names another directory");
         return Err(Error::refused(Kind::FileWrite, text).into());
     }
     Ok(())
+}
+
+/// Whether room is left where a clone lies, which has gone wrong. `said` is where somebody said that none is.
+///
+/// # Errors
+/// `FileWrite`.
+pub(super) fn check_left(root: &Path, said: Option<&str>) -> Result<(), Failure> {
+    let free = free(root)?;
+    let why = match said {
+        Some(said) => format!(": {}", said.trim()),
+        None if free < ROOM_LEFT_MIN => format!(", {} are left", human_size(free)),
+        None => return Ok(()),
+    };
+    let text = format!(
+        "the file system of '{}' has become full, so nothing is known of the backup{why}; make room there, or name \
+         another directory by --dir",
+        root.display()
+    );
+    Err(Error::refused(Kind::FileWrite, text).into())
+}
+
+/// Bytes that may be written to the file system of a directory.
+fn free(dir: &Path) -> Result<u64, Failure> {
+    let found = rustix::fs::statvfs(dir).map_err(|e| Failure::file(FileError::at("stat", dir)(e.into())))?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// Removes what commands left that died together with their keepers.

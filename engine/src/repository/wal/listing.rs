@@ -124,6 +124,29 @@ impl Repository {
         Ok(last.map(|last| (first, last)))
     }
 
+    /// The last complete segment of each timeline of an archive, ascending. Asks for the list of directories, and for the
+    /// content of one of each timeline, or of more if that has no complete segment.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn wal_newest(&self, stanza: &str, archive_id: &str) -> Result<Vec<SegmentName>> {
+        let children = self.wal_children(stanza, archive_id)?;
+        let mut by_timeline: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for directory in children.iter().filter_map(Child::directory) {
+            // What others leave there has no such name.
+            if let Some(timeline) = directory.get(..8) {
+                by_timeline.entry(timeline).or_default().push(directory);
+            }
+        }
+        let mut out = Vec::new();
+        for directories in by_timeline.values() {
+            let mut newest_first = directories.iter().rev().copied();
+            let name = self.wal_extreme(stanza, archive_id, &mut newest_first, |names| names.last())?;
+            out.extend(name.and_then(|name| SegmentName::parse(&name).ok()));
+        }
+        Ok(out)
+    }
+
     fn wal_extreme(
         &self,
         stanza: &str,

@@ -67,8 +67,8 @@ pub struct Drill {
     pub target: String,
     /// PostgreSQL major.
     pub version: u32,
-    /// Milliseconds from the begin until the server let connections in, so that the cluster was consistent; 0 if it never
-    /// did.
+    /// Milliseconds from the begin until the server noted in its log that a consistent recovery state was reached; 0 if it
+    /// did not.
     pub consistent_millis: u64,
     /// Milliseconds from the begin until the first query was answered; 0 if none was.
     pub query_millis: u64,
