@@ -4,10 +4,12 @@ use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::Value;
 use support::{Cluster, World, account, majors, sandbox::Run};
 
@@ -26,7 +28,10 @@ impl Ground {
     }
 
     fn args(&self, more: &[&str]) -> Vec<String> {
-        let mut args = vec!["drill".to_owned(), format!("--dir={}", self.dir.display())];
+        let mut args = vec!["drill".to_owned()];
+        if !more.iter().any(|arg| arg.starts_with("--dir=")) {
+            args.push(format!("--dir={}", self.dir.display()));
+        }
         if !more.iter().any(|arg| arg.starts_with("--pg-bin=")) {
             args.push(format!("--pg-bin={}", self.world.cluster.binaries().dir().display()));
         }
@@ -163,13 +168,21 @@ fn a_wrong_answer_fails_with_what_differs() {
     assert!(info.contains("drill: failed") && info.contains(": sql wrong, sql zerror\n"), "{info}");
     assert!(info.contains("    drill: passed"), "the last one that passed is shown too: {info}");
 
+    // Whoever reads what is printed has gone: it has failed all the same, and is recorded.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = ground.world.pgkeep(ground.args(&[&drill_dir, "--log-level-console=off"]));
+    let ended = command.stdout(Stdio::from(writer)).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(ended.code(), Some(81));
+    assert_eq!((ground.told().len(), &ground.told()[2]["passed"]), (3, &Value::Bool(false)));
+
     fs::remove_file(checks.join("good.out")).unwrap();
     let run = ground.drill(55, &[&drill_dir]);
     assert!(run.says("good.out"), "{run}");
     // That was no drill.
     let run = ground.drill(102, &["--pg-bin=/nowhere"]);
     assert!(run.says("/nowhere"), "{run}");
-    assert_eq!(ground.told().len(), 2);
+    assert_eq!(ground.told().len(), 3);
 }
 
 /// Largest file below a directory.
@@ -263,4 +276,121 @@ fn an_unreachable_target_fails_and_a_killed_drill_leaves_nothing() {
         thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(ground.told().len(), 1, "a drill that was killed has no outcome");
+}
+
+/// The archived file of this name.
+fn archived(world: &World, name: &str) -> PathBuf {
+    let archives = fs::read_dir(world.sandbox.repo().join("wal/demo")).unwrap().map(|entry| entry.unwrap().path());
+    let found: Vec<_> = archives.map(|a| a.join(&name[..16]).join(name)).filter(|path| path.is_file()).collect();
+    let [path] = found.as_slice() else { panic!("{name}: {found:?}") };
+    path.clone()
+}
+
+#[test]
+fn a_hole_in_the_archive_is_not_taken_for_its_end() {
+    let world = World::new(15);
+    world.backup("full");
+    let segments: Vec<_> = (0..4)
+        .map(|i| {
+            world.cluster.psql(&format!("CREATE TABLE later_{i} AS SELECT generate_series(1, 10) AS i"));
+            world.archive_now()
+        })
+        .collect();
+    let ground = Ground::of(world);
+    ground.drill(0, &["--set=latest"]);
+    let (whole, away) = (archived(&ground.world, &segments[2]), ground.world.path("away"));
+    fs::rename(&whole, &away).unwrap();
+    let run = ground.drill(81, &[]);
+    assert!(run.says(&format!("goes on to {}", segments[3])), "{run}");
+    assert!(run.says(&format!("segment {} is missing", segments[2])), "{run}");
+    assert_eq!(result(&ground.told()[1], "recovery"), "failed");
+    // The backup itself is none the worse for it.
+    ground.drill(0, &["--type=immediate"]);
+    fs::rename(&away, &whole).unwrap();
+    ground.drill(0, &[]);
+}
+
+#[test]
+fn a_database_that_was_half_dropped_is_passed_over() {
+    let world = World::new(15);
+    world.cluster.psql("CREATE TABLE orders AS SELECT generate_series(1, 10) AS i");
+    world.cluster.psql("CREATE DATABASE half");
+    world.cluster.psql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half'");
+    world.backup("full");
+    let ground = Ground::of(world);
+    let checks = own(&ground.world, &[("orders", "SELECT count(*) FROM orders", "10")]);
+    let run = ground.drill(0, &[&format!("--drill-dir={}", checks.display())]);
+    assert!(run.says("pg_amcheck: passed (") && !run.says("half"), "{run}");
+}
+
+#[test]
+fn damage_that_lets_nobody_in_is_a_failed_drill() {
+    let world = World::of(Cluster::builder(15).checksums(false), &[]);
+    world.cluster.checkpoint();
+    let path = world.cluster.data_dir().join(world.cluster.psql("SELECT pg_relation_filepath('pg_authid')"));
+    // The running server has its pages in memory.
+    File::options().write(true).open(&path).unwrap().write_all_at(&[0x77; 32], 0).unwrap();
+    world.backup("full");
+    world.archive_now();
+    let ground = Ground::of(world);
+    let run = ground.drill(81, &[]);
+    assert!(run.says("recovery: failed") && run.says("does not let"), "{run}");
+    assert_eq!(result(&ground.told()[0], "recovery"), "failed");
+    // That is no fault of the backup.
+    let world = World::new(15);
+    world.backup("full");
+    let ground = Ground::of(world);
+    let run = ground.drill(89, &["--pg1-user=nobody"]);
+    assert!(run.says("option pg1-user names a superuser") && ground.told().is_empty(), "{run}");
+}
+
+#[test]
+fn what_is_no_fault_of_the_backup_is_not_recorded() {
+    let world = World::new(15);
+    world.cluster.psql("CREATE TABLE orders AS SELECT generate_series(1, 10) AS i");
+    world.backup("full");
+    world.archive_now();
+    let ground = Ground::of(world);
+
+    // The process that serves the clone dies.
+    let checks = own(&ground.world, &[("long", "SELECT pg_sleep(3)", "")]);
+    let drill_dir = format!("--drill-dir={}", checks.display());
+    let mut running = ground.world.spawn(ground.args(&[&drill_dir]));
+    running.wait_for("checking: sql long");
+    let scratch = fs::read_dir(&ground.dir).unwrap().next().unwrap().unwrap().path();
+    kill_process(serving(&scratch), Signal::KILL).unwrap();
+    let run = running.wait();
+    assert!(run.code == Some(122) && run.says("the process that served the clone has ended"), "{run}");
+    ground.assert_clean();
+    assert!(ground.told().is_empty());
+
+    if !getuid().is_root() {
+        return;
+    }
+    // No room for the whole backup, and room that was used up meanwhile.
+    let disk = ground.world.sandbox.small_disk("disk", 140 << 20);
+    let dir = format!("--dir={}", disk.display());
+    let run = ground.world.expect(64, ground.args(&[&dir]));
+    assert!(run.says("all of the backup is going to be read") && run.says("--dir names another directory"), "{run}");
+    ground.world.sandbox.remount(&disk, "size=224m");
+    ground.world.ok(ground.args(&[&dir]));
+    let much = "CREATE TABLE much AS SELECT repeat(md5(i::text), 30) AS t FROM generate_series(1, 400000) AS i";
+    fs::write(checks.join("long.sql"), much).unwrap();
+    let run = ground.world.expect(64, ground.args(&[&dir, &drill_dir]));
+    assert!(run.says("has become full") && run.says("No space left on device"), "{run}");
+    assert_eq!((fs::read_dir(&disk).unwrap().count(), ground.world.sandbox.mounts()), (0, vec![disk]));
+    assert_eq!(ground.told().len(), 1);
+}
+
+/// The process that serves the clone in a directory.
+fn serving(scratch: &Path) -> Pid {
+    let root = format!("--scratch={}", scratch.display());
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.split(|b| *b == 0).any(|word| word == root.as_bytes()) {
+            return Pid::from_raw(pid).unwrap();
+        }
+    }
+    panic!("nothing serves {root}");
 }

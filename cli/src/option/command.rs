@@ -191,7 +191,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[26, 28, 29, 32, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 89, 95, 100])
         .quiet(),
     row(C::Drill, "drill", "Prove a backup: recover it, start it, check all of it.", Required)
-        .ends(&[37, 55, 63, 64, 75, 81, 89, 95, 100, 102]),
+        .ends(&[37, 55, 63, 64, 75, 81, 89, 95, 100, 102, 122]),
     row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
     row(C::Extract, "extract", "Dump tables as they were at some time.", Required)
         .ends(&[1, 26, 28, 29, 32, 37, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 80, 89, 93, 95, 100, 102]),

@@ -88,6 +88,33 @@ fn a_table_goes_straight_into_another_server() {
 }
 
 #[test]
+fn another_server_takes_all_or_nothing_with_large_objects_too() {
+    let world = World::new(15);
+    world.cluster.psql("CREATE DATABASE shop");
+    let sql = "CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders SELECT generate_series(1, 50); \
+               SELECT lo_from_bytea(0, repeat('x', 100 * i)::bytea) FROM generate_series(1, 20) AS i";
+    world.cluster.psql_in("shop", sql);
+    world.backup("full");
+    world.archive_now();
+    let shop = Shop::of(world);
+    let mut other = Cluster::builder(15).init();
+    other.start();
+    // Keys are made after everything else, and the name of this one is taken.
+    other.psql("CREATE TABLE orders_pkey (i int)");
+    let into = format!("--into={}", conninfo(&other, "postgres"));
+    let kept = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
+                (SELECT count(*) FROM pg_class WHERE relname = 'orders')";
+    let run = shop.expect_at(102, &[&into], &[]);
+    assert!(run.says("\"orders_pkey\" already exists") && run.says("kept nothing of it"), "{run}");
+    assert_eq!(other.psql(kept), "0|0");
+    other.psql("DROP TABLE orders_pkey");
+    shop.expect_at(0, &[&into], &[]);
+    assert_eq!(other.psql(kept), "20|1");
+    assert_eq!(other.psql("SELECT sum(length(lo_get(oid))) FROM pg_largeobject_metadata"), "21000");
+    shop.assert_clean();
+}
+
+#[test]
 fn what_is_not_there_is_named() {
     let shop = Shop::new(15);
     let file = shop.world.path("never.sql");

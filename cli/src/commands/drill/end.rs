@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// segment before the last.
 const BEHIND_MAX: u64 = 1;
 
+/// Says which timeline recovery follows, not how far.
+const TIMELINE: &str = "recovery_target_timeline";
+
 /// The end of an archive before recovery.
 #[derive(Debug)]
 pub(super) struct ArchiveEnd {
@@ -36,7 +39,6 @@ impl ArchiveEnd {
     /// What the repository said.
     pub(super) fn of(stanza: &str, choice: &Choice) -> Result<Option<Self>, Failure> {
         let recovery = &choice.recovery;
-        // `recovery_target_timeline` says where to, not how far.
         let has_target = recovery.settings.iter().any(|(name, _)| {
             let name = name.replace('-', "_").to_ascii_lowercase();
             name.starts_with("recovery_target") && name != TIMELINE
@@ -62,7 +64,8 @@ impl ArchiveEnd {
     /// # Errors
     /// What the repository said.
     pub(super) fn missed(&self, history: &TimelineHistory) -> Result<Option<String>, Failure> {
-        let Some(missed) = self.compared(history) else { return Ok(None) };
+        let missed = compared(&self.newest, self.timeline, self.size, history);
+        let Some(missed) = missed else { return Ok(None) };
         Ok(Some(match missed {
             Missed::Timeline { reached, newest } => {
                 format!("the archive has timeline {newest}, but recovery has ended on timeline {reached}")
@@ -79,28 +82,7 @@ impl ArchiveEnd {
             }
         }))
     }
-
-    fn compared(&self, history: &TimelineHistory) -> Option<Missed> {
-        // The line the server has added when it went on as a primary: from where to where.
-        let (ended, ancestors) = history.parents.split_last()?;
-        let path = TimelineHistory { own: ended.timeline, parents: ancestors.to_vec() };
-        if let Some(newest) = self.timeline.filter(|newest| *newest > ended.timeline) {
-            return Some(Missed::Timeline { reached: ended.timeline, newest });
-        }
-        let reached = ended.switch.segment_number_before(self.size);
-        let last =
-            self.newest.iter().filter_map(|newest| on_path(&path, *newest, self.size)).max_by_key(|s| s.number)?;
-        if last.number <= reached.saturating_add(BEHIND_MAX) {
-            return None;
-        }
-        let number = reached + 1;
-        // On a path the descendant has a copy of the segment in which it left.
-        let end = Lsn(number.saturating_add(1).saturating_mul(self.size.bytes()).saturating_sub(1));
-        Some(Missed::Segments { next: WalSegment { timeline: path.timeline_at(end), number }, last })
-    }
 }
-
-const TIMELINE: &str = "recovery_target_timeline";
 
 /// How recovery came short.
 #[derive(Debug, PartialEq, Eq)]
@@ -116,6 +98,31 @@ enum Missed {
     },
 }
 
+/// What recovery has missed: of these segments, the newest of their timelines, and of this timeline. `history` is that of
+/// the timeline the server went on to.
+fn compared(
+    newest: &[WalSegment],
+    timeline: Option<TimelineId>,
+    size: WalSegmentSize,
+    history: &TimelineHistory,
+) -> Option<Missed> {
+    // The line the server has added when it went on as a primary: from where to where.
+    let (ended, ancestors) = history.parents.split_last()?;
+    let path = TimelineHistory { own: ended.timeline, parents: ancestors.to_vec() };
+    if let Some(newest) = timeline.filter(|newest| *newest > ended.timeline) {
+        return Some(Missed::Timeline { reached: ended.timeline, newest });
+    }
+    let reached = ended.switch.segment_number_before(size);
+    let last = newest.iter().filter_map(|newest| on_path(&path, *newest, size)).max_by_key(|s| s.number)?;
+    if last.number <= reached.saturating_add(BEHIND_MAX) {
+        return None;
+    }
+    let number = reached.saturating_add(1);
+    // On a path the descendant has a copy of the segment in which it left.
+    let end = Lsn(number.saturating_add(1).saturating_mul(size.bytes()).saturating_sub(1));
+    Some(Missed::Segments { next: WalSegment { timeline: path.timeline_at(end), number }, last })
+}
+
 /// The last segment of a timeline's that counts on the way of a history, if it is on it.
 fn on_path(path: &TimelineHistory, newest: WalSegment, size: WalSegmentSize) -> Option<WalSegment> {
     if newest.timeline == path.own {
@@ -125,4 +132,54 @@ fn on_path(path: &TimelineHistory, newest: WalSegment, size: WalSegmentSize) -> 
     // What was archived of it after it was left leads elsewhere.
     let last = switch.segment_number(size).checked_sub(1)?;
     Some(WalSegment { number: newest.number.min(last), ..newest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgkeep_formats::pg::timeline::TimelineSwitch;
+
+    const SEGMENT: u64 = 16 << 20;
+
+    fn history(own: u32, parents: &[(u32, u64)]) -> TimelineHistory {
+        let parent = |(timeline, switch): &(u32, u64)| TimelineSwitch {
+            timeline: TimelineId(*timeline),
+            switch: Lsn(*switch),
+            reason: String::new(),
+        };
+        TimelineHistory { own: TimelineId(own), parents: parents.iter().map(parent).collect() }
+    }
+
+    fn segment(timeline: u32, number: u64) -> WalSegment {
+        WalSegment { timeline: TimelineId(timeline), number }
+    }
+
+    #[test]
+    fn recovery_that_ends_before_the_archive_does_is_seen() {
+        let size = WalSegmentSize::new(SEGMENT).unwrap();
+        let missed = |newest: &[(u32, u64)], latest: Option<u32>, history: &TimelineHistory| {
+            let newest: Vec<_> = newest.iter().map(|(t, n)| segment(*t, *n)).collect();
+            compared(&newest, latest.map(TimelineId), size, history)
+        };
+        let segments = |next, last| Some(Missed::Segments { next, last });
+        // Inside the last segment, on its very end, and in the one before, whose last record goes on.
+        for end in [9 * SEGMENT + 40, 10 * SEGMENT, 8 * SEGMENT + 40] {
+            assert_eq!(missed(&[(1, 9)], None, &history(2, &[(1, end)])), None);
+        }
+        assert_eq!(missed(&[(1, 9)], None, &history(2, &[(1, 8 * SEGMENT)])), segments(segment(1, 8), segment(1, 9)));
+        assert_eq!(missed(&[], None, &history(2, &[(1, 8 * SEGMENT)])), None);
+        // On the way to timeline 2, which left 1 in segment 6: what 1 wrote after it does not count, what 2 wrote does.
+        let left = 6 * SEGMENT + 100;
+        let ended = |at| history(3, &[(1, left), (2, at)]);
+        assert_eq!(missed(&[(1, 20), (2, 9)], Some(2), &ended(9 * SEGMENT + 1)), None);
+        assert_eq!(missed(&[(1, 20), (2, 9)], Some(2), &ended(4 * SEGMENT)), segments(segment(1, 4), segment(2, 9)));
+        assert_eq!(missed(&[(1, 20), (2, 9)], Some(2), &ended(6 * SEGMENT)), segments(segment(2, 6), segment(2, 9)));
+        // Nothing of 2 is archived yet.
+        assert_eq!(missed(&[(1, 20)], Some(2), &ended(6 * SEGMENT)), None);
+        // The history of 2 is not found by the server, or nobody asked for the newest.
+        let on_first = history(2, &[(1, 9 * SEGMENT)]);
+        let newer = Missed::Timeline { reached: TimelineId(1), newest: TimelineId(3) };
+        assert_eq!(missed(&[(1, 9), (3, 12)], Some(3), &on_first), Some(newer));
+        assert_eq!(missed(&[(1, 9), (3, 12)], None, &on_first), None);
+    }
 }

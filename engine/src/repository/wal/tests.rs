@@ -324,6 +324,25 @@ fn bounds_are_those_of_complete_segments() {
 }
 
 #[test]
+fn each_timeline_has_a_newest_segment() {
+    let repository = create(MemoryStore::new());
+    assert_eq!(repository.wal_newest("main", "15-1").unwrap(), []);
+    for name in [
+        "000000010000000000000003",
+        "0000000100000000000000FE",
+        "000000010000000100000000.partial",
+        "00000002.history",
+        "000000020000000100000002",
+        "000000020000000100000007",
+    ] {
+        put(&repository, name, b"x").unwrap();
+    }
+    let newest = repository.wal_newest("main", "15-1").unwrap();
+    let newest: Vec<_> = newest.iter().map(ToString::to_string).collect();
+    assert_eq!(newest, ["0000000100000000000000FE", "000000020000000100000007"]);
+}
+
+#[test]
 fn gaps_are_found_and_errors_end_the_search() {
     let store = Arc::new(FaultStore::new(MemoryStore::new()));
     let repository = create(Arc::clone(&store));
