@@ -87,6 +87,7 @@ Commands:
   backup            Back up a cluster.
   check             Try out the configuration and the archive.
   clone             Make, run, keep or remove writable clones of a backup.
+  diff              Tell which relations differ between two backups.
   drill             Prove a backup: recover it, start it, check all of it.
   extract           Dump tables as they were at some time.
   help              Explain commands and options.
