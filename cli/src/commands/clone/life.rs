@@ -151,10 +151,12 @@ pub(in crate::commands) fn run_pg_ctl(
     Err(Error::refused(Kind::DbConnect, text.trim_end().to_owned()).into())
 }
 
-/// The file that a server's messages go to, if it is one.
+/// The file that a server's messages go to, if it is one that its user may go on writing to.
 fn log_of(pid: u32) -> Option<PathBuf> {
+    let owner = std::fs::metadata(format!("/proc/{pid}")).ok()?.uid();
     let path = std::fs::read_link(format!("/proc/{pid}/fd/2")).ok()?;
-    path.is_absolute().then_some(path).filter(|path| path.is_file())
+    let is_its_own = std::fs::metadata(&path).is_ok_and(|file| file.is_file() && file.uid() == owner);
+    (path.is_absolute() && is_its_own).then_some(path)
 }
 
 /// Whether the server was told to end recovery and to go on as a primary. What earlier versions made does not say.
