@@ -197,8 +197,9 @@ impl Side<'_> {
                 hashes
             }
         };
-        hashes.get((offset + page) as usize).ok_or_else(|| {
-            Error::refused(Kind::Format, format!("the manifest wants page {} of chunk {id}", offset + page))
+        let page = offset.saturating_add(page);
+        hashes.get(page as usize).ok_or_else(|| {
+            Error::refused(Kind::Format, format!("the manifest wants page {page} of chunk {id}, which has fewer"))
         })
     }
 
@@ -209,23 +210,30 @@ impl Side<'_> {
             Content::Inline(bytes) => return Ok(bytes.clone()),
             Content::Extents { unit, .. } => u64::from(*unit),
         };
-        let mut content = Vec::new();
+        let (mut content, size) = (Vec::new(), record.entry.size as usize);
         for extent in &record.extents {
             let len = (u64::from(extent.units) * unit) as usize;
             match extent.at {
-                ExtentAt::Zero => content.resize(content.len() + len, 0),
+                ExtentAt::Zero => content.resize(content.len().saturating_add(len).min(size), 0),
                 ExtentAt::Chunk { ordinal, offset } => {
                     let id = self.id(ordinal)?;
                     if self.read.as_ref().is_none_or(|(read, _)| *read != id) {
                         self.read = Some((id, self.manifest.source().read(&id)?));
                     }
                     let from = (u64::from(offset) * unit) as usize;
+                    // The last unit may be cut short by the end of the file.
                     let bytes = self.read.as_ref().and_then(|(_, plain)| plain.get(from..plain.len().min(from + len)));
-                    content.extend_from_slice(bytes.unwrap_or_default());
+                    content.extend_from_slice(bytes.ok_or_else(|| {
+                        Error::refused(Kind::Format, format!("the manifest wants bytes from {from} on of chunk {id}"))
+                    })?);
                 }
             }
         }
-        content.truncate(record.entry.size as usize);
+        if content.len() < size {
+            let text = format!("'{}' has {size} bytes but {} in the manifest", record.entry.path, content.len());
+            return Err(Error::refused(Kind::Format, text));
+        }
+        content.truncate(size);
         Ok(content)
     }
 
@@ -403,7 +411,7 @@ impl<'a> Runs<'a> {
         }
         let at = match at {
             ExtentAt::Zero => at,
-            ExtentAt::Chunk { ordinal, offset } => ExtentAt::Chunk { ordinal, offset: offset + units },
+            ExtentAt::Chunk { ordinal, offset } => ExtentAt::Chunk { ordinal, offset: offset.saturating_add(units) },
         };
         self.at = Some((at, left - units));
     }

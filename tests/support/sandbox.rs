@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub use binary::pgkeep_binary;
-pub use running::Running;
+pub use running::{Running, serving};
 
 /// Repository, lock, log and spool directories, and a configuration file, below one directory that goes with it.
 #[derive(Debug)]

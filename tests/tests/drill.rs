@@ -385,12 +385,5 @@ fn what_is_no_fault_of_the_backup_is_not_recorded() {
 /// The process that serves the clone in a directory.
 fn serving(scratch: &Path) -> Pid {
     let root = format!("--scratch={}", scratch.display());
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if line.split(|b| *b == 0).any(|word| word == root.as_bytes()) {
-            return Pid::from_raw(pid).unwrap();
-        }
-    }
-    panic!("nothing serves {root}");
+    support::sandbox::serving(&root)
 }

@@ -244,18 +244,17 @@ impl ChunkSource {
         self.bases.0.put(id, Arc::clone(plain), plain.capacity());
     }
 
-    /// Puts the old pages that the chunk at this place was encoded against, joined, into `joined`, whatever that held.
-    /// `page` is their size in bytes.
+    /// The old pages that the chunk at this place was encoded against, joined. `page` is their size in bytes.
     ///
     /// # Errors
     /// As [`ChunkSource::read`], naming the base; `Format` if the footer's runs do not fit their chunks.
-    pub(super) fn base_pages(&self, id: &ChunkId, at: &ChunkAt, page: usize, joined: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn base_pages(&self, id: &ChunkId, at: &ChunkAt, page: usize) -> Result<Vec<u8>> {
         let contents = self.repository().pack_contents(&at.pack)?;
         if contents.id(at.ordinal) != Some(*id) {
             let text = format!("chunk {id} is not where the index says in '{}'", layout::pack(at.pack.pack));
             return Err(Error::refused(Kind::Format, text));
         }
-        self.join_pages_into(&contents.bases(at.ordinal), page, joined)
+        self.join_pages(&contents.bases(at.ordinal), page)
     }
 
     /// Joins runs of pages of base chunks. Beside the result, the chunks of one get are in memory at a time.
@@ -263,19 +262,11 @@ impl ChunkSource {
     /// # Errors
     /// As [`ChunkSource::read`]; `Format` if a run does not fit its chunk.
     pub fn join_pages(&self, runs: &[BasePages], page: usize) -> Result<Vec<u8>> {
-        let mut joined = Vec::new();
-        self.join_pages_into(runs, page, &mut joined)?;
-        Ok(joined)
-    }
-
-    fn join_pages_into(&self, runs: &[BasePages], page: usize, joined: &mut Vec<u8>) -> Result<()> {
         let total = runs.iter().fold(0usize, |sum, r| sum.saturating_add((r.pages as usize).saturating_mul(page)));
         if total > BASE_BYTES_MAX {
             return Err(Error::refused(Kind::Format, format!("a delta needs {total} bytes of old pages")));
         }
-        // What it held is overwritten: together the runs are all of it.
-        joined.resize(total, 0);
-        let mut at = 0;
+        let (mut joined, mut at) = (vec![0; total], 0);
         let mut places: HashMap<ChunkId, Vec<(&BasePages, usize)>> = HashMap::new();
         for run in runs {
             places.entry(run.chunk).or_default().push((run, at));
@@ -292,7 +283,8 @@ impl ChunkSource {
                 joined.get_mut(*to..to + len).ok_or_else(wrong)?.copy_from_slice(pages);
             }
             Ok(())
-        })
+        })?;
+        Ok(joined)
     }
 
     /// Calls `each` for decoded base chunks, from the cache or the store, in any order. Neighbours in a pack come with one get.

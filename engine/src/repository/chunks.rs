@@ -22,8 +22,6 @@ pub type Plain = Arc<Vec<u8>>;
 
 thread_local! {
     static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
-    /// Room for old pages, half a megabyte as a rule: to get it anew for every delta costs more than to fill it.
-    static JOINED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Reads the chunks of one stanza's backups.
@@ -141,10 +139,8 @@ impl ChunkSource {
         // Before the decoder is borrowed: getting old pages decodes their chunks.
         let base = match at.encoding {
             Encoding::ZstdPrefix | Encoding::Patch => {
-                let mut joined = JOINED.take();
                 let page = delta::page_of(at.encoding, encoded).map_err(|e| e.during(place()))?;
-                self.base_pages(id, at, page, &mut joined).map_err(|e| e.during(place()))?;
-                joined
+                self.base_pages(id, at, page).map_err(|e| e.during(place()))?
             }
             _ => Vec::new(),
         };
@@ -157,9 +153,6 @@ impl ChunkSource {
             let len = at.plain_len as usize;
             decoder.decode_delta(at.encoding, encoded, &base, len, &mut plain).map_err(|e| e.during(place()))
         })?;
-        if at.encoding.is_delta() {
-            JOINED.set(base);
-        }
         let found = match at.kind {
             ChunkKind::Metadata => {
                 self.repository.keyring.chunk_id_scoped(&Scope::Stanza(&self.stanza), at.kind.as_u8(), &plain)?

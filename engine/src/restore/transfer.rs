@@ -1,9 +1,9 @@
 //! From packs into files: fetch ranges of packs, open every chunk once, write it wherever it belongs.
 //!
 //! Fetching threads read *spans*, up to [`SPAN_BYTES_MAX`] of one pack with gaps as large as the store says, in the order
-//! of the files; a bounded channel carries them to decoding threads, which open, check and write, deltas in *parts* of a
-//! span of up to [`PART_BYTES`] of plaintext. In flight are at most two spans a fetching thread and one a decoding thread:
-//! [`IN_FLIGHT_BYTES_MAX`] together. What is still at hand decoded, since deltas before needed it, is not fetched again.
+//! of the files; a bounded channel carries them to decoding threads, which open, check and write. In flight are at most a
+//! span a fetching thread, a decoding thread and a place in the channel: [`IN_FLIGHT_BYTES_MAX`] together. What is still at
+//! hand decoded, since deltas before needed it, is not fetched again.
 
 use super::place::Place;
 use super::plan::Mode;
@@ -17,13 +17,12 @@ use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::id::PackId;
 use pgkeep_formats::repo::layout;
 use rustix::fs::OFlags;
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Largest span: enough to hide the latency of a request, few enough to spread the work.
 const SPAN_BYTES_MAX: u64 = 4 << 20;
@@ -33,10 +32,6 @@ const SPAN_BYTES_MIN: u64 = 1 << 20;
 const IN_FLIGHT_BYTES_MAX: u64 = 128 << 20;
 /// Fetching threads: enough for the latency of a remote store, harmless for a local one.
 const FETCHERS_MAX: usize = 8;
-/// Plaintext of a part of a span. Of deltas one span holds a hundred megabytes: all the work there is, for one thread.
-const PART_BYTES: u64 = 2 << 20;
-/// Files a decoding thread keeps open: pages gathered from many lie side by side in packs.
-const OPEN_MAX: usize = 32;
 /// What is compared and written as one in files that are there already: a page.
 const BLOCK: usize = 8192;
 
@@ -68,8 +63,7 @@ pub(super) fn transfer<'a>(
     let spans = spans(&missing, span_bytes_max, job.source.store().gap());
     let failure = Failure::new(job.env.cancel);
     let (next, next_ready) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let (send, receive) = crossbeam_channel::bounded::<Part<'_>>(fetchers);
-    let dirty = Dirty::default();
+    let (send, receive) = crossbeam_channel::bounded::<(&Span<'_>, Vec<u8>)>(fetchers);
     std::thread::scope(|scope| {
         for n in 0..fetchers.min(spans.len()) {
             let (send, spans, next, failure) = (send.clone(), &spans, &next, &failure);
@@ -81,11 +75,9 @@ pub(super) fn transfer<'a>(
                         Ok(bytes) => bytes,
                         Err(e) => return failure.note(e),
                     };
-                    for part in parts(span, bytes) {
-                        // No decoding thread is left: one has failed.
-                        if send.send(part).is_err() {
-                            return;
-                        }
+                    // No decoding thread is left: one has failed.
+                    if send.send((span, bytes)).is_err() {
+                        return;
                     }
                 }
             };
@@ -94,12 +86,10 @@ pub(super) fn transfer<'a>(
             }
         }
         drop(send);
-        for n in 0..job.threads.min(if spans.is_empty() { ready.len() } else { usize::MAX }) {
+        for n in 0..job.threads.min(spans.len().max(ready.len())) {
             let (receive, failure, ready, next_ready) = (receive.clone(), &failure, &ready, &next_ready);
-            let dirty = window.has_deltas.then_some(&dirty);
             let decode = move || {
-                let (there, order, open) = Default::default();
-                let mut writer = Writer { job, window, dirty, open, there, order };
+                let mut writer = Writer { job, window, open: None, there: Vec::new(), order: Vec::new() };
                 while let Some((group, plain)) = ready.get(next_ready.fetch_add(1, Ordering::Relaxed))
                     && !failure.is_stopped()
                 {
@@ -107,11 +97,11 @@ pub(super) fn transfer<'a>(
                         return failure.note(e);
                     }
                 }
-                for part in receive {
+                for (span, mut bytes) in receive {
                     if failure.is_stopped() {
                         return;
                     }
-                    if let Err(e) = writer.part(part) {
+                    if let Err(e) = writer.span(span, &mut bytes) {
                         return failure.note(e);
                     }
                 }
@@ -122,8 +112,7 @@ pub(super) fn transfer<'a>(
         }
         drop(receive);
     });
-    failure.result()?;
-    dirty.begin_writeback(job, window)
+    failure.result()
 }
 
 /// Joins chunks to spans. Packs come in the order in which the files need them.
@@ -164,85 +153,25 @@ fn fetch(job: &Job<'_>, window: &Window, span: &Span<'_>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a decoding thread is given of a span.
-struct Part<'a> {
-    /// Place of the bytes in the pack.
-    offset: u64,
-    groups: &'a [&'a Group],
-    bytes: Vec<u8>,
-}
-
-/// Cuts a span, whose bytes these are, into parts, if it has deltas: few bytes stand for much work there.
-fn parts<'a>(span: &'a Span<'_>, bytes: Vec<u8>) -> Vec<Part<'a>> {
-    let (mut ends, mut plain) = (Vec::new(), 0);
-    if !span.groups.iter().any(|g| g.is_delta()) {
-        return vec![Part { offset: span.offset, groups: &span.groups, bytes }];
-    }
-    for (n, group) in span.groups.iter().enumerate() {
-        plain += u64::from(group.at.plain_len);
-        if plain >= PART_BYTES || n + 1 == span.groups.len() {
-            ends.push(n + 1);
-            plain = 0;
-        }
-    }
-    if ends.len() <= 1 {
-        return vec![Part { offset: span.offset, groups: &span.groups, bytes }];
-    }
-    let starts = std::iter::once(0).chain(ends.iter().copied());
-    let cut = starts.zip(&ends).filter_map(|(from, to)| {
-        let groups = span.groups.get(from..*to)?;
-        let offset = u64::from(groups.first()?.at.offset);
-        let stop = groups.iter().map(|g| u64::from(g.at.offset) + u64::from(g.at.stored_len)).max()?;
-        // What is not there is noticed where it is missed.
-        let (from, to) = ((offset - span.offset) as usize, ((stop - span.offset) as usize).min(bytes.len()));
-        Some(Part { offset, groups, bytes: bytes.get(from..to).unwrap_or_default().to_vec() })
-    });
-    cut.collect()
-}
-
-/// Stretches of files that pages were written to here and there, for each the first and the last byte. They are written out
-/// together in the end: page by page the disk would get a request each.
-#[derive(Default)]
-struct Dirty(Mutex<BTreeMap<u32, (u64, u64)>>);
-
-impl Dirty {
-    fn note(&self, file: u32, offset: u64, len: usize) {
-        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (first, end) = files.entry(file).or_insert((offset, offset));
-        (*first, *end) = ((*first).min(offset), (*end).max(offset + len as u64));
-    }
-
-    fn begin_writeback(self, job: &Job<'_>, window: &Window) -> Result<()> {
-        for (number, (first, end)) in self.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            let file = job.place.file(&window.file(number)?.entry.path, OFlags::RDWR)?;
-            begin_writeback(&file, first, (end - first) as usize);
-        }
-        Ok(())
-    }
-}
-
 /// One decoding thread.
 struct Writer<'a> {
     job: &'a Job<'a>,
     window: &'a Window,
-    /// Where to note what is not written out at once.
-    dirty: Option<&'a Dirty>,
-    /// Files written lately.
-    open: HashMap<u32, File>,
+    /// The file written last.
+    open: Option<(u32, File)>,
     there: Vec<u8>,
     order: Vec<Piece>,
 }
 
 impl Writer<'_> {
-    fn part(&mut self, part: Part<'_>) -> Result<()> {
-        let (window, mut bytes) = (self.window, part.bytes);
+    fn span(&mut self, span: &Span<'_>, bytes: &mut [u8]) -> Result<()> {
+        let window = self.window;
         let mut last: Option<(u32, Plain)> = None;
-        for group in part.groups {
+        for group in &span.groups {
             // A chunk that has two ordinals was opened in place already.
             if last.as_ref().is_none_or(|(offset, _)| *offset != group.at.offset) {
-                let start = (u64::from(group.at.offset) - part.offset) as usize;
-                let pack = group.at.pack.pack;
-                let short = || Error::refused(Kind::FileRead, format!("'{}' ended early", layout::pack(pack)));
+                let start = (u64::from(group.at.offset) - span.offset) as usize;
+                let short = || Error::refused(Kind::FileRead, format!("'{}' ended early", layout::pack(span.pack)));
                 let sealed = bytes.get_mut(start..start + group.at.stored_len as usize).ok_or_else(short)?;
                 let plain = self
                     .job
@@ -280,21 +209,17 @@ impl Writer<'_> {
     fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<()> {
         let work = self.window.file(piece.file)?;
         let path = &work.entry.path;
-        if self.open.len() >= OPEN_MAX && !self.open.contains_key(&piece.file) {
-            self.open.clear();
-        }
-        let file = match self.open.entry(piece.file) {
-            Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(none) => none.insert(self.job.place.file(path, OFlags::RDWR)?),
+        let file = match &mut self.open {
+            Some((number, file)) if *number == piece.file => file,
+            open => &mut open.insert((piece.file, self.job.place.file(path, OFlags::RDWR)?)).1,
         };
-        let target = Target { file, place: self.job.place, path, number: piece.file, dirty: self.dirty };
         let compare = matches!(self.job.plan.mode, Mode::Delta | Mode::Timestamps) && !work.is_fresh();
         let written = if compare {
             self.there.resize(bytes.len(), 0);
             read(file, self.job.place, path, &mut self.there, piece.in_file)?;
-            target.write_differing(bytes, &self.there, piece.in_file)?
+            write_differing(file, self.job.place, path, bytes, &self.there, piece.in_file)?
         } else {
-            target.write(bytes, piece.in_file)?;
+            write(file, self.job.place, path, bytes, piece.in_file)?;
             bytes.len()
         };
         if written > 0 {
@@ -312,40 +237,10 @@ pub(super) fn read(file: &File, place: &Place, path: &str, out: &mut [u8], offse
     file.read_exact_at(out, offset).map_err(|e| FileError::at("read", place.real(path))(e).into())
 }
 
-/// A file that is written to.
-struct Target<'a> {
-    file: &'a File,
-    place: &'a Place,
-    path: &'a str,
-    /// Number in the window.
-    number: u32,
-    dirty: Option<&'a Dirty>,
-}
-
-impl Target<'_> {
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(bytes, offset).map_err(FileError::at("write", self.place.real(self.path)))?;
-        match self.dirty {
-            Some(dirty) => dirty.note(self.number, offset, bytes.len()),
-            None => begin_writeback(self.file, offset, bytes.len()),
-        }
-        Ok(())
-    }
-
-    /// Writes the blocks that differ from what is there, neighbours as one, and returns how many bytes that were.
-    fn write_differing(&self, bytes: &[u8], there: &[u8], offset: u64) -> Result<usize> {
-        let (mut at, mut written) = (0, 0);
-        let differs: Vec<bool> = bytes.chunks(BLOCK).zip(there.chunks(BLOCK)).map(|(a, b)| a != b).collect();
-        for run in differs.chunk_by(|a, b| a == b) {
-            let len = (run.len() * BLOCK).min(bytes.len() - at);
-            if run.first() == Some(&true) {
-                self.write(bytes.get(at..at + len).unwrap_or_default(), offset + at as u64)?;
-                written += len;
-            }
-            at += len;
-        }
-        Ok(written)
-    }
+fn write(file: &File, place: &Place, path: &str, bytes: &[u8], offset: u64) -> Result<()> {
+    file.write_all_at(bytes, offset).map_err(FileError::at("write", place.real(path)))?;
+    begin_writeback(file, offset, bytes.len());
+    Ok(())
 }
 
 /// Has the system begin to write out what was just written. Left to itself it waits for memory to fill or for the sync at
@@ -355,4 +250,19 @@ fn begin_writeback(file: &File, offset: u64, len: usize) {
     // SAFETY: the descriptor is open for the call, and the call touches no memory of ours. What it says does not matter:
     // a failure to write is told by the sync that makes the restore durable.
     let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Writes the blocks that differ from what is there, neighbours as one, and returns how many bytes that were.
+fn write_differing(file: &File, place: &Place, path: &str, bytes: &[u8], there: &[u8], offset: u64) -> Result<usize> {
+    let (mut at, mut written) = (0, 0);
+    let differs: Vec<bool> = bytes.chunks(BLOCK).zip(there.chunks(BLOCK)).map(|(a, b)| a != b).collect();
+    for run in differs.chunk_by(|a, b| a == b) {
+        let len = (run.len() * BLOCK).min(bytes.len() - at);
+        if run.first() == Some(&true) {
+            write(file, place, path, bytes.get(at..at + len).unwrap_or_default(), offset + at as u64)?;
+            written += len;
+        }
+        at += len;
+    }
+    Ok(written)
 }

@@ -11,7 +11,7 @@ use super::place::{Place, at};
 use super::plan::{Mode, Plan, is_file, is_special};
 use super::workers::{for_each, spawn};
 use super::{Env, delta, transfer};
-use crate::index::ChunkAt;
+use crate::index::{ChunkAt, Encoding};
 use crate::observe::Counter;
 use crate::repository::ChunkSource;
 use crate::repository::manifests::{FileRecord, Manifest};
@@ -117,8 +117,8 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn is_delta(&self) -> bool {
-        self.at.encoding.is_delta()
+    fn is_delta(&self) -> bool {
+        matches!(self.at.encoding, Encoding::ZstdPrefix | Encoding::Patch)
     }
 }
 

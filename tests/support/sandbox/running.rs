@@ -116,3 +116,23 @@ impl Drop for Running {
 fn text(file: &NamedTempFile) -> String {
     String::from_utf8_lossy(&fs::read(file.path()).unwrap_or_default()).into_owned()
 }
+
+/// The process in the background whose command line has this word: the one that serves what the word names.
+///
+/// # Panics
+/// If there is none.
+pub fn serving(word: &str) -> Pid {
+    for entry in fs::read_dir("/proc").expect("cannot list processes").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // It may have ended meanwhile.
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        if words.contains(&word.as_bytes())
+            && words.contains(&b"--ready-pipe".as_slice())
+            && let Some(pid) = Pid::from_raw(pid)
+        {
+            return pid;
+        }
+    }
+    panic!("nothing serves {word}");
+}

@@ -23,15 +23,7 @@ fn is_ordinary(world: &World, target: &Path) -> bool {
 
 /// The process that serves it.
 fn daemon(target: &Path) -> Pid {
-    let place = format!("--pg1-path={}", target.display());
-    let serves = |pid: &i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        words.contains(&place.as_bytes()) && words.contains(&b"--ready-pipe".as_slice())
-    };
-    let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
-    let found = names.filter_map(|name| name.to_str()?.parse().ok()).find(serves);
-    Pid::from_raw(found.expect("nothing serves it")).unwrap()
+    support::sandbox::serving(&format!("--pg1-path={}", target.display()))
 }
 
 #[test]

@@ -48,16 +48,7 @@ impl Places {
 
     /// The process that serves it.
     pub(crate) fn daemon(&self) -> Pid {
-        let dir = format!("--dir={}", self.dir.display());
-        for entry in fs::read_dir("/proc").unwrap().map(Result::unwrap) {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-            if words.contains(&dir.as_bytes()) && words.contains(&b"--ready-pipe".as_slice()) {
-                return Pid::from_raw(pid).unwrap();
-            }
-        }
-        panic!("nothing serves {}", self.dir.display());
+        support::sandbox::serving(&format!("--dir={}", self.dir.display()))
     }
 
     pub(crate) fn is_mounted(&self, world: &World) -> bool {

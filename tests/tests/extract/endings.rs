@@ -36,14 +36,7 @@ fn has_server(shop: &Shop) -> bool {
 /// The process that serves the clone.
 fn keeper(shop: &Shop) -> Pid {
     let root = format!("--scratch={}", scratch(shop).unwrap().display());
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if line.split(|b| *b == 0).any(|word| word == root.as_bytes()) {
-            return Pid::from_raw(pid).unwrap();
-        }
-    }
-    panic!("nothing serves {root}");
+    support::sandbox::serving(&root)
 }
 
 /// A server that takes no table `orders` until the returned client lets it, and a dump of that table on its way there.
