@@ -33,7 +33,7 @@ pub(super) struct Opened {
     pub(super) maps: Arc<Maps>,
     /// Whether the last session may have left writes that are not durable.
     pub(super) dirty: bool,
-    pub(super) lock: File,
+    pub(super) lock: super::state::Held,
 }
 
 /// Remembers, beyond this process, that the disk lost something.

@@ -378,8 +378,20 @@ impl FileTable {
     }
 }
 
-/// Takes the clone's lock; it is given back when the file is dropped or the process dies.
-pub(super) fn lock(layout: &Layout) -> Result<File> {
+/// The clone's lock: held until this is dropped or the process dies.
+#[derive(Debug)]
+pub(super) struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a child that was forked meanwhile and has not come to its exec. What cannot
+        // be unlocked is closed all the same.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Takes the clone's lock.
+pub(super) fn lock(layout: &Layout) -> Result<Held> {
     let path = layout.file("lock");
     let file =
         File::options().create(true).truncate(false).write(true).open(&path).map_err(FileError::at("open", &path))?;
@@ -388,7 +400,7 @@ pub(super) fn lock(layout: &Layout) -> Result<File> {
             if file.metadata().map_err(FileError::at("stat", &path))?.len() == 0 {
                 (&file).write_all(LOCK_TEXT.as_bytes()).map_err(FileError::at("write", &path))?;
             }
-            Ok(file)
+            Ok(Held(file))
         }
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::refused(
             Kind::LockAcquire,
@@ -525,7 +537,10 @@ mod tests {
         let (_dir, layout) = layout();
         let held = lock(&layout).unwrap();
         assert_eq!(lock(&layout).unwrap_err().kind(), Kind::LockAcquire);
+        // What a child has between its fork and its exec.
+        let inherited = held.0.try_clone().unwrap();
         drop(held);
         lock(&layout).unwrap();
+        drop(inherited);
     }
 }
