@@ -17,6 +17,7 @@ what counts. "Cold" means that repository, clone and restore were taken out of t
     pgbench  transactions a second after one warm pass and as many seconds, selects only and TPC-B, beside a native server
     ten      memory and disk of ten idle clones with their servers
     instant  `restore --instant` under pgbench until the directory is ordinary, beside a classic restore
+    extract  a small table out of the backup: seconds, and how much of the repository was read for it
 """
 import argparse
 import json
@@ -29,7 +30,7 @@ from pathlib import Path
 from instant import instant
 from place import Rig, Source, clean, commit, evict, fail, machine, random_reads, scan
 
-MEASURES = ("start", "lookup", "random", "scan", "table", "pgbench", "ten", "instant")
+MEASURES = ("start", "lookup", "random", "scan", "table", "pgbench", "ten", "instant", "extract")
 # A clone makes what it has fetched durable every ten seconds; a file that is whole is then read past the daemon by whoever opens it next.
 SETTLED_SECONDS = 12
 CLONES = 10
@@ -214,6 +215,13 @@ def ten(a, rig, variants, path):
     return out
 
 
+def extract(a, rig, variants, path):
+    out = [rig.extract("public.small") for _ in range(a.rounds)]
+    print(f"extract  {median(r['sql_bytes'] for r in out) / 2**20:.0f} MiB of SQL in {median(r['wall'] for r in out):.1f} s, "
+          f"{median(r['fetched_mib'] for r in out):.1f} MiB of the repository read", flush=True)
+    return out
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--scale", type=int, default=125, help="as pgbench's: 125 is a table of 1.6 GB and an index of 0.27 GB")
@@ -258,7 +266,7 @@ def run(a, variants):
     rig = Rig(runner, binary, a.port, a.daemon == "root")
     result = {"settings": {k: v for k, v in vars(a).items() if k in ("scale", "rounds", "seconds", "clients", "reads", "hydrate", "variant", "daemon", "seed")}}
     save = lambda: a.out and Path(a.out).write_text(json.dumps(result, indent=1) + "\n")
-    measures = {"start": start, "lookup": lookup, "random": random_measure, "scan": scan_measure, "table": table, "pgbench": pgbench, "ten": ten, "instant": instant}
+    measures = {"start": start, "lookup": lookup, "random": random_measure, "scan": scan_measure, "table": table, "pgbench": pgbench, "ten": ten, "instant": instant, "extract": extract}
     try:
         if not done.exists():
             source = Source(runner, "cluster", a.port)

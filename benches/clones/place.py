@@ -42,6 +42,8 @@ class Source(Cluster):
         self.sql(f"insert into pgbench_tellers select g, (g - 1) / 10 + 1, 0, '' from generate_series(1, {scale * 10}) g")
         # All texts once for each unit of scale: in one statement the planner may give one text to a hundred neighbours.
         self.sql(f"do $$ begin for b in 0..{scale - 1} loop insert into pgbench_accounts select b * {ROWS} + n + 1, b + 1, 0, t from texts order by n; end loop; end $$")
+        # What `extract` takes out: some 50 MB.
+        self.sql("create table small as select n, t || t as t from texts, generate_series(1, 3) order by n")
         self.sql("drop table texts")
         self.runner.run(self.runner.pg_bin / "pgbench", *self.where(), "-i", "-I", "p", "-q", "postgres")
         for command in ("vacuum (freeze, analyze)", "checkpoint"):
@@ -116,6 +118,17 @@ class Rig:
         source.sql(f"alter system set archive_command = '{' '.join(own)} archive-push %p'")
         source.sql("select pg_reload_conf()")
         self.runner.run(*own, "--type=full", "backup")
+
+    def extract(self, table):
+        """A table taken out of the backup: seconds, bytes of SQL, and MiB of the repository that were brought into the page cache for it."""
+        self.cold()
+        into, before = self.root / "extracted.sql", cached(self.repo)
+        into.unlink(missing_ok=True)
+        began = time.monotonic()
+        self.run("--type=immediate", "extract", f"--table={table}", f"--file={into}", f"--dir={self.root}", f"--pg-bin={self.runner.pg_bin}")
+        wall, size = time.monotonic() - began, into.stat().st_size
+        into.unlink()
+        return {"wall": wall, "sql_bytes": size, "fetched_mib": cached(self.repo) - before}
 
     def cold(self, *more):
         """Takes the repository, and what else is named, out of the page cache."""
@@ -211,6 +224,16 @@ class Clone(Server):
     def disk(self, part=""):
         """MiB that its directory, or a part of it, takes."""
         return sum(os.lstat(os.path.join(at, f)).st_blocks * 512 for at, _, files in os.walk(self.dir / part) for f in files) / 2**20
+
+
+def cached(tree):
+    """MiB of a tree's files in the page cache: what was read of it since it was evicted, and what the kernel read ahead."""
+    files = [str(path) for path in Path(tree).rglob("*") if path.is_file()]
+    total = 0
+    for at in range(0, len(files), 500):
+        out = subprocess.run(["fincore", "--bytes", "--noheadings", "--raw", "--output", "RES", *files[at:at + 500]], check=True, capture_output=True, text=True).stdout
+        total += sum(int(line) for line in out.split())
+    return total / 2**20
 
 
 def commit(place):

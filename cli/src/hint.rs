@@ -89,6 +89,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::PathMissing, Some(C::Clone)) if says("is not served") || says("is not mounted") => {
             &["'clone mount' or 'clone start' serves it again"]
         }
+        (Kind::DbConnect, Some(C::Clone)) if says("is promoted") => {
+            &["the data directory is whole and no clone any more: start its server as any other's"]
+        }
         (Kind::DbConnect, Some(C::Clone)) => &[
             "'pgkeep-clone.log' in the data directory has all that the server said",
             "the clone is there: 'clone start' tries again, 'clone destroy' removes it, for another --port for example",

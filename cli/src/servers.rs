@@ -7,6 +7,7 @@ use pgkeep_engine::{Error, Kind};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,12 @@ pub(crate) fn of_clone(dir: &Path) -> Result<Option<u32>, Failure> {
     let Some(pid) = datadir::postmaster(&data)?.filter(|found| found.alive).and_then(|found| found.pid) else {
         return Ok(None);
     };
+    // Whoever owns the data wrote the number. A server of another user is not theirs to have ended.
+    let owner = |path: &Path| std::fs::metadata(path).ok().map(|facts| facts.uid());
+    let (process, file) = (owner(Path::new(&format!("/proc/{pid}"))), owner(&data.join("postmaster.pid")));
+    if process.is_some() && file.is_some() && process != file {
+        return Ok(None);
+    }
     let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     // Its second line is the data directory, its third the time it started. A clock that was set spoils the time.
     let told = text.lines().nth(1).is_some_and(|line| {

@@ -78,6 +78,27 @@ impl Binaries {
         if path.exists() { path } else { Self::find(15).own(name) }
     }
 
+    /// A directory with the server's programs and the clients of a package, as users have it: the own one, or `place`,
+    /// made with links to this major's and to 15's where those lack.
+    ///
+    /// # Panics
+    /// When a link cannot be made.
+    pub fn with_clients(&self, place: &Path) -> PathBuf {
+        if self.has("psql") {
+            return self.dir.clone();
+        }
+        if !place.exists() {
+            crate::account::private_dir(place);
+        }
+        for name in ["initdb", "pg_ctl", "postgres", "psql", "pg_dump", "pg_restore"] {
+            match std::os::unix::fs::symlink(self.client(name), place.join(name)) {
+                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => panic!("{}: {e}", place.display()),
+                _ => {}
+            }
+        }
+        place.to_path_buf()
+    }
+
     /// Whether this major's own set has a program.
     pub fn has(&self, name: &str) -> bool {
         self.dir.join(name).exists()

@@ -185,6 +185,11 @@ impl World {
         Mark { number, data, name, lsn, time, xid }
     }
 
+    /// The directory for option `pg-bin`: programs of the cluster's server, and clients.
+    pub fn pg_bin(&self) -> PathBuf {
+        self.cluster.binaries().with_clients(&self.path("pg-bin"))
+    }
+
     /// A path in the sandbox that does not exist yet.
     pub fn path(&self, name: &str) -> PathBuf {
         self.sandbox.root().join(name)

@@ -14,7 +14,7 @@ use super::Context;
 use crate::daemon::{self, Served};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Command, Opt, OptionError, Settings};
+use crate::option::{Command, Opt, OptionError, Settings, Source};
 use crate::render::{self, json};
 use crate::size::human_size;
 use crate::{mounts, repos, servers, zone};
@@ -26,6 +26,7 @@ use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState, OpenMode};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
 use rustix::process::Signal;
 use serde_json::json;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,11 +36,30 @@ const QUIT_WAIT: Duration = Duration::from_secs(10);
 /// How long the daemon may take to make everything durable after the unmount.
 const END_WAIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
+/// The unit of `st_blocks`, whatever the file system's blocks are.
+const STAT_BLOCK_BYTES: u64 = 512;
 /// Decoded chunks that are kept. What is fetched stays in the clone's files: only pages of one chunk that lie far apart,
 /// as those of an increment do, are found here again. There may be many clones on a host, each served by a process.
 const CHUNK_CACHE_BYTES: usize = 16 << 20;
 
+/// Options that say what a clone is made of and what its server is told.
+const OF_MAKING: [Opt; 10] = [
+    Opt::Set,
+    Opt::Type,
+    Opt::Target,
+    Opt::TargetAction,
+    Opt::TargetExclusive,
+    Opt::TargetTimeline,
+    Opt::RecoveryOption,
+    Opt::ArchiveTo,
+    Opt::Port,
+    Opt::SocketPath,
+];
+/// Those of them that `clone reset` takes.
+const OF_RESET: [Opt; 2] = [Opt::Port, Opt::SocketPath];
+
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    refuse_unused(context.settings)?;
     match context.settings.param(0).to_str() {
         Some("create") => create(context),
         Some("mount") if context.settings.flag(Opt::Start) => life::start(context),
@@ -56,6 +76,26 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             let message = format!("'{}' is not something to do with clones", context.settings.param(0).display());
             Err(OptionError::new(Status::PARAM_INVALID, message)
                 .hint("it is 'create', 'mount', 'start', 'stop', 'reset', 'hydrate', 'promote', 'list', 'info' or 'destroy'")
+                .into())
+        }
+    }
+}
+
+/// Refuses what was typed for a clone that is made already: it would change nothing.
+fn refuse_unused(settings: &Settings) -> Result<(), Failure> {
+    let what = settings.param(0);
+    if what == Path::new("create") {
+        return Ok(());
+    }
+    let is_typed = |opt: &Opt| settings.setting(*opt, 0).is_some_and(|s| s.source == Source::CommandLine);
+    let is_used = |opt: &Opt| what == Path::new("reset") && OF_RESET.contains(opt);
+    match OF_MAKING.iter().find(|opt| is_typed(opt) && !is_used(opt)) {
+        None => Ok(()),
+        Some(opt) => {
+            let message =
+                format!("option '{}' is for making a clone, not for 'clone {}'", opt.def().name, what.display());
+            Err(OptionError::new(Status::OPTION_INVALID, message)
+                .hint("the clone keeps what it was made with; 'clone reset' takes another port and socket-path")
                 .into())
         }
     }
@@ -246,9 +286,42 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
 fn info(settings: &Settings) -> Result<Status, Failure> {
     let dir = dir(settings);
     let state = state(dir.clone(), clone::info(&dir)?)?;
-    let json = settings.text(Opt::Output) == Some("json");
-    render::print(&if json { json::to_text(of_state(&state)) } else { text_of(&state) })?;
+    let held = held_bytes(&dir)?;
+    if settings.text(Opt::Output) == Some("json") {
+        let mut value = of_state(&state);
+        value["held"] = held.into();
+        render::print(&json::to_text(value))?;
+    } else {
+        render::print(&format!("{}    on disk: {}\n", text_of(&state), human_size(held)))?;
+    }
     Ok(Status::OK)
+}
+
+/// Bytes that the clone takes on its file system. What vanishes meanwhile takes none.
+fn held_bytes(dir: &Path) -> Result<u64, Failure> {
+    let failed = |what, path: &Path, e| Failure::file(FileError::at(what, path)(e));
+    let mut held = 0;
+    let mut directories = vec![dir.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        let entries = match std::fs::read_dir(&directory) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.map_err(|e| failed("list", &directory, e))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| failed("list", &directory, e))?;
+            match entry.metadata() {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed("stat", &entry.path(), e)),
+                Ok(facts) => {
+                    held += facts.blocks() * STAT_BLOCK_BYTES;
+                    if facts.is_dir() {
+                        directories.push(entry.path());
+                    }
+                }
+            }
+        }
+    }
+    Ok(held)
 }
 
 fn of_state(s: &State) -> serde_json::Value {
@@ -282,7 +355,7 @@ fn text_of(s: &State) -> String {
         (Some(on), Some(pid)) => format!("mounted on {}, server {pid} on port {}", on.on.display(), of("port")),
         (Some(on), None) => format!("mounted on {}, no server", on.on.display()),
         (None, Some(pid)) => format!("not mounted, but server {pid} still runs on it"),
-        (None, None) => "not mounted".to_owned(),
+        (None, None) => format!("not mounted, port {}", of("port")),
     };
     let hydration = match &s.hydration {
         Some(h) if h.state == HydrationState::Done => {
@@ -297,8 +370,12 @@ fn text_of(s: &State) -> String {
         ),
         None => String::new(),
     };
+    let target = match (of("type"), of("target")) {
+        (kind, "") => kind.to_owned(),
+        (kind, target) => format!("{kind} {target}"),
+    };
     format!(
-        "clone: {}\n    backup: {} of stanza {}, repo{}\n    size: {}, created {}\n    status: {place}\n{hydration}",
+        "clone: {}\n    backup: {} of stanza {}, repo{}, recovered to: {target}\n    size: {}, created {}\n    status: {place}\n{hydration}",
         s.dir.display(),
         of("label"),
         of("stanza"),

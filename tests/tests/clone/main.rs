@@ -18,6 +18,7 @@ mod branch;
 mod instant;
 mod life;
 mod modes;
+mod options;
 mod places;
 
 use places::{Places, everything, wait_until, world};
@@ -373,7 +374,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     assert!(run.says("backup set 20200101-000000F is not valid"), "{run}");
     assert_eq!(run.stdout.matches("ERROR: ").count(), 1, "told once\n{run}");
     world.expect(75, create(&["--type=time", "--target=2020-01-01 00:00:00+00"]));
-    assert!(!places.dir.exists() && !places.is_mounted(&world));
+    assert!(!places.dir.exists() && !places.mountpoint.exists());
 
     // The data directory of a server is no mountpoint, whatever somebody types.
     let run = world.expect(

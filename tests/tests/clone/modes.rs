@@ -3,26 +3,28 @@
 use std::{fs, os::unix::process::CommandExt as _};
 
 use rustix::process::{Signal, kill_process};
-use support::{Cluster, Mode, World};
+use support::{Cluster, Mode, World, pg};
 
-use crate::MAJOR;
-use crate::places::{Places, wait_until, world};
+use crate::places::{Places, wait_until, world_of};
 
 #[test]
 fn a_clone_keeps_what_was_committed_however_its_files_are_opened() {
-    let (world, _) = world();
-    world.archive_now();
-    // Root alone can have files opened past the serving process. It comes last: its log file is closed to others.
-    let ways = [("auto", false), ("plain", false), ("cached", true), ("auto", true)];
-    for (number, (mode, as_root)) in ways.into_iter().enumerate() {
-        println!("{mode}, served by root: {as_root}");
-        Use { places: Places::new(&world, &format!("w{number}")), world: &world, mode, as_root }.all();
+    for major in pg::majors() {
+        let (world, _) = world_of(major);
+        world.archive_now();
+        // Root alone can have files opened past the serving process. It comes last: its log file is closed to others.
+        let ways = [("auto", false), ("plain", false), ("cached", true), ("auto", true)];
+        for (number, (mode, as_root)) in ways.into_iter().enumerate() {
+            println!("{major}, {mode}, served by root: {as_root}");
+            Use { places: Places::new(&world, &format!("w{number}")), world: &world, major, mode, as_root }.all();
+        }
     }
 }
 
 struct Use<'a> {
     world: &'a World,
     places: Places,
+    major: u32,
     mode: &'a str,
     as_root: bool,
 }
@@ -50,7 +52,7 @@ impl Use<'_> {
 
     fn all(&self) {
         self.clone("create", &[]);
-        let mut server = Cluster::adopt(MAJOR, &self.places.mountpoint);
+        let mut server = Cluster::adopt(self.major, &self.places.mountpoint);
         server.start();
         server.wait_promoted();
         // Where the test runs Linux offers passthrough.

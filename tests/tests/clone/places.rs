@@ -16,7 +16,12 @@ use crate::{MAJOR, PATIENCE};
 
 /// A world with one backup, and two marks behind it in the archive.
 pub(crate) fn world() -> (World, String) {
-    let world = World::new(MAJOR);
+    world_of(MAJOR)
+}
+
+/// The same with a server of another major.
+pub(crate) fn world_of(major: u32) -> (World, String) {
+    let world = World::new(major);
     world.create_marks();
     world.cluster.pgbench_init(2);
     let label = world.backup("full");

@@ -65,7 +65,7 @@ impl Shop {
             args.push(format!("--dir={}", self.dir.display()));
         }
         if !more.iter().any(|arg| arg.starts_with("--pg-bin=")) {
-            args.push(format!("--pg-bin={}", self.world.cluster.binaries().dir().display()));
+            args.push(format!("--pg-bin={}", self.world.pg_bin().display()));
         }
         args.extend(more.iter().chain(target).map(|arg| (*arg).to_owned()));
         args

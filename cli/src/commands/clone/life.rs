@@ -359,7 +359,12 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
     tracing::info!("clone '{}' is now the ordinary data directory '{}'", dir.display(), place.display());
     if ran {
         let how = if super::is_restore(&info) { "restart" } else { "start" };
-        run_pg_ctl(context, &place, how, log.as_deref())?;
+        run_pg_ctl(context, &place, how, log.as_deref()).map_err(|failure| match failure {
+            Failure::Engine(e) if e.kind() == Kind::DbConnect => {
+                Error::refused(e.kind(), format!("clone '{}' is promoted, but {e}", dir.display())).into()
+            }
+            other => other,
+        })?;
     }
     let of = |name| recorded(&info, name);
     if settings.text(Opt::Output) == Some("json") {

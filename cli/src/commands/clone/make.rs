@@ -63,7 +63,7 @@ impl Recipe {
         Ok(Self {
             set: settings.text(Opt::Set).map(str::to_owned),
             recovery: recovery_options(settings)?,
-            port: settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok()),
+            port: settings_port(settings),
             socket: settings.text(Opt::SocketPath).unwrap_or("/tmp").to_owned(),
             purpose: Purpose::Kept,
             archive_to: archive_to(settings)?,
@@ -111,6 +111,10 @@ impl Recipe {
     }
 }
 
+fn settings_port(settings: &Settings) -> Option<u16> {
+    settings.int(Opt::Port).and_then(|n| u16::try_from(n).ok())
+}
+
 /// The stanza that was asked for. Two clusters that archive into one end each other's recovery.
 fn archive_to(settings: &Settings) -> Result<Option<String>, Failure> {
     let Some(own) = settings.text(Opt::ArchiveTo) else { return Ok(None) };
@@ -128,8 +132,25 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
     let mountpoint = settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?.to_owned();
     let recipe = Recipe::of_settings(settings)?;
-    let made = make(context, &recipe, &super::dir(settings), &mountpoint, settings.flag(Opt::Force))?;
+    let dir = super::dir(settings);
+    for path in [&dir, &mounts::resolved(&mountpoint)] {
+        refuse_original(settings, path)?;
+    }
+    let made = make(context, &recipe, &dir, &mountpoint, settings.flag(Opt::Force))?;
     Ok(made.served(settings))
+}
+
+/// Refuses a place inside a cluster's data directory: the next backup would take it for part of the cluster. The place of
+/// a cluster that is gone is as good as any.
+fn refuse_original(settings: &Settings, path: &Path) -> Result<(), Failure> {
+    let holds = |data: &PathBuf| path != data && path.starts_with(data) && data.join("PG_VERSION").exists();
+    match settings.pgs().filter_map(|pg| pg.path()).map(mounts::resolved).find(holds) {
+        None => Ok(()),
+        Some(data) => {
+            let text = format!("'{}' lies in the data directory '{}'", path.display(), data.display());
+            Err(Error::refused(Kind::OptionInvalidValue, text).into())
+        }
+    }
 }
 
 /// Makes a clone anew from what it was made from: nothing of what was written to it is left. Nobody uses it.
@@ -137,7 +158,14 @@ pub(super) fn reset(context: &Context<'_>) -> Result<Served, Failure> {
     let dir = super::dir(context.settings);
     let info = clone::info(&dir)?;
     super::check_stanza(&info, stanza(context.settings)?, &dir)?;
-    let recipe = Recipe::of_clone(&info)?;
+    let mut recipe = Recipe::of_clone(&info)?;
+    if let Some(port) = settings_port(context.settings) {
+        recipe.port = Some(port);
+    }
+    if let Some(socket) = context.settings.text(Opt::SocketPath).filter(|_| context.settings.is_given(Opt::SocketPath))
+    {
+        recipe.socket = socket.to_owned();
+    }
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = context.settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
     // Found before what there is is removed.
@@ -177,29 +205,46 @@ pub(in crate::commands) fn make(
     mountpoint: &Path,
     force: bool,
 ) -> Result<Made, Failure> {
+    // As `prepare` makes it.
+    let is_new = std::fs::symlink_metadata(mountpoint).is_err();
+    let mountpoint = mounts::prepare(mountpoint)?;
+    make_at(context, recipe, dir, &mountpoint, force).inspect_err(|_| {
+        // Only an empty one goes. It may have been removed, or be used by now.
+        if is_new && let Err(e) = std::fs::remove_dir(&mountpoint) {
+            tracing::debug!("mountpoint '{}' stays: {e}", mountpoint.display());
+        }
+    })
+}
+
+fn make_at(
+    context: &Context<'_>,
+    recipe: &Recipe,
+    dir: &Path,
+    mountpoint: &Path,
+    force: bool,
+) -> Result<Made, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
-    let mountpoint = mounts::prepare(mountpoint)?;
-    check_apart(dir, &mountpoint)?;
+    check_apart(dir, mountpoint)?;
 
     let repositories = repos::usable(settings)?;
-    let choice = choose_backup(&repositories, &asked(settings, recipe, &mountpoint, force)?)?;
+    let choice = choose_backup(&repositories, &asked(settings, recipe, mountpoint, force)?)?;
     tracing::info!("repo{}: clone of backup set {}", choice.repository.key(), choice.backup.label);
     let snapshot = open(&choice.repository, stanza, &choice.backup)?;
     context.cancel.check()?;
 
-    let clone = clone_settings(settings, recipe, &choice, &mountpoint)?;
+    let clone = clone_settings(settings, recipe, &choice, dir, mountpoint)?;
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
-    let command = restore_command_of_clone(settings, Some(on_error), &mountpoint)?;
+    let command = restore_command_of_clone(settings, Some(on_error), mountpoint)?;
     let options = CreateOptions {
-        identity: identity(stanza, recipe, &choice, &clone, &mountpoint, &user(&*snapshot)?),
+        identity: identity(stanza, recipe, &choice, &clone, mountpoint, &user(&*snapshot)?),
         owner: owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
-        ..server_files(&*snapshot, &choice, &clone, &command, &mountpoint)?
+        ..server_files(&*snapshot, &choice, &clone, &command, mountpoint)?
     };
     let info = clone::create(dir, &*snapshot, &options)?;
     let dir = super::canonical(dir)?;
-    let session = serve(settings, &dir, snapshot, &mountpoint)?;
+    let session = serve(settings, &dir, snapshot, mountpoint)?;
     Ok(Made { session, info, dir })
 }
 
@@ -248,9 +293,10 @@ fn clone_settings(
     settings: &Settings,
     recipe: &Recipe,
     choice: &Choice,
+    dir: &Path,
     mountpoint: &Path,
 ) -> Result<CloneSettings, Failure> {
-    let port = recipe.port.unwrap_or_else(|| free_port(Path::new(&recipe.socket)));
+    let port = recipe.port.unwrap_or_else(|| free_port(Path::new(&recipe.socket), &ports_beside(dir)));
     let name = format!("pgkeep_{}_{}", settings.stanza_name(), choice.backup.label);
     // As the server spells them.
     let asked = recipe.recovery.settings.iter();
@@ -262,9 +308,18 @@ fn clone_settings(
     Ok(CloneSettings { port, socket, name, major, bypass, asked, purpose, archive_command })
 }
 
-/// The first port that nobody uses now, neither in the directory of sockets nor on this host.
-fn free_port(sockets: &Path) -> u16 {
+/// Ports of the clones in the same directory, whose servers need not run now. Where that cannot be known it is none.
+fn ports_beside(dir: &Path) -> Vec<u16> {
+    let clones = dir.parent().and_then(|parent| clone::list(parent).ok()).unwrap_or_default();
+    clones.iter().filter_map(|(_, info)| recorded(info.as_ref().ok()?, "port").parse().ok()).collect()
+}
+
+/// The first port that nobody uses now, neither in the directory of sockets nor on this host, and none of `others`.
+fn free_port(sockets: &Path, others: &[u16]) -> u16 {
     let is_free = |port: &u16| {
+        if others.contains(port) {
+            return false;
+        }
         // Links too, and sockets of servers that died: whoever comes to that is not surprised by another's.
         let socket = sockets.join(format!(".s.PGSQL.{port}"));
         std::fs::symlink_metadata(socket).is_err() && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
