@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Bytes that are kept of what clones read of a repository that is not near.
+const CLONE_CACHE_BYTES: u64 = 1 << 30;
+
 /// Opens one repository.
 ///
 /// # Errors
@@ -30,7 +33,24 @@ pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository
         _ => e.into(),
     })?;
     let store = store(settings, local);
-    Ok(Arc::new(Repository::open(store, options(settings, repo)?)?))
+    let is_near = store.is_near();
+    let repository = Repository::open(store, options(settings, repo)?)?;
+    Ok(Arc::new(match clone_cache(settings, repo, is_near) {
+        0 => repository,
+        bytes => repository.keeping_packs(bytes),
+    }))
+}
+
+/// How much is kept of what clones read. What is near is read again as fast as it could be kept.
+fn clone_cache(settings: &Settings, repo: Repo<'_>, is_near: bool) -> u64 {
+    let default = if is_near { 0 } else { CLONE_CACHE_BYTES };
+    match settings.command() {
+        Command::Restore if !settings.flag(Opt::Instant) => 0,
+        Command::Restore | Command::Clone | Command::Mount | Command::Extract | Command::Drill | Command::Diff => {
+            repo.size(Opt::RepoCloneCacheSize).unwrap_or(default)
+        }
+        _ => 0,
+    }
 }
 
 /// Opens all repositories the command works on, in key order.

@@ -102,12 +102,14 @@ fn a_good_backup_passes_and_is_known_to() {
         let drill_dir = format!("--drill-dir={}", checks.display());
         let run = ground.drill(0, &[&drill_dir, "--log-level-console=warn"]);
         assert!(run.stdout.starts_with(&format!("drill of backup {label} of repo1: passed\n")), "{run}");
+        // The ready-made 13 has no such programs.
+        let outcome = |program: &str| if ground.world.pg_bin().join(program).exists() { "passed" } else { "skipped" };
         for line in [
-            "recovery: passed",
-            "sql a rows: passed",
-            "sql b write: passed",
-            "pg_amcheck: passed",
-            "page checksums: passed",
+            "recovery: passed".to_owned(),
+            "sql a rows: passed".to_owned(),
+            "sql b write: passed".to_owned(),
+            format!("pg_amcheck: {}", outcome("pg_amcheck")),
+            format!("page checksums: {}", outcome("pg_checksums")),
         ] {
             assert!(run.stdout.contains(&format!("    {line} (")), "{line}\n{run}");
         }
@@ -131,7 +133,7 @@ fn a_good_backup_passes_and_is_known_to() {
         // The same backup at its own end; JSON.
         let json = ground.drill(0, &["--type=immediate", &format!("--set={label}"), "--output=json"]).json();
         assert_eq!((&json["passed"], &json["type"]), (&Value::Bool(true), &Value::String("immediate".to_owned())));
-        assert_eq!(result(&json, "pg_amcheck"), "passed");
+        assert_eq!(result(&json, "pg_amcheck"), outcome("pg_amcheck"));
         assert_eq!(ground.told().len(), 2);
     }
 }

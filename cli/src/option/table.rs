@@ -392,6 +392,8 @@ options! {
         = repo(word(&["auto", "fetch", "cache", "off"], "auto")).on(BACKUP);
     RepoDeltaCacheSize "repo-delta-cache-size" "size of what is kept of old pages in cache-path"
         = repo(Def::new(Type::Size(0, PIB), None)).on(BACKUP);
+    RepoCloneCacheSize "repo-clone-cache-size" "size of what clones keep of packs in cache-path"
+        = repo(Def::new(Type::Size(0, PIB), None)).on(CLONE | SCRATCH | MOUNT | RESTORE);
     RepoBundle "repo-bundle" "put small files together" = repo(flag("n")).on(BACKUP).ignored(PACKS);
     RepoBundleLimit "repo-bundle-limit" "greatest size of a small file" = repo(size(8 * KIB, PIB, "2MiB")).on(BACKUP).ignored(PACKS);
     RepoBundleSize "repo-bundle-size" "size of what is put together" = repo(size(MIB, PIB, "20MiB")).on(BACKUP).ignored(PACKS);

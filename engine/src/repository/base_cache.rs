@@ -13,7 +13,7 @@
 //! Any thread may call; the lock is held for book-keeping, not for IO. Several processes may share it: each sees the others'
 //! files when it starts, so together they may be over the limit for a while.
 
-mod files;
+pub(super) mod files;
 mod sub_hashes;
 
 pub use sub_hashes::{PendingHashes, SubHashes};

@@ -16,6 +16,7 @@ mod chunks;
 mod drills;
 mod index;
 pub mod manifests;
+mod pack_cache;
 mod presence;
 mod rebuild;
 mod session;
@@ -163,6 +164,18 @@ impl Repository {
         let (key, openers) = (options.key, Mutex::default());
         let (keyring, contents) = (Arc::new(keyring), bases::ContentsCache::default());
         Ok(Self { key, store, config, keyring, cache: options.cache, openers, contents })
+    }
+
+    /// The same, but keeping what it reads of packs on this host, up to `limit` bytes, for every process of this user that
+    /// does so. Where that cannot be it says why in the log and keeps nothing.
+    #[must_use]
+    pub fn keeping_packs(mut self, limit: u64) -> Self {
+        let dir = self.cache().map(|dir| dir.join("packs")).ok_or_else(|| "there is no cache directory".to_owned());
+        match dir.and_then(|dir| pack_cache::PackCache::over(Arc::clone(&self.store), dir, limit)) {
+            Ok(cache) => self.store = Arc::new(cache),
+            Err(why) => tracing::warn!("nothing is kept of the packs of repo{}: {why}", self.key),
+        }
+        self
     }
 
     /// Number of the repository in the configuration.

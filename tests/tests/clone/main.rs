@@ -16,6 +16,7 @@ use support::{
 
 mod branch;
 mod instant;
+mod kept;
 mod life;
 mod modes;
 mod options;

@@ -48,7 +48,7 @@ fn clones_get_ports_of_their_own_and_keep_them_while_they_do_not_run() {
 }
 
 #[test]
-fn a_clone_is_not_made_inside_the_original() {
+fn a_clone_is_not_made_inside_a_data_directory() {
     let (world, _) = world();
     let before = data(&world.cluster);
     let inside = world.cluster.data_dir().join("clone");

@@ -134,17 +134,16 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let recipe = Recipe::of_settings(settings)?;
     let dir = super::dir(settings);
     for path in [&dir, &mounts::resolved(&mountpoint)] {
-        refuse_original(settings, path)?;
+        refuse_inside(path)?;
     }
     let made = make(context, &recipe, &dir, &mountpoint, settings.flag(Opt::Force))?;
     Ok(made.served(settings))
 }
 
-/// Refuses a place inside a cluster's data directory: the next backup would take it for part of the cluster. The place of
-/// a cluster that is gone is as good as any.
-fn refuse_original(settings: &Settings, path: &Path) -> Result<(), Failure> {
-    let holds = |data: &PathBuf| path != data && path.starts_with(data) && data.join("PG_VERSION").exists();
-    match settings.pgs().filter_map(|pg| pg.path()).map(mounts::resolved).find(holds) {
+/// Refuses a place inside a data directory, of whatever cluster: its backups would take it for part of the cluster.
+fn refuse_inside(path: &Path) -> Result<(), Failure> {
+    let is_data = |dir: &&Path| dir.join("PG_VERSION").is_file() && dir.join("global/pg_control").is_file();
+    match path.ancestors().skip(1).find(is_data) {
         None => Ok(()),
         Some(data) => {
             let text = format!("'{}' lies in the data directory '{}'", path.display(), data.display());

@@ -22,15 +22,15 @@ const HEADROOM_SHARE: u64 = 20;
 
 /// A file system, in bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Space {
-    pub(super) total: u64,
+pub(in crate::repository) struct Space {
+    pub(in crate::repository) total: u64,
     /// For who is not root.
-    pub(super) free: u64,
+    pub(in crate::repository) free: u64,
 }
 
 impl Space {
     /// Of the file system that holds this directory.
-    pub(super) fn around(dir: &Path) -> io::Result<Self> {
+    pub(in crate::repository) fn around(dir: &Path) -> io::Result<Self> {
         let facts = rustix::fs::statvfs(dir)?;
         let bytes = |blocks: u64| blocks.saturating_mul(facts.f_frsize);
         Ok(Self { total: bytes(facts.f_blocks), free: bytes(facts.f_bavail) })
@@ -42,13 +42,13 @@ impl Space {
     }
 
     /// True if so much can be written.
-    pub(super) fn admits(self, bytes: u64) -> bool {
+    pub(in crate::repository) fn admits(self, bytes: u64) -> bool {
         self.free.checked_sub(bytes).is_some_and(|left| left >= self.headroom())
     }
 }
 
 /// Makes the directory if it is not there. The error says why it cannot be used.
-pub(super) fn prepare(dir: &Path) -> Result<(), String> {
+pub(in crate::repository) fn prepare(dir: &Path) -> Result<(), String> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|e| format!("cannot create '{}': {e}", dir.display()))?;
     check(dir)

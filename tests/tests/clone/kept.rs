@@ -1,0 +1,50 @@
+//! What one clone has read of the repository another need not ask for.
+
+use std::fs;
+
+use crate::places::{Places, world};
+
+#[test]
+fn clones_share_what_they_have_read() {
+    let (world, _) = world();
+    let table = world.cluster.psql("SELECT pg_relation_filepath('pgbench_accounts')");
+    let packs = world.sandbox.repo().join("packs");
+    let away = world.path("packs.away");
+    let read = |name: &str, more: &[&str]| {
+        let places = Places::new(&world, name);
+        let run = world.run(
+            places
+                .args("create")
+                .into_iter()
+                .chain(["--type=immediate".to_owned()])
+                .chain(more.iter().map(|arg| (*arg).to_owned())),
+        );
+        let content = (run.code == Some(0)).then(|| fs::read(places.mountpoint.join(&table)).ok());
+        if content.is_some() {
+            world.ok(places.args("destroy"));
+        }
+        content.flatten()
+    };
+    let kept = "--repo1-clone-cache-size=256MiB";
+    let first = read("one", &[kept]).unwrap();
+    fs::rename(&packs, &away).unwrap();
+    // Nothing is left to ask, so whoever has kept nothing has nothing.
+    assert!(read("two", &[kept]).unwrap() == first);
+    assert!(read("three", &[]).is_none());
+    fs::rename(&away, &packs).unwrap();
+
+    // What is damaged there is asked for.
+    let cache = world.path("cache/cache");
+    let mut damaged = 0;
+    for repository in fs::read_dir(&cache).unwrap() {
+        for file in fs::read_dir(repository.unwrap().path().join("packs")).unwrap() {
+            let path = file.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.iter_mut().skip(100).step_by(5000).for_each(|byte| *byte ^= 1);
+            fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0);
+    assert!(read("four", &[kept]).unwrap() == first);
+}
