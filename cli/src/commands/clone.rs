@@ -4,6 +4,7 @@
 //! `stop` do that and start and stop its server, `hydrate` fetches everything, `promote` makes an ordinary data directory of
 //! it, `list` and `info` show clones, `destroy` removes one with everything that was written to it.
 
+mod absent;
 pub(crate) mod instant;
 pub(super) mod life;
 pub(super) mod make;
@@ -185,7 +186,6 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
     let stanza = stanza(settings)?;
     let info = clone::info(dir)?;
     check_stanza(&info, stanza, dir)?;
-    let label = recorded(&info, "label");
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = mountpoint.or(recorded_on).ok_or_else(|| required("mountpoint"))?;
     if !mounts::of_source(&mounts::source_of(dir))?.is_empty() {
@@ -195,24 +195,7 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
     refuse_running(settings, dir)?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(dir, &mountpoint)?;
-    let key = settings.chosen_repo().map(|k| k.to_string());
-    let key = key.as_deref().unwrap_or(recorded(&info, "repository"));
-    let repo = settings.repos().find(|r| r.key().to_string() == key).ok_or_else(|| {
-        let text = format!("repo{key}, which clone '{}' was made from, is not configured", dir.display());
-        Error::refused(Kind::OptionRequired, text)
-    })?;
-    let repository = repos::open(settings, repo)?;
-    let (backups, unreadable) = repository.backups_readable(stanza)?;
-    for e in &unreadable {
-        tracing::warn!("repo{key}: a backup is passed over, as its record cannot be read: {}", repos::chain(e));
-    }
-    let backup = backups.iter().find(|b| b.label == label && b.session.to_string() == recorded(&info, "session"));
-    let backup = backup.ok_or_else(|| {
-        let text =
-            format!("backup {label}, which clone '{}' was made from, is not in repo{key} any more", dir.display());
-        Error::refused(Kind::BackupSetInvalid, text)
-    })?;
-    let snapshot = open(&repository, stanza, backup)?;
+    let snapshot = backup_of(settings, dir, &info).or_else(|failure| absent::of_hydrated(dir, &info, failure))?;
     let session = {
         let _claim = mounts::claim(&mountpoint)?;
         clone::serve(dir, snapshot, &mountpoint, &mount_options(settings, dir))?
@@ -224,6 +207,29 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
     }
     let text = told::told(settings, &info, dir, session.mountpoint());
     Ok(Served { session, clone: Some(dir.to_owned()), text, becomes_plain })
+}
+
+/// The backup that a clone was made from.
+fn backup_of(settings: &Settings, dir: &Path, info: &CloneInfo) -> Result<Arc<dyn Snapshot>, Failure> {
+    let (stanza, label) = (stanza(settings)?, recorded(info, "label"));
+    let key = settings.chosen_repo().map(|k| k.to_string());
+    let key = key.as_deref().unwrap_or(recorded(info, "repository"));
+    let repo = settings.repos().find(|r| r.key().to_string() == key).ok_or_else(|| {
+        let text = format!("repo{key}, which clone '{}' was made from, is not configured", dir.display());
+        Error::refused(Kind::OptionRequired, text)
+    })?;
+    let repository = repos::open(settings, repo)?;
+    let (backups, unreadable) = repository.backups_readable(stanza)?;
+    for e in &unreadable {
+        tracing::warn!("repo{key}: a backup is passed over, as its record cannot be read: {}", repos::chain(e));
+    }
+    let backup = backups.iter().find(|b| b.label == label && b.session.to_string() == recorded(info, "session"));
+    let backup = backup.ok_or_else(|| {
+        let text =
+            format!("backup {label}, which clone '{}' was made from, is not in repo{key} any more", dir.display());
+        Error::refused(Kind::BackupSetInvalid, text)
+    })?;
+    open(&repository, stanza, backup)
 }
 
 /// A server of an earlier mount writes into whatever is mounted in its place, and keeps another from starting.

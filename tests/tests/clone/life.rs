@@ -53,15 +53,17 @@ fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory
     assert_eq!(hydration["done"], hydration["total"], "{hydration}");
     let expected = sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'");
 
-    // Stopped and started it is as it was.
+    // Stopped and started it is as it was, also while there is no repository.
     world.ok(places.args("stop"));
+    let away = world.path("repo.away");
+    fs::rename(world.sandbox.repo(), &away).unwrap();
     assert!(!places.is_mounted(&world) && state(&world, &places)["postmaster"].is_null());
     let started = world.ok(places.args("start").into_iter().chain([pg_bin.clone()]));
-    assert!(started.says("to connect: psql"), "{started}");
+    assert!(started.says("to connect: psql") && started.says("is served without its backup"), "{started}");
+    fs::rename(&away, world.sandbox.repo()).unwrap();
     assert_eq!(sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'"), expected);
 
     // Without the repository, as it is not needed any more.
-    let away = world.path("repo.away");
     let run = world.ok(places.args("promote").into_iter().chain([pg_bin.clone()]));
     fs::rename(world.sandbox.repo(), &away).unwrap();
     assert!(run.says("is an ordinary data directory now; its server runs again"), "{run}");
