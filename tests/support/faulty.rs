@@ -7,6 +7,7 @@
 //!
 //! The source must be one file system. As root the mount is for all users; the kernel checks modes and owners.
 
+mod inodes;
 mod passthrough;
 
 use std::{
