@@ -15,10 +15,18 @@ use support::{
 };
 
 mod branch;
+mod damage;
+mod disk;
+mod faults;
+mod full;
 mod instant;
+mod killed;
 mod life;
 mod modes;
+mod ordeal;
 mod places;
+mod power;
+mod sql;
 
 use places::{Places, everything, wait_until, world};
 
