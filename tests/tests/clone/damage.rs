@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{Advice, fadvise};
 use support::{Cluster, Mode, World};
 
 use crate::MAJOR;
@@ -17,6 +18,11 @@ const CHUNK_PAGES: usize = 32;
 
 /// Pages below `base` of a clone that cannot be read. All others are those of the restore.
 fn unreadable(clone: &Path, restored: &Path) -> Vec<(PathBuf, usize)> {
+    read(clone, restored, Advice::Normal)
+}
+
+/// As [`unreadable`], with or without the kernel reading ahead, which costs a try at each page that fails.
+fn read(clone: &Path, restored: &Path, advice: Advice) -> Vec<(PathBuf, usize)> {
     let mut found = Vec::new();
     for (path, (_, content)) in everything(&restored.join("base")) {
         let path = path.strip_prefix(restored).unwrap().to_owned();
@@ -24,6 +30,7 @@ fn unreadable(clone: &Path, restored: &Path) -> Vec<(PathBuf, usize)> {
             continue;
         }
         let file = File::open(clone.join(&path)).unwrap();
+        fadvise(&file, 0, None, advice).unwrap();
         for (number, expected) in content.chunks(PAGE).enumerate() {
             let mut page = vec![0; expected.len()];
             match file.read_exact_at(&mut page, (number * PAGE) as u64) {
@@ -130,7 +137,7 @@ fn without_a_pack_the_pages_in_it_are_lost_until_it_is_back() {
     places.create(&world, &[]);
     let (pack, away) = (largest_pack(&world), world.path("away"));
     fs::rename(&pack, &away).unwrap();
-    let lost = unreadable(&places.mountpoint, &restored);
+    let lost = read(&places.mountpoint, &restored, Advice::Random);
     assert!(!lost.is_empty(), "nothing was in the pack");
     assert_told(&world, &label, &lost, pack.file_name().unwrap().to_str().unwrap());
     fs::rename(&away, &pack).unwrap();
