@@ -188,8 +188,10 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
     let doubt = Arc::new(recover::Doubt::new(&layout));
     let demand = Arc::new(hydrate::Demand::default());
     let ahead = Arc::new(ahead::Ahead::default());
+    let label = opened.info.identity.iter().find(|(name, _)| name == "label").map(|(_, label)| label.clone());
     let shared = base::Shared {
         page_size: opened.info.page_size,
+        backup: label.unwrap_or_else(|| "without a label".to_owned()),
         snapshot,
         maps: Arc::clone(&maps),
         disk: Box::new(disk::Kernel),

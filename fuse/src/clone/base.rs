@@ -88,6 +88,8 @@ impl Maps {
 /// What all base-backed files of a clone have in common.
 pub(super) struct Shared {
     pub(super) page_size: u32,
+    /// The backup, as messages call it.
+    pub(super) backup: String,
     pub(super) snapshot: Arc<dyn Snapshot>,
     pub(super) maps: Arc<Maps>,
     pub(super) disk: Box<dyn Disk>,
@@ -107,6 +109,8 @@ pub(super) struct BaseFile {
     stored: Bitmap,
     durable: Bitmap,
     limit: AtomicU64,
+    /// What the limit is after a crash of the host: never below `limit`.
+    durable_limit: AtomicU64,
     /// Held while an absent page is filled and while the limit or the stored maps change.
     fill: Mutex<()>,
     /// True if `durable` may lack something that memory has.
@@ -167,6 +171,8 @@ impl BaseFile {
             stored,
             durable,
             limit: AtomicU64::new(limit),
+            // A smaller size found here is on the disk: a session begins by making durable what there is.
+            durable_limit: AtomicU64::new(if size < limit { size } else { entry.size.saturating_sub(cut_durably) }),
             fill: Mutex::new(()),
             unrecorded: AtomicBool::new(true),
             changed: AtomicBool::new(false),
@@ -208,6 +214,13 @@ impl BaseFile {
         &self.entry.path
     }
 
+    /// Where bytes are, for messages: pages, file and backup.
+    fn place(&self, bytes: Range<u64>) -> String {
+        let (first, last) = (bytes.start / self.page, bytes.end.saturating_sub(1) / self.page);
+        let (from, upto, path, backup) = (bytes.start, bytes.end, &self.entry.path, &self.shared.backup);
+        format!("pages {first} to {last} (bytes {from}..{upto}) of '{path}' of backup {backup}")
+    }
+
     /// Bytes that may be the base's: the smallest size the file ever had.
     pub(super) fn base_bytes(&self) -> u64 {
         self.limit()
@@ -218,9 +231,10 @@ impl BaseFile {
         self.bits.present_pages().saturating_mul(self.page).min(self.limit())
     }
 
-    /// True if all of them are there after a crash of the host.
+    /// True if all of them are there after a crash of the host. Bytes that were cut off count until that is durable:
+    /// a crash may bring them back.
     pub(super) fn is_durable(&self) -> bool {
-        self.durable.covers(self.pages(0..u64::MAX))
+        self.durable_limit.load(Ordering::Acquire) == self.limit() && self.durable.covers(self.pages(0..u64::MAX))
     }
 
     /// True if the bytes can be read from the sparse file as they are.
@@ -249,7 +263,7 @@ impl BaseFile {
             let within = usize::try_from(from - offset).ok().zip(usize::try_from(upto.max(from) - offset).ok());
             let part = within.and_then(|(from, upto)| buffer.get_mut(from..upto)).ok_or(Errno::EIO)?;
             self.read_base(from, part).map_err(|error| {
-                tracing::error!("cannot fetch bytes {from}..{upto} of '{}': {}", self.entry.path, chain(&error));
+                tracing::error!("cannot fetch {}: {}", self.place(from..upto), chain(&error));
                 Errno::EIO
             })?;
         }

@@ -220,13 +220,18 @@ impl HydrationState {
 }
 
 impl Hydration {
-    /// `None` if there was none.
+    /// `None` if there was none. Progress is not written durably: where a host that went down has left a record without
+    /// its bytes there was none either, and whoever serves the clone next writes it anew.
     pub(super) fn load(layout: &Layout) -> Result<Option<Self>> {
         let path = layout.file("hydration.json");
         if !path.try_exists().map_err(FileError::at("open", &path))? {
             return Ok(None);
         }
-        let value = read_json(&path)?;
+        let bytes = std::fs::read(&path).map_err(FileError::at("read", &path))?;
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let value: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(&path, &error.to_string()))?;
         let number = |name: &str| {
             value.get(name).and_then(Value::as_u64).ok_or_else(|| invalid(&path, &format!("'{name}' is not a number")))
         };
@@ -516,6 +521,11 @@ mod tests {
         }
         std::fs::write(layout.file("hydration.json"), b"{\"state\":\"odd\",\"total\":1,\"done\":1}").unwrap();
         assert_eq!(Hydration::load(&layout).unwrap_err().kind(), Kind::FileInvalid);
+        // What XFS has of a file that was renamed before its bytes were written.
+        for lost in [&b""[..], &[0; 90]] {
+            std::fs::write(layout.file("hydration.json"), lost).unwrap();
+            assert_eq!(Hydration::load(&layout).unwrap(), None);
+        }
     }
 
     #[test]

@@ -15,12 +15,20 @@ use support::{
 };
 
 mod branch;
+mod damage;
+mod disk;
+mod faults;
+mod full;
 mod instant;
 mod kept;
+mod killed;
 mod life;
 mod modes;
 mod options;
+mod ordeal;
 mod places;
+mod power;
+mod sql;
 
 use places::{Places, everything, wait_until, world};
 

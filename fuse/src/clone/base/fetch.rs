@@ -102,7 +102,7 @@ impl BaseFile {
             let first = page * self.page / BLOCK_BYTES;
             let end = range.end.min(self.limit()).div_ceil(BLOCK_BYTES).min(first + BLOCKS_MAX);
             if let Some(flight) = self.take_off(first..end.max(first + 1)) {
-                self.fetch(open, &flight.blocks, wanted)?;
+                self.fetch(open, &flight.blocks, &range, wanted)?;
             }
         }
         Ok(())
@@ -170,40 +170,67 @@ impl BaseFile {
         None
     }
 
-    fn fetch(self: &Arc<Self>, open: &Arc<OpenFile>, blocks: &Range<u64>, wanted: Wanted) -> Outcome<()> {
-        let pages = self.pages(blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES);
-        let Some(first) = self.bits.first_absent(pages.clone()) else { return Ok(()) };
+    /// Fetches what is absent of the blocks, of which somebody needs the bytes `needed`.
+    fn fetch(
+        self: &Arc<Self>,
+        open: &Arc<OpenFile>,
+        blocks: &Range<u64>,
+        needed: &Range<u64>,
+        wanted: Wanted,
+    ) -> Outcome<()> {
+        let bytes = blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES;
+        let Some(all) = self.absent(bytes.clone()) else { return Ok(()) };
+        let result = match self.fetch_pages(open, &all) {
+            // What is around them may be of other chunks: damage there must not reach further than it does.
+            Err(Failure::Base(place, error)) if wanted == Wanted::Now && is_of_content(&error) => {
+                match self.absent(needed.start.max(bytes.start)..needed.end.min(bytes.end)) {
+                    Some(few) if few != all => self.fetch_pages(open, &few),
+                    _ => Err(Failure::Base(place, error)),
+                }
+            }
+            other => other,
+        };
+        result.map_err(|failure| match failure {
+            Failure::Disk(errno) => errno,
+            Failure::Base(place, error) => {
+                match wanted {
+                    Wanted::Now => tracing::error!("cannot fetch {place}: {}", chain(&error)),
+                    Wanted::Ahead => tracing::debug!("cannot fetch {place} ahead: {}", chain(&error)),
+                }
+                Errno::EIO
+            }
+        })
+    }
+
+    /// The pages from the first absent one of `bytes` to the last.
+    fn absent(&self, bytes: Range<u64>) -> Option<Range<u64>> {
+        let pages = self.pages(bytes);
+        let first = self.bits.first_absent(pages.clone())?;
         let mut end = first;
         while let Some(run) = self.bits.absent_run(end..pages.end) {
             end = run.end;
         }
-        let start = first * self.page;
-        let stop = (end * self.page).min(self.entry.size);
-        let bytes = usize::try_from(stop - start).map_err(|_| Errno::EIO)?;
+        Some(first..end)
+    }
+
+    /// Fetches these pages with one read of the backup.
+    fn fetch_pages(self: &Arc<Self>, open: &Arc<OpenFile>, pages: &Range<u64>) -> Result<(), Failure> {
+        let start = pages.start * self.page;
+        let stop = (pages.end * self.page).min(self.entry.size);
+        let bytes = usize::try_from(stop - start).map_err(|_| Failure::Disk(Errno::EIO))?;
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < bytes {
                 buffer.resize(bytes, 0);
             }
-            let buffer = buffer.get_mut(..bytes).ok_or(Errno::EIO)?;
-            self.read_base(start, buffer).map_err(|error| {
-                let why = chain(&error);
-                match wanted {
-                    Wanted::Now => {
-                        tracing::error!("cannot fetch bytes {start}..{stop} of '{}': {why}", self.entry.path);
-                    }
-                    Wanted::Ahead => {
-                        tracing::debug!("cannot fetch bytes {start}..{stop} of '{}' ahead: {why}", self.entry.path);
-                    }
-                }
-                Errno::EIO
-            })?;
+            let buffer = buffer.get_mut(..bytes).ok_or(Failure::Disk(Errno::EIO))?;
+            self.read_base(start, buffer).map_err(|error| Failure::Base(self.place(start..stop), error))?;
             let result = self.fill_in(&open.file, start, buffer);
             // Also if it stopped half way: what it has written is present.
             self.enqueue(open);
             if self.entry.size >= LARGE_BYTES && self.bits.is_full() {
                 self.shared.queue.is_whole();
             }
-            result
+            result.map_err(Failure::Disk)
         })
     }
 
@@ -280,6 +307,18 @@ impl BaseFile {
         }
         Ok(())
     }
+}
+
+/// Why pages are still absent.
+enum Failure {
+    /// The backup did not give them; which they are.
+    Base(String, pgkeep_engine::Error),
+    Disk(Errno),
+}
+
+/// True if a read of fewer bytes may succeed: a store that is out of reach is asked once.
+fn is_of_content(error: &pgkeep_engine::Error) -> bool {
+    !matches!(error.kind(), pgkeep_engine::Kind::Service | pgkeep_engine::Kind::Interrupted)
 }
 
 /// A file's time, and the changes the server had begun when it was taken.

@@ -111,6 +111,7 @@ impl Rig {
         let map = |name| File::options().read(true).write(true).open(self.layout.file(name)).unwrap();
         let shared = Arc::new(Shared {
             page_size: PAGE as u32,
+            backup: "b".to_owned(),
             snapshot: Arc::new(Backup { fetched: Arc::clone(&self.fetched) }),
             maps: Arc::new(Maps::new(map("present"), map("durable"))),
             disk: Box::new(self.disk.clone()),
@@ -166,6 +167,21 @@ fn fetched_pages_are_present_on_disk_only_once_they_were_synced() {
     assert_eq!(rig.fetched(), SIZE);
     assert!(read_all(&rig.handle()) == pattern(0, SIZE));
     assert_eq!(rig.fetched(), 0);
+}
+
+#[test]
+fn a_file_is_not_durable_while_a_crash_may_bring_back_what_was_cut_off() {
+    let rig = Rig::new();
+    let handle = rig.handle();
+    let base = || handle.state.base.get().unwrap().as_ref().unwrap();
+    handle.write(0, &pattern(5, SIZE / 2), 0).unwrap();
+    handle.sync(SyncScope::Data).unwrap();
+    assert!(!base().is_durable());
+    // Every page that is left is durable, but not that the others are gone.
+    handle.truncate(SIZE / 2).unwrap();
+    assert!(base().holds(0..SIZE) && !base().is_durable());
+    rig.queue.settle();
+    assert!(base().is_durable());
 }
 
 #[test]

@@ -149,6 +149,7 @@ impl BaseFile {
         // Whatever failed since then, these bytes were on the disk.
         let _fill = lock(&self.fill);
         self.durable.add_all(&before.bits);
+        self.durable_limit.fetch_min(before.limit, Ordering::AcqRel);
         self.stored.add_all(&before.bits);
         self.bits.add_all(&before.bits);
         self.store_present().map_err(errno::io)
