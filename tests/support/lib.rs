@@ -1,5 +1,5 @@
 //! What the test targets share: real PostgreSQL servers, made-up stopped ones with a repository in memory ([`offline`]), a
-//! private world for the `pgkeep` command, seeds, tree comparison.
+//! private world for the `pgkeep` command, a store that misbehaves, seeds, tree comparison.
 //!
 //! Rules for everything here: nothing is found by luck (a missing prerequisite panics and names the script that
 //! installs it), nothing is shared between two tests (own directories, sockets and ports), nothing outlives its owner
@@ -7,6 +7,7 @@
 //! As root, servers and `pgkeep` run as the user `postgres`; otherwise as whoever runs the tests ([`account`]).
 
 pub mod account;
+pub mod faulty;
 pub mod offline;
 pub mod pg;
 pub mod sandbox;
