@@ -19,6 +19,7 @@ pub mod manifests;
 mod presence;
 mod rebuild;
 mod session;
+mod traces;
 pub mod wal;
 
 pub use base_cache::{BaseCache, PendingHashes, SubHashes};
