@@ -9,6 +9,7 @@ pub(super) mod life;
 pub(super) mod make;
 mod settings;
 pub(super) mod told;
+mod traces;
 
 use super::Context;
 use crate::daemon::{self, Served};
@@ -175,7 +176,8 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
     let snapshot = open(&repository, stanza, backup)?;
     let session = {
         let _claim = mounts::claim(&mountpoint)?;
-        clone::serve(dir, snapshot, &mountpoint, &mount_options(settings, dir))?
+        let tracing = traces::of(settings, &repository, stanza, backup.session);
+        clone::serve_traced(dir, snapshot, &mountpoint, &mount_options(settings, dir), tracing)?
     };
     // One that somebody looks at elsewhere stays a clone.
     let becomes_plain = is_restore(&info) && Path::new(recorded(&info, "mountpoint")) == session.mountpoint();
