@@ -19,6 +19,7 @@ mod instant;
 mod life;
 mod modes;
 mod places;
+mod traces;
 
 use places::{Places, everything, wait_until, world};
 
@@ -27,7 +28,8 @@ const MAJOR: u32 = 15;
 /// Reached only when something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Names and sizes of all objects of the repository but WAL, which the source goes on to archive.
+/// Names and sizes of all objects of the repository but WAL, which the source goes on to archive, and what clones record
+/// of what they needed first.
 fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![world.sandbox.repo()];
@@ -39,7 +41,7 @@ fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
             }
         }
     }
-    found.retain(|path, _| !path.starts_with(world.sandbox.repo().join("wal")));
+    found.retain(|path, _| !["wal", "traces"].iter().any(|part| path.starts_with(world.sandbox.repo().join(part))));
     found
 }
 
