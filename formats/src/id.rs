@@ -84,6 +84,11 @@ identifier!(
     /// newest name comes last; then 8 random bytes.
     DrillId, 16
 );
+identifier!(
+    /// Names an access trace: when it was stored, as [`DrillId`] has it, so that the newest name comes last; then 8 random
+    /// bytes.
+    TraceId, 16
+);
 
 fn hex_into(text: &str, out: &mut [u8]) -> bool {
     let digit = |c: u8| match c {

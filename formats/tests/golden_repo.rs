@@ -13,7 +13,7 @@ use pgkeep_formats::repo::manifest::{
 use pgkeep_formats::repo::pack::{BaseRun, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer};
 use pgkeep_formats::repo::records::{
     BackupType, CheckResult, Commit, Condemned, DatabaseRef, Drill, DrillCheck, Fence, Generation, LinkRef,
-    SessionOpen, StanzaHistory, TablespaceRef,
+    SessionOpen, StanzaHistory, TablespaceRef, Trace, TraceRun,
 };
 use pgkeep_formats::repo::refs::Refs;
 use pgkeep_formats::repo::wal::{Frame, FrameEncoding, WalPublic, decode_frames, encode_frames};
@@ -236,6 +236,19 @@ fn drill() -> Drill {
     }
 }
 
+fn trace() -> Trace {
+    let run = |path, first, count| TraceRun { path, first, count };
+    Trace {
+        session: SESSION,
+        unit: 256 << 10,
+        paths: vec!["global/1262".into(), "base/5/1249".into(), "base/5/16385.1".into()],
+        runs: vec![run(0, 0, 1), run(1, 0, 2), run(2, 4095, 1), run(1, 2, 1)],
+        created: TIME,
+        host: "db1:77".into(),
+        program: "0.1.0".into(),
+    }
+}
+
 fn commit() -> Commit {
     Commit {
         session: SESSION,
@@ -332,6 +345,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("generation.bin", generation().encode()),
         ("generation-0.bin", Generation::default().encode()),
         ("drill.bin", drill().encode()),
+        ("trace.bin", trace().encode()),
         ("commit.bin", commit().encode()),
         ("commit-offline.bin", offline().encode()),
         ("role-secrets.bin", secrets()),
@@ -377,6 +391,7 @@ fn samples_are_read_as_what_they_were() {
     is(Generation::decode(&stored("generation.bin")), generation());
     is(Generation::decode(&stored("generation-0.bin")), Generation::default());
     is(Drill::decode(&stored("drill.bin")), drill());
+    is(Trace::decode(&stored("trace.bin")), trace());
     is(Commit::decode(&stored("commit.bin")), commit());
     is(Commit::decode(&stored("commit-offline.bin")), offline());
     let bytes = stored("role-secrets.bin");

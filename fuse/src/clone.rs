@@ -19,19 +19,22 @@ mod identity;
 mod modes;
 mod names;
 mod nodes;
+mod prefetch;
 mod promote;
 mod recover;
 mod settle;
 mod skeleton;
 mod state;
 mod tablespaces;
+mod trace;
 
 pub(crate) use fs::negotiate;
 pub use modes::OpenMode;
 pub use promote::{promote, try_promote};
 pub use state::{CloneInfo, Hydration, HydrationState};
+pub use trace::{Access, Keep, Load, Tracing};
 
-use crate::mount::{Access, MountOptions, Session};
+use crate::mount::{self, MountOptions, Session};
 use crate::owner::Owner;
 use crate::pool::Pool;
 use pgkeep_engine::view::Snapshot;
@@ -172,6 +175,21 @@ fn clear(layout: &Layout) -> Result<()> {
 /// `PathMissing` if `dir` is no complete clone, `LockAcquire` if it is in use, `FileInvalid` if it was copied or does not
 /// fit the backup, and what the file system or the kernel said.
 pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options: &MountOptions) -> Result<Session> {
+    serve_traced(dir, snapshot, mountpoint, options, Tracing::default())
+}
+
+/// As [`serve`]; what servers on earlier clones needed first is fetched at once, and what this clone's needs is recorded if
+/// the clone holds nothing yet.
+///
+/// # Errors
+/// As [`serve`]. What comes of traces is no error.
+pub fn serve_traced(
+    dir: &Path,
+    snapshot: Arc<dyn Snapshot>,
+    mountpoint: &Path,
+    options: &MountOptions,
+    tracing: Tracing,
+) -> Result<Session> {
     let layout = Layout::new(dir);
     promote::refuse_begun(&layout)?;
     let opened = recover::open(&layout)?;
@@ -189,6 +207,11 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
     let demand = Arc::new(hydrate::Demand::default());
     let ahead = Arc::new(ahead::Ahead::default());
     let label = opened.info.identity.iter().find(|(name, _)| name == "label").map(|(_, label)| label.clone());
+    let keep = match tracing.keep {
+        Some(keep) if recover::holds_nothing(&maps, &layout)? => Some(keep),
+        _ => None,
+    };
+    let recorder = Arc::new(if keep.is_some() { trace::Recorder::default() } else { trace::Recorder::off() });
     let shared = base::Shared {
         page_size: opened.info.page_size,
         backup: label.unwrap_or_else(|| "without a label".to_owned()),
@@ -199,29 +222,49 @@ pub fn serve(dir: &Path, snapshot: Arc<dyn Snapshot>, mountpoint: &Path, options
         doubt: Arc::clone(&doubt),
         demand: Arc::clone(&demand),
         ahead: Arc::clone(&ahead),
+        recorder: Arc::clone(&recorder),
     };
     let backing =
         backing::Backing::new(root, opened.dirty, opened.table, shared).map_err(FileError::at("open", &data))?;
     let backing = Arc::new(backing);
     let settler = settle::Settler::start(Arc::clone(&queue)).map_err(FileError::at("serve", dir))?;
     let readers = ahead::Readers::start(ahead).map_err(FileError::at("serve", dir))?;
-    let hydrator = hydrate::Hydrator::start(&layout, Arc::clone(&backing), demand, queue);
+    let keeper = keep.map(|keep| trace::Keeper::start(Arc::clone(&recorder), keep)).transpose();
+    let keeper = keeper.map_err(FileError::at("serve", dir))?;
+    let (prefetcher, prefetching) = match tracing.load {
+        None => (None, prefetch::Prefetching::default()),
+        Some(load) => {
+            let its = (Arc::clone(&backing), Arc::clone(&demand));
+            let started = prefetch::Prefetcher::start(&layout, its.0, its.1, recorder, load);
+            let (prefetcher, prefetching) = started.map_err(FileError::at("serve", dir))?;
+            (Some(prefetcher), prefetching)
+        }
+    };
+    let hydrator = hydrate::Hydrator::start(&layout, Arc::clone(&backing), demand, queue, prefetching);
     let hydrator = hydrator.map_err(FileError::at("serve", dir))?;
     let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
         // Whoever serves the clone next must be the only one who writes to it.
         drop(readers);
+        drop(prefetcher);
         drop(hydrator);
         let result = recover::close(&layout, &maps, settler, &doubt);
+        if let Some(keeper) = &keeper {
+            keeper.end();
+        }
         drop(lock);
+        // From here on nobody waits for the store but this process.
+        if let Some(keeper) = keeper {
+            keeper.finish();
+        }
         result
     });
-    crate::mount::serve(
+    mount::serve(
         fs::CloneFs::new(backing, pool, modes::Modes::new(options.open_mode)),
         mountpoint,
         options,
-        Access::ReadWrite,
+        mount::Access::ReadWrite,
         Some(at_end),
     )
 }

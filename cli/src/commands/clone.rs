@@ -10,6 +10,7 @@ pub(super) mod life;
 pub(super) mod make;
 mod settings;
 pub(super) mod told;
+mod traces;
 
 use super::Context;
 use crate::daemon::{self, Served};
@@ -23,7 +24,7 @@ use pgkeep_engine::repository::{ChunkSource, Repository};
 use pgkeep_engine::view::{BackupSnapshot, ChunkCache, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::repo::records::Commit;
-use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState, OpenMode};
+use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState, OpenMode, Tracing};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
 use rustix::process::Signal;
 use serde_json::json;
@@ -195,10 +196,13 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
     refuse_running(settings, dir)?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(dir, &mountpoint)?;
-    let snapshot = backup_of(settings, dir, &info).or_else(|failure| absent::of_hydrated(dir, &info, failure))?;
+    let (snapshot, tracing) = backup_of(settings, dir, &info).or_else(|failure| {
+        let snapshot = absent::of_hydrated(dir, &info, failure)?;
+        Ok::<_, Failure>((snapshot, Tracing::default()))
+    })?;
     let session = {
         let _claim = mounts::claim(&mountpoint)?;
-        clone::serve(dir, snapshot, &mountpoint, &mount_options(settings, dir))?
+        clone::serve_traced(dir, snapshot, &mountpoint, &mount_options(settings, dir), tracing)?
     };
     // One that somebody looks at elsewhere stays a clone.
     let becomes_plain = is_restore(&info) && Path::new(recorded(&info, "mountpoint")) == session.mountpoint();
@@ -209,8 +213,8 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
     Ok(Served { session, clone: Some(dir.to_owned()), text, becomes_plain })
 }
 
-/// The backup that a clone was made from.
-fn backup_of(settings: &Settings, dir: &Path, info: &CloneInfo) -> Result<Arc<dyn Snapshot>, Failure> {
+/// The backup that a clone was made from, and what becomes of traces.
+fn backup_of(settings: &Settings, dir: &Path, info: &CloneInfo) -> Result<(Arc<dyn Snapshot>, Tracing), Failure> {
     let (stanza, label) = (stanza(settings)?, recorded(info, "label"));
     let key = settings.chosen_repo().map(|k| k.to_string());
     let key = key.as_deref().unwrap_or(recorded(info, "repository"));
@@ -229,7 +233,8 @@ fn backup_of(settings: &Settings, dir: &Path, info: &CloneInfo) -> Result<Arc<dy
             format!("backup {label}, which clone '{}' was made from, is not in repo{key} any more", dir.display());
         Error::refused(Kind::BackupSetInvalid, text)
     })?;
-    open(&repository, stanza, backup)
+    let tracing = traces::of(settings, &repository, stanza, backup.session);
+    Ok((open(&repository, stanza, backup)?, tracing))
 }
 
 /// A server of an earlier mount writes into whatever is mounted in its place, and keeps another from starting.

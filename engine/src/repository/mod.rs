@@ -20,6 +20,7 @@ mod pack_cache;
 mod presence;
 mod rebuild;
 mod session;
+mod traces;
 pub mod wal;
 
 pub use base_cache::{BaseCache, PendingHashes, SubHashes};

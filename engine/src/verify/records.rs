@@ -151,7 +151,9 @@ fn check_one(repository: &Repository, name: &str) -> Result<bool> {
         ["drills", stanza, _] if layout::parse_drill(stanza, name).is_some() => {
             repository.read_drill(stanza, name).map(|_| true)
         }
-        ["traces", stanza, _] => open(ObjectKind::Trace, Scope::Stanza(stanza)).map(|_| true),
+        ["traces", stanza, _] if layout::parse_trace(stanza, name).is_some() => {
+            repository.read_trace(stanza, name).map(|_| true)
+        }
         _ => Ok(false),
     }
 }

@@ -18,7 +18,7 @@ use crate::repo::manifest::{
     Extent, ExtentAt, Leaf, ManifestRoot, PieceReader, PieceWriter, Record, check_path, path_cmp,
 };
 use crate::repo::pack::{Footer, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN};
-use crate::repo::records::{Commit, Drill, Fence, Generation, SessionOpen, StanzaHistory};
+use crate::repo::records::{Commit, Drill, Fence, Generation, SessionOpen, StanzaHistory, Trace};
 use crate::repo::refs::Refs;
 use crate::repo::wal::{WalPublic, decode_frames, encode_frames};
 use std::collections::HashSet;
@@ -201,13 +201,14 @@ pub fn refs(bytes: &[u8]) {
     }
 }
 
-/// Small records: histories, sessions, fences, generations, drills.
+/// Small records: histories, sessions, fences, generations, drills, traces.
 pub fn records(bytes: &[u8]) {
     survives(bytes, StanzaHistory::decode, StanzaHistory::encode);
     survives(bytes, SessionOpen::decode, SessionOpen::encode);
     survives(bytes, Fence::decode, Fence::encode);
     survives(bytes, Generation::decode, Generation::encode);
     survives(bytes, Drill::decode, Drill::encode);
+    survives(bytes, Trace::decode, Trace::encode);
 }
 
 /// Commit records.

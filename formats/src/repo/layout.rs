@@ -1,7 +1,7 @@
 //! Names of objects: the only place that spells them. FORMAT.md, "Objects".
 
 use crate::FormatError;
-use crate::id::{DrillId, IndexId, PackId, SessionId, SlotId};
+use crate::id::{DrillId, IndexId, PackId, SessionId, SlotId, TraceId};
 
 /// The plaintext object that makes a store a repository.
 pub const FORMAT: &str = "format";
@@ -221,6 +221,19 @@ pub fn traces_of(stanza: &str) -> String {
     format!("traces/{stanza}/")
 }
 
+/// An access trace.
+#[must_use]
+pub fn trace(stanza: &str, id: TraceId) -> String {
+    format!("traces/{stanza}/{id}")
+}
+
+/// The trace of an object key.
+#[must_use]
+pub fn parse_trace(stanza: &str, key: &str) -> Option<TraceId> {
+    let id = TraceId::parse(key.strip_prefix(&traces_of(stanza))?).ok()?;
+    (trace(stanza, id) == key).then_some(id)
+}
+
 /// A generation of the garbage collector.
 #[must_use]
 pub fn generation(n: u64) -> String {
@@ -287,12 +300,14 @@ mod tests {
         assert_eq!(parse_backup("demo", &backup("demo", s)), Some(s));
         assert_eq!(parse_stanza_history("demo", &stanza_history("demo", 3)), Some(3));
         assert_eq!(parse_drill("demo", &drill("demo", DrillId([3; 16]))), Some(DrillId([3; 16])));
+        assert_eq!(parse_trace("demo", &trace("demo", TraceId([4; 16]))), Some(TraceId([4; 16])));
         assert_eq!(parse_key_epoch(&key_epoch(2)), Some(2));
         assert_eq!(parse_key_slot(&key_slot(SlotId([7; 16]))), Some(SlotId([7; 16])));
         for stray in [".nfs0000000000000001", "", "+1", &backup("demo", s)] {
             assert_eq!(parse_bad_pack(&format!("{BAD_PACKS}{stray}")), None);
             assert_eq!(parse_backup("demo", &format!("backups/demo/{stray}")), None);
             assert_eq!(parse_drill("demo", &format!("drills/demo/{stray}")), None);
+            assert_eq!(parse_trace("demo", &format!("traces/demo/{stray}")), None);
             assert_eq!(parse_stanza_history("demo", &format!("stanzas/demo/history/{stray}")), None);
             assert_eq!(parse_key_epoch(&format!("{KEY_EPOCHS}{stray}")), None);
             assert_eq!(parse_key_slot(&format!("{KEY_SLOTS}{stray}")), None);

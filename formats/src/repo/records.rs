@@ -1,13 +1,16 @@
-//! Small records that steer a repository: stanza histories, sessions, commits, fences, generations, drills.
+//! Small records that steer a repository: stanza histories, sessions, commits, fences, generations, drills,
+//! traces.
 //! FORMAT.md, "Records".
 //!
 //! All are tagged fields (see [`super::fields`]), sealed in envelopes of their own kind.
 
 mod commit;
 mod drill;
+mod trace;
 
 pub use commit::{BackupType, Commit, DatabaseRef, LinkRef, TablespaceRef};
 pub use drill::{CheckResult, DETAIL_BYTES_MAX, Drill, DrillCheck};
+pub use trace::{Trace, TraceRun};
 
 use crate::FormatError;
 use crate::id::{PackId, SessionId};
@@ -247,6 +250,7 @@ mod tests {
             bytes[0] = VERSION;
             let _ = (StanzaHistory::decode(&bytes), SessionOpen::decode(&bytes), Fence::decode(&bytes));
             let _ = (Generation::decode(&bytes), Commit::decode(&bytes), Drill::decode(&bytes));
+            let _ = Trace::decode(&bytes);
         }
     }
 }

@@ -67,7 +67,7 @@ impl Ahead {
 }
 
 /// Nobody has asked for these pages yet: they do not take the room that the server needs for what it writes.
-fn has_room(open: &OpenFile) -> bool {
+pub(super) fn has_room(open: &OpenFile) -> bool {
     rustix::fs::fstatvfs(&open.file).is_ok_and(|facts| {
         let reserve = (facts.f_blocks.saturating_mul(facts.f_frsize) / 20).min(RESERVE_MAX);
         facts.f_bavail.saturating_mul(facts.f_frsize) > reserve

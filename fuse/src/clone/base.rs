@@ -48,7 +48,9 @@ use super::nodes::OpenFile;
 use super::recover::Doubt;
 use super::settle::Queue;
 use super::state::{BLOCK_HEADER_BYTES, BaseEntry};
+use super::trace::Recorder;
 use crate::errno::{self, Outcome, chain};
+pub(super) use fetch::BLOCK_BYTES;
 use fetch::Stream;
 use fuser::Errno;
 use pgkeep_engine::view::{Content, Snapshot};
@@ -97,6 +99,7 @@ pub(super) struct Shared {
     pub(super) doubt: Arc<Doubt>,
     pub(super) demand: Arc<Demand>,
     pub(super) ahead: Arc<Ahead>,
+    pub(super) recorder: Arc<Recorder>,
 }
 
 /// See the module's header.
@@ -138,6 +141,8 @@ pub(super) struct BaseFile {
     flights: Mutex<HashSet<u64>>,
     landed: Condvar,
     stream: Stream,
+    /// Regions whose first read was noted.
+    seen: Bitmap,
     content: OnceLock<Arc<dyn Content>>,
     shared: Arc<Shared>,
 }
@@ -190,6 +195,7 @@ impl BaseFile {
             flights: Mutex::new(HashSet::new()),
             landed: Condvar::new(),
             stream: Stream::default(),
+            seen: Bitmap::from_bytes(entry.size.div_ceil(BLOCK_BYTES), &[]),
             content: OnceLock::new(),
             shared,
         };
@@ -229,6 +235,17 @@ impl BaseFile {
     /// How many of them are in the sparse file, counted in pages.
     pub(super) fn held_bytes(&self) -> u64 {
         self.bits.present_pages().saturating_mul(self.page).min(self.limit())
+    }
+
+    /// How many bytes of a range are the base's and not there, counted in pages.
+    pub(super) fn absent_bytes(&self, range: Range<u64>) -> u64 {
+        let pages = self.pages(range);
+        let (mut from, mut absent) = (pages.start, 0);
+        while let Some(run) = self.bits.absent_run(from..pages.end) {
+            from = run.end;
+            absent += run.end - run.start;
+        }
+        absent.saturating_mul(self.page)
     }
 
     /// True if all of them are there after a crash of the host. Bytes that were cut off count until that is durable:

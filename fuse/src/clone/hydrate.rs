@@ -3,7 +3,7 @@
 //! Who wants it writes a wish into the clone's directory ([`ask`]); whoever serves the clone finds it there, now or after
 //! the next mount, and works until nothing is absent. How far it is stands beside the wish, for anybody to read.
 //!
-//! *Order.* Files in the order of their names, which is that in which packs were filled; within a file from its begin.
+//! *Order.* First what servers on earlier clones needed first ([`super::prefetch`]). Then files in the order of their names, which is that in which packs were filled; within a file from its begin.
 //! *Demand goes first*: before each region the threads wait for as long as requests of the server wait for pages, but no
 //! longer than [`YIELD_MAX`], so that a busy server does not keep it from ending.
 //! *Failures*: a file that cannot be fetched is told and left for the next round, after [`RETRY`]. A round that has no room
@@ -17,6 +17,7 @@ use super::backing::Backing;
 use super::base::BaseFile;
 use super::names::look_up;
 use super::nodes::{OpenFile, ROOT};
+use super::prefetch::Prefetching;
 use super::settle::Queue;
 use super::state::{Hydration, HydrationState, Layout, Wish};
 use crate::errno::Outcome;
@@ -64,9 +65,10 @@ impl Demand {
         Waiting(self)
     }
 
-    fn give_way(&self, until: impl Fn() -> bool) {
+    /// Waits while there are any, but no longer than `most`.
+    pub(super) fn give_way(&self, most: Duration, until: impl Fn() -> bool) {
         let begun = Instant::now();
-        while self.0.load(Ordering::Acquire) > 0 && begun.elapsed() < YIELD_MAX && !until() {
+        while self.0.load(Ordering::Acquire) > 0 && begun.elapsed() < most && !until() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -91,10 +93,11 @@ impl Hydrator {
         backing: Arc<Backing>,
         demand: Arc<Demand>,
         queue: Arc<Queue>,
+        prefetching: Prefetching,
     ) -> std::io::Result<Self> {
         let (ended, cancel) = (Arc::new(AtomicBool::new(false)), Cancel::default());
-        let work =
-            Work { layout: layout.clone(), backing, demand, queue, ended: Arc::clone(&ended), cancel: cancel.clone() };
+        let (layout, its) = (layout.clone(), (Arc::clone(&ended), cancel.clone()));
+        let work = Work { layout, backing, demand, queue, prefetching, ended: its.0, cancel: its.1 };
         let thread = std::thread::Builder::new().name("clone-hydrate".to_owned()).spawn(move || work.run())?;
         Ok(Self { ended, cancel, thread: Some(thread) })
     }
@@ -115,14 +118,21 @@ struct Work {
     backing: Arc<Backing>,
     demand: Arc<Demand>,
     queue: Arc<Queue>,
+    prefetching: Prefetching,
     ended: Arc<AtomicBool>,
     cancel: Cancel,
 }
 
 /// A look-up of a node, counted as the kernel's are, until it is dropped.
-struct Held<'a> {
+pub(super) struct Held<'a> {
     backing: &'a Backing,
     number: u64,
+}
+
+impl<'a> Held<'a> {
+    pub(super) fn new(backing: &'a Backing, number: u64) -> Self {
+        Self { backing, number }
+    }
 }
 
 impl Drop for Held<'_> {
@@ -245,6 +255,9 @@ impl Work {
     /// Rounds until a look finds nothing absent, or one has failed. True if all is there.
     fn fulfil(&self, mut wish: Wish) -> bool {
         let mut looks = 0;
+        while self.prefetching.goes_on() && !self.is_ended() {
+            std::thread::sleep(GLANCE.min(TELL));
+        }
         loop {
             let (round, limits) = (Round::default(), Limits::new(wish.io_limit, None, &self.cancel));
             match self.look() {
@@ -381,7 +394,7 @@ impl Work {
                 }
                 Err(error) => return round.fail(base.path(), error),
             }
-            self.demand.give_way(|| self.is_ended());
+            self.demand.give_way(YIELD_MAX, || self.is_ended());
             let before = base.held_bytes();
             if let Err(error) = base.ensure(&open, region) {
                 return round.fail(base.path(), error);
@@ -459,7 +472,7 @@ impl Work {
                 Err(error) => return Err(error),
             };
             // Gives the look-up back in every case.
-            let held = Held { backing: &self.backing, number: attr.ino.0 };
+            let held = Held::new(&self.backing, attr.ino.0);
             match attr.kind {
                 FileType::Directory => {
                     found.directories.push(held);
@@ -482,7 +495,7 @@ impl Work {
 }
 
 /// A file's base, and the file opened; `None` if it was born on the clone.
-fn open(backing: &Backing, number: u64) -> Outcome<Option<(Arc<BaseFile>, Arc<OpenFile>)>> {
+pub(super) fn open(backing: &Backing, number: u64) -> Outcome<Option<(Arc<BaseFile>, Arc<OpenFile>)>> {
     let (state, open) = backing.open(number, false)?;
     Ok(state.base.get().and_then(Option::as_ref).map(|base| (Arc::clone(base), open)))
 }

@@ -142,6 +142,20 @@ pub(super) fn close(layout: &Layout, maps: &Maps, settler: Settler, doubt: &Doub
     result
 }
 
+/// True if no page was written to the clone or made durable in it: no server has used it.
+pub(super) fn holds_nothing(maps: &Maps, layout: &Layout) -> Result<bool> {
+    let mut buffer = vec![0u8; COPY_BYTES];
+    let mut offset = 0u64;
+    loop {
+        let read = maps.present.read_at(&mut buffer, offset).map_err(FileError::at("read", layout.file("present")))?;
+        match buffer.get(..read) {
+            Some([]) | None => return Ok(true),
+            Some(bytes) if bytes.iter().any(|byte| *byte != 0) => return Ok(false),
+            Some(_) => offset += read as u64,
+        }
+    }
+}
+
 fn map(layout: &Layout, name: &str, table: &FileTable) -> Result<File> {
     let path = layout.file(name);
     let file = File::options().read(true).write(true).open(&path).map_err(FileError::at("open", &path))?;

@@ -399,6 +399,14 @@ fn at(verb: &'static str, path: &Path, error: rustix::io::Errno) -> Error {
     FileError::at(verb, path)(error.into()).into()
 }
 
+/// Where a file of the backup is in a clone's data directory, if it is there.
+pub(super) fn place_of(path: &str) -> std::borrow::Cow<'_, str> {
+    match path.strip_prefix("pg_tblspc/") {
+        Some(rest) if rest.contains('/') => format!("{TABLESPACES}/{rest}").into(),
+        _ => path.into(),
+    }
+}
+
 /// The oid of a tablespace's link.
 fn tablespace(path: &str) -> Option<&str> {
     path.strip_prefix("pg_tblspc/").filter(|oid| !oid.contains('/'))

@@ -29,6 +29,7 @@ mod ordeal;
 mod places;
 mod power;
 mod sql;
+mod traces;
 
 use places::{Places, everything, wait_until, world};
 
@@ -37,7 +38,8 @@ const MAJOR: u32 = 15;
 /// Reached only when something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Names and sizes of all objects of the repository but WAL, which the source goes on to archive.
+/// Names and sizes of all objects of the repository but WAL, which the source goes on to archive, and what clones record
+/// of what they needed first.
 fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![world.sandbox.repo()];
@@ -49,7 +51,7 @@ fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
             }
         }
     }
-    found.retain(|path, _| !path.starts_with(world.sandbox.repo().join("wal")));
+    found.retain(|path, _| !["wal", "traces"].iter().any(|part| path.starts_with(world.sandbox.repo().join(part))));
     found
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Whatever ended it, a reboot or a kill, the same command goes on: it mounts again, or ends the promotion.
 
-use super::{is_restore, make, mount_at, open, recorded, settings, stanza, state};
+use super::{is_restore, make, mount_at, open, recorded, settings, stanza, state, traces};
 use crate::commands::{Context, restore};
 use crate::daemon::{self, Served};
 use crate::error::Failure;
@@ -271,7 +271,8 @@ fn create(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Fa
     };
     clone::create(dir, &*snapshot, &options)?;
     clone::hydrate(dir, None)?;
-    let session = make::serve(settings, dir, snapshot, &target)?;
+    let tracing = traces::of(settings, &choice.repository, stanza, choice.backup.session);
+    let session = make::serve(settings, dir, snapshot, &target, tracing)?;
     Ok(Served { session, clone: Some(dir.to_owned()), text: String::new(), becomes_plain: true })
 }
 

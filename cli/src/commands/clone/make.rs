@@ -1,7 +1,7 @@
 //! Making a clone: which backup, what its server is told, the directory, the mount.
 
 use super::settings::{self, CloneSettings, Purpose};
-use super::{check_apart, mount_options, open, recorded, required, stanza, told};
+use super::{check_apart, mount_options, open, recorded, required, stanza, told, traces};
 use crate::commands::Context;
 use crate::daemon::Served;
 use crate::error::Failure;
@@ -12,7 +12,7 @@ use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
 use pgkeep_engine::view::Snapshot;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::pg::control::ControlFile;
-use pgkeep_fuse::clone::{self, Added, CloneInfo, CreateOptions};
+use pgkeep_fuse::clone::{self, Added, CloneInfo, CreateOptions, Tracing};
 use pgkeep_fuse::{Owner, Session};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -232,7 +232,7 @@ fn make_at(
     let snapshot = open(&choice.repository, stanza, &choice.backup)?;
     context.cancel.check()?;
 
-    let clone = clone_settings(settings, recipe, &choice, dir, mountpoint)?;
+    let clone = clone_settings(settings, recipe, &choice, &*snapshot, dir, mountpoint)?;
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
     let command = restore_command_of_clone(settings, Some(on_error), mountpoint)?;
     let options = CreateOptions {
@@ -243,7 +243,12 @@ fn make_at(
     };
     let info = clone::create(dir, &*snapshot, &options)?;
     let dir = super::canonical(dir)?;
-    let session = serve(settings, &dir, snapshot, mountpoint)?;
+    // What one command does with a clone is no sign of what others will want of theirs.
+    let tracing = match recipe.purpose {
+        Purpose::Kept => traces::of(settings, &choice.repository, stanza, choice.backup.session),
+        Purpose::Scratch => Tracing::default(),
+    };
+    let session = serve(settings, &dir, snapshot, mountpoint, tracing)?;
     Ok(Made { session, info, dir })
 }
 
@@ -253,11 +258,12 @@ pub(super) fn serve(
     dir: &Path,
     snapshot: Arc<dyn Snapshot>,
     mountpoint: &Path,
+    tracing: Tracing,
 ) -> Result<Session, Failure> {
     let serve = || {
         check_apart(dir, mountpoint)?;
         let _claim = mounts::claim(mountpoint)?;
-        Ok::<_, Failure>(clone::serve(dir, snapshot, mountpoint, &mount_options(settings, dir))?)
+        Ok::<_, Failure>(clone::serve_traced(dir, snapshot, mountpoint, &mount_options(settings, dir), tracing)?)
     };
     serve().inspect_err(|_| {
         if let Err(e) = clone::destroy(dir) {
@@ -292,6 +298,7 @@ fn clone_settings(
     settings: &Settings,
     recipe: &Recipe,
     choice: &Choice,
+    snapshot: &dyn Snapshot,
     dir: &Path,
     mountpoint: &Path,
 ) -> Result<CloneSettings, Failure> {
@@ -304,7 +311,9 @@ fn clone_settings(
     let archive_to = recipe.archive_to.as_deref();
     let archive_command = archive_to.map(|own| archive_command_of_clone(settings, own, mountpoint)).transpose()?;
     let bypass = super::open_mode(settings).may_bypass();
-    Ok(CloneSettings { port, socket, name, major, bypass, asked, purpose, archive_command })
+    // The server's default where nothing is known.
+    let images = control(snapshot)?.is_none_or(|control| control.full_page_writes);
+    Ok(CloneSettings { port, socket, name, major, bypass, images, asked, purpose, archive_command })
 }
 
 /// Ports of the clones in the same directory, whose servers need not run now. Where that cannot be known it is none.
@@ -393,11 +402,7 @@ fn server_files(
     // A cluster whose configuration lies elsewhere, as Debian's, has none in its backup.
     let conf = match text(snapshot, settings::CONF)? {
         Some(conf) => conf,
-        None => {
-            let control = text(snapshot, "global/pg_control")?;
-            let limits = control.and_then(|bytes| ControlFile::parse(&bytes).ok()).map(|c| c.standby_settings);
-            settings::minimal(limits)
-        }
+        None => settings::minimal(control(snapshot)?.map(|control| control.standby_settings)),
     };
     add(settings::CONF, settings::with_places(&conf, settings::CONF, mountpoint));
     let is_scratch = clone.purpose == Purpose::Scratch;
@@ -410,6 +415,11 @@ fn server_files(
     let signals = plan.remove.iter().map(|s| s.file_name());
     let remove = signals.chain(["postmaster.pid", "postmaster.opts"]).map(str::to_owned).collect();
     Ok(CreateOptions { write, remove, ..CreateOptions::default() })
+}
+
+/// The backup's control file, if it is there and of a kind that is known.
+fn control(snapshot: &dyn Snapshot) -> Result<Option<ControlFile>, Failure> {
+    Ok(text(snapshot, "global/pg_control")?.and_then(|bytes| ControlFile::parse(&bytes).ok()))
 }
 
 /// A small file of the backup, if it is there.

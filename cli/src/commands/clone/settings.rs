@@ -79,6 +79,12 @@ const TRIGGER_FILE_UNTIL: u32 = 15;
 /// The first major whose standbys can copy the slots of the primary.
 const SYNC_SLOTS_SINCE: u32 = 17;
 
+/// The first major that reads ahead in WAL for pages that replay will need.
+const RECOVERY_PREFETCH_SINCE: u32 = 15;
+/// What a server that reads ahead in WAL is told where changes of pages come without images of them: how many pages it may
+/// wait for at once, and how far it looks. A page that is not here may cost a request to the repository, 30 ms or more.
+const READ_AHEAD: [(&str, &str); 2] = [("maintenance_io_concurrency", "256"), ("wal_decode_buffer_size", "8MB")];
+
 /// What a clone is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -100,6 +106,8 @@ pub(super) struct CloneSettings {
     pub(super) major: u32,
     /// Files that are made on the clone bypass the process that serves it.
     pub(super) bypass: bool,
+    /// The first change of a page behind a checkpoint has an image of the page (`full_page_writes`).
+    pub(super) images: bool,
     /// Settings that the user has given a value.
     pub(super) asked: Vec<String>,
     pub(super) purpose: Purpose,
@@ -140,6 +148,15 @@ pub(super) fn append(mut content: Vec<u8>, clone: &CloneSettings, now: &str) -> 
     if clone.major >= INIT_SYNC_SINCE {
         // The other method does not reach a file system in user space.
         all.push(("recovery_init_sync_method", "fsync".to_owned()));
+    }
+    if clone.major >= RECOVERY_PREFETCH_SINCE {
+        if clone.images {
+            // Replay needs next to nothing of the backup then. The server cannot know: it looks at later changes of a page
+            // whose image was not replayed yet, and has the page fetched for nothing.
+            all.push(("recovery_prefetch", "off".to_owned()));
+        } else {
+            all.extend(READ_AHEAD.map(|(name, value)| (name, value.to_owned())));
+        }
     }
     if clone.bypass {
         // So do writes of WAL then, but not syncs: with this method a commit needs none.
@@ -294,6 +311,7 @@ mod tests {
             name: format!("pgkeep_é x_{}", "y".repeat(90)),
             major,
             bypass: false,
+            images: true,
             asked: Vec::new(),
             purpose: Purpose::Kept,
             archive_command: None,
@@ -319,8 +337,23 @@ mod tests {
         assert!(text.contains("\narchive_mode = 'off'\nprimary_conninfo = ''\n"));
         let name = text.lines().find_map(|l| l.strip_prefix("cluster_name = '")).unwrap();
         assert!(name.starts_with("pgkeep___x_yyy") && name.len() == NAME_LEN_MAX + 1, "{name}");
-        assert!(text.ends_with("recovery_init_sync_method = 'fsync'\n"));
+        assert!(text.ends_with("recovery_init_sync_method = 'fsync'\nrecovery_prefetch = 'off'\n"));
         assert!(!String::from_utf8(append(Vec::new(), &clone(13), "now")).unwrap().contains("recovery_init"));
+    }
+
+    #[test]
+    fn a_server_reads_ahead_in_wal_only_where_changes_come_without_images() {
+        let text = |major, images, asked: &str| {
+            let settings = CloneSettings { images, asked: vec![asked.to_owned()], ..clone(major) };
+            String::from_utf8(append(Vec::new(), &settings, "now")).unwrap()
+        };
+        let ahead = "maintenance_io_concurrency = '256'\nwal_decode_buffer_size = '8MB'\n";
+        assert!(text(15, true, "").contains("recovery_prefetch = 'off'\n") && !text(15, true, "").contains(ahead));
+        assert!(text(15, false, "").contains(ahead) && !text(15, false, "").contains("recovery_prefetch"));
+        assert!(!text(15, true, "recovery_prefetch").contains("recovery_prefetch"));
+        for images in [true, false] {
+            assert!(!text(14, images, "").contains("recovery_prefetch") && !text(14, images, "").contains(ahead));
+        }
     }
 
     #[test]

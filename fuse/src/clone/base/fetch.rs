@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What one miss fetches: what a chunk of a relation holds.
-const BLOCK_BYTES: u64 = 256 << 10;
+pub(in crate::clone) const BLOCK_BYTES: u64 = 256 << 10;
 /// Most blocks of one read of the backup: a MiB in the hands of each thread that fetches.
 const BLOCKS_MAX: u64 = 4;
 /// Blocks fetched ahead of a reader that has just begun to read on.
@@ -66,6 +66,7 @@ enum Wanted {
 impl BaseFile {
     /// As [`Self::ensure`], for a request that waits for it: hydration gives way.
     pub(in crate::clone) fn ensure_now(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
+        self.shared.recorder.read(&self.entry.path, &self.seen, range.start..range.end.min(self.limit()));
         if self.holds(range.clone()) {
             self.read_on(open, &range);
             return Ok(());
@@ -82,6 +83,11 @@ impl BaseFile {
     /// Fetches what is absent of `range`. Blocks on the store. EROFS if nothing can be kept in the sparse file.
     pub(in crate::clone) fn ensure(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
         self.ensure_for(open, range, Wanted::Now)
+    }
+
+    /// As [`Self::ensure`], for what nobody has asked for yet.
+    pub(in crate::clone) fn ensure_ahead(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
+        self.ensure_for(open, range, Wanted::Ahead)
     }
 
     /// Fetches what is absent of some blocks that are expected to be read.

@@ -119,6 +119,7 @@ impl Rig {
             doubt: Arc::clone(&self.doubt),
             demand: Arc::default(),
             ahead: Arc::default(),
+            recorder: Arc::default(),
         });
         let base = BaseFile::load(self.table.get(0).unwrap(), SIZE, shared).unwrap();
         let nodes = Nodes::new(1, false);

@@ -90,6 +90,7 @@ impl BaseFile {
     /// From now on the server may write without this process seeing it.
     pub(in crate::clone) fn expect_unseen(&self) {
         self.unseen.store(true, Ordering::Release);
+        self.shared.recorder.opened_unseen(&self.entry.path, &self.seen, self.limit());
     }
 
     fn sync_alone(&self, open: &OpenFile, scope: SyncScope) -> Outcome<()> {

@@ -1,0 +1,127 @@
+//! Access traces: what servers read of a stanza's backups when they were started on clones.
+//!
+//! Nothing depends on them: a trace that is lost or damaged costs the next clone some waiting. A stanza keeps the newest
+//! [`KEPT`]; whoever stores one deletes the others, and two that do so at once delete the same.
+
+use super::{Repository, put_new};
+use crate::chunk::{Decoder, Encoder};
+use crate::crypto::{Scope, SessionSealer};
+use crate::store::Depth;
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::TraceId;
+use pgkeep_formats::repo::chunk::Encoding;
+use pgkeep_formats::repo::envelope::ObjectKind;
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::records::Trace;
+use pgkeep_formats::repo::wal::{Frame, FrameEncoding, decode_frames, encode_frames};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Traces of a stanza that are kept: servers on clones are started for one thing today and for another tomorrow.
+const KEPT: usize = 3;
+/// Most bytes of a trace, sealed and decoded; the largest that is written has some 100 KiB.
+const BYTES_MAX: u64 = 4 << 20;
+/// zstd's level.
+const LEVEL: i32 = 3;
+
+impl Repository {
+    /// Stores a trace at this time since the Unix epoch, and deletes those that are not among the newest any more. Answers
+    /// its name; `replaces` is one that it has all of, and is deleted.
+    ///
+    /// # Errors
+    /// `FeatureNotSupported` if this program must not write to the repository; what the store or the cipher said. The
+    /// trace may be stored all the same: the deletions come last.
+    pub fn put_trace(&self, stanza: &str, now: Duration, trace: &Trace, replaces: Option<&str>) -> Result<String> {
+        self.check_writable()?;
+        let plain = trace.encode();
+        let plain_len = u32::try_from(plain.len()).ok().filter(|len| u64::from(*len) <= BYTES_MAX);
+        let plain_len = plain_len.ok_or_else(|| {
+            Error::refused(Kind::OptionInvalidValue, format!("a trace of {} bytes is too long to be kept", plain.len()))
+        })?;
+        let mut encoder = Encoder::new(LEVEL)?;
+        let (encoding, bytes) = encoder.encode(&plain)?;
+        let encoding = if encoding == Encoding::Zstd { FrameEncoding::Zstd } else { FrameEncoding::Raw };
+        let payload = encode_frames(&[Frame { encoding, plain_len, bytes }]);
+
+        let sealer = SessionSealer::new(Arc::clone(self.keyring()))?;
+        let mut id = [0; TraceId::LEN];
+        let (time, random) = id.split_at_mut(8);
+        time.copy_from_slice(&u64::try_from(now.as_millis()).unwrap_or(u64::MAX).to_be_bytes());
+        // Whoever seals draws an id of its own, which is as random as this one has to be.
+        for (to, from) in random.iter_mut().zip(sealer.session().0) {
+            *to = from;
+        }
+        let name = layout::trace(stanza, TraceId(id));
+        let object = sealer.seal_object(ObjectKind::Trace, &Scope::Stanza(stanza), &name, &[], &payload)?;
+        put_new(&**self.store(), &name, &object)?;
+        if let Some(replaced) = replaces {
+            self.store().delete(replaced)?;
+        }
+        for (old, _) in self.trace_names(stanza)?.iter().rev().skip(KEPT) {
+            self.store().delete(old)?;
+        }
+        Ok(name)
+    }
+
+    /// The traces of a stanza, the newest first; and why others cannot be read. Costs a list, and a small read for each.
+    ///
+    /// # Errors
+    /// What the store said while listing.
+    pub fn traces(&self, stanza: &str) -> Result<(Vec<Trace>, Vec<Error>)> {
+        let (mut traces, mut problems) = (Vec::new(), Vec::new());
+        for (name, size) in self.trace_names(stanza)?.iter().rev().take(KEPT) {
+            if *size > BYTES_MAX {
+                problems.push(Error::refused(Kind::Format, format!("'{name}' has {size} bytes: it is no trace")));
+                continue;
+            }
+            match self.read_trace(stanza, name) {
+                Ok(trace) => traces.push(trace),
+                // Deleted since it was listed.
+                Err(e) if e.is_not_found() => {}
+                Err(e) => problems.push(e),
+            }
+        }
+        Ok((traces, problems))
+    }
+
+    /// Names and sizes of a stanza's traces, the oldest first.
+    fn trace_names(&self, stanza: &str) -> Result<Vec<(String, u64)>> {
+        let mut names = Vec::new();
+        self.store().list(&layout::traces_of(stanza), Depth::All, &mut |l| {
+            // What others leave there is none of ours.
+            if layout::parse_trace(stanza, &l.key).is_some() {
+                names.push((l.key, l.size));
+            }
+        })?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Reads a trace.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the decoder said.
+    pub(crate) fn read_trace(&self, stanza: &str, name: &str) -> Result<Trace> {
+        let opened = self.read_object(name, &[ObjectKind::Trace], &Scope::Stanza(stanza))?;
+        let frames = decode_frames(&opened.plaintext).map_err(Error::damaged(name))?;
+        let total: u64 = frames.iter().map(|f| u64::from(f.plain_len)).sum();
+        if total > BYTES_MAX {
+            return Err(Error::refused(Kind::Format, format!("'{name}' decodes to {total} bytes: it is no trace")));
+        }
+        let (mut plain, mut part, mut decoder) = (Vec::new(), Vec::new(), Decoder::new()?);
+        for frame in frames {
+            let encoding = match frame.encoding {
+                FrameEncoding::Raw => Encoding::Raw,
+                FrameEncoding::Zstd => Encoding::Zstd,
+            };
+            decoder
+                .decode(encoding, frame.bytes, frame.plain_len as usize, &mut part)
+                .map_err(|e| e.during(format!("cannot decode '{name}'")))?;
+            plain.extend_from_slice(&part);
+        }
+        Trace::decode(&plain).map_err(Error::damaged(name))
+    }
+}
+
+#[cfg(test)]
+mod tests;
