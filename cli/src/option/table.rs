@@ -166,7 +166,7 @@ options! {
         = Def::new(Type::Path, Some("/var/cache/@")).on(STORE);
     CloneOpenMode "clone-open-mode" "whether a clone's files bypass the serving process or are cached"
         = word(&OpenMode::NAMES, "auto").on(CLONE | RESTORE | SCRATCH);
-    CloneTrace "clone-trace" "record what a clone's server reads first and fetch it at once for the next clone"
+    CloneTrace "clone-trace" "record what a clone reads first; fetch what earlier clones recorded"
         = flag("y").on(CLONE | RESTORE);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
