@@ -186,7 +186,7 @@ proptest! {
 
 crate::store_contract!(contract_of_a_cache, || {
     let dir = tempfile::tempdir().unwrap();
-    let store = LocalStore::create(&dir.path().join("store")).unwrap();
+    let store = LocalStore::create(dir.path().join("store")).unwrap();
     let cache = PackCache::over(Arc::new(store), dir.path().join("cache"), 64 * MIB).unwrap();
     crate::store::contract::Rig { store: Arc::new(cache), many: 1000, keep: Some(Box::new(dir)) }
 });
