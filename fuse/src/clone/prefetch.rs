@@ -5,8 +5,10 @@
 //! server does, but no longer than [`YIELD_MAX`], because what is fetched here is what the server waits for next.
 //!
 //! Nothing depends on it. A trace names paths of another backup: what is not there any more, or is another file by now,
-//! is passed over. It ends by itself when all was fetched, when little room is left on the file system, when
-//! [`BYTES_MAX`] were fetched, and when the store fails again and again; and with the clone, after what is under way.
+//! is passed over. It ends by itself when all was fetched, when little room is left on the file system, when enough
+//! was fetched, and when the store fails again and again; and with the clone, after what is under way. Enough is
+//! [`IDLE_BYTES_MAX`], so that clones nobody works on stay small whatever others were used for; where hydration is wished
+//! for all is fetched anyway, and only the order matters.
 //!
 //! Hydration begins when this has ended: its order is then heat first.
 
@@ -34,8 +36,10 @@ use std::time::Duration;
 const THREADS: usize = 16;
 /// Most bytes that are fetched at once, by one thread.
 const PIECE_BYTES: u64 = 1 << 20;
-/// Most bytes that are fetched at all: whoever wants everything asks for hydration.
+/// Most bytes that are fetched: what a trace may name.
 const BYTES_MAX: u64 = REGIONS_MAX * REGION_BYTES;
+/// Most bytes that are fetched for a clone that is not to be hydrated.
+const IDLE_BYTES_MAX: u64 = 128 << 20;
 /// Longest wait for demand before a piece is fetched all the same.
 const YIELD_MAX: Duration = Duration::from_millis(5);
 /// Pieces that cannot be fetched before it is given up.
@@ -70,10 +74,12 @@ impl Prefetcher {
         let going = Prefetching(Arc::new(AtomicBool::new(true)));
         let over = Over(going.clone());
         // What hydration may take a second, this may.
-        let io_limit = Wish::load(layout).ok().flatten().and_then(|wish| wish.io_limit);
+        let wish = Wish::load(layout).ok().flatten();
+        let most = if wish.is_some() { BYTES_MAX } else { IDLE_BYTES_MAX };
+        let io_limit = wish.and_then(|wish| wish.io_limit);
         let limits = Limits::new(io_limit, None, &cancel);
         let root = layout.root.display().to_string();
-        let work = Work { root, backing, demand, limits, ended: Arc::clone(&ended) };
+        let work = Work { root, backing, demand, limits, most, ended: Arc::clone(&ended) };
         let run = move || {
             guard("prefetch", || {
                 let access: Vec<_> = load().into_iter().map(Arc::new).collect();
@@ -112,6 +118,8 @@ struct Work {
     backing: Arc<Backing>,
     demand: Arc<Demand>,
     limits: Arc<Limits>,
+    /// Bytes that are enough.
+    most: u64,
     ended: Arc<AtomicBool>,
 }
 
@@ -255,8 +263,8 @@ impl Work {
             Err(_) => return,
         }
         tally.pieces.fetch_add(1, Ordering::AcqRel);
-        if tally.fetched.fetch_add(fetched, Ordering::AcqRel).saturating_add(fetched) >= BYTES_MAX {
-            return stop("it is much already");
+        if tally.fetched.fetch_add(fetched, Ordering::AcqRel).saturating_add(fetched) >= self.most {
+            return stop("it is enough");
         }
         self.limits.charge(usize::try_from(fetched).unwrap_or(usize::MAX));
         // Only the end of the clone ends this wait.
