@@ -58,7 +58,7 @@ class Store:
             fail("the slow store does not serve")
         fast = rig.config
         rig.config = rig.root / "conf.slow"
-        rig.runner.write(rig.config, fast.read_text().replace(f"repo1-path={rig.repo}\n", f"repo1-path={self.shown}\n"))
+        rig.runner.write(rig.config, fast.read_text().replace("clone-trace=n\n", "").replace(f"repo1-path={rig.repo}\n", f"repo1-path={self.shown}\n"))
 
     def end(self):
         self.process.send_signal(signal.SIGTERM)

@@ -111,7 +111,7 @@ class Rig:
         for part in ("repo", "lock", "log", "cache"):
             self.runner.mkdir(self.root / part)
         self.runner.write(self.config, f"[global]\nrepo1-path={self.repo}\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=bench\nlock-path={self.root}/lock\n"
-                          f"log-path={self.root}/log\ncache-path={self.root}/cache\nprocess-max=2\nstart-fast=y\ncompress-level=3\n"
+                          f"log-path={self.root}/log\ncache-path={self.root}/cache\nprocess-max=2\nclone-trace=n\nstart-fast=y\ncompress-level=3\n"
                           f"[b]\npg1-path={source.data}\npg1-port={source.port}\npg1-socket-path={source.home}\n")
         own = [str(c) for c in [self.pgkeep, f"--config={self.config}", "--stanza=b"]]
         self.runner.run(*own, "stanza-create")

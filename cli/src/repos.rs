@@ -46,7 +46,8 @@ fn clone_cache(settings: &Settings, repo: Repo<'_>, is_near: bool) -> u64 {
     let default = if is_near { 0 } else { CLONE_CACHE_BYTES };
     match settings.command() {
         Command::Restore if !settings.flag(Opt::Instant) => 0,
-        Command::Restore | Command::Clone | Command::Mount | Command::Extract | Command::Drill | Command::Diff => {
+        // What a drill proves is that the repository has everything.
+        Command::Restore | Command::Clone | Command::Mount | Command::Extract | Command::Diff => {
             repo.size(Opt::RepoCloneCacheSize).unwrap_or(default)
         }
         _ => 0,

@@ -2,12 +2,13 @@
 //! system, and then writes what it names by absolute paths into whatever is mounted there next.
 
 use crate::error::Failure;
-use pgkeep_engine::pg::datadir;
-use pgkeep_engine::{Error, Kind};
+use pgkeep_engine::{Error, FileError, Kind};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const START_SLACK: Duration = Duration::from_secs(5);
 /// Length of the unit of time in `/proc/<pid>/stat`, the same for all programs on Linux.
 const TICKS_PER_SECOND: u64 = 100;
+/// Most bytes of a `postmaster.pid` that are read: it has some ten lines.
+const PID_BYTES_MAX: u64 = 64 << 10;
 /// Between two looks whether a server has ended.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -23,17 +26,30 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// # Errors
 /// `FileOpen` and its like if its `postmaster.pid` cannot be read.
 pub(crate) fn of_clone(dir: &Path) -> Result<Option<u32>, Failure> {
-    let data = dir.join("data");
-    let Some(pid) = datadir::postmaster(&data)?.filter(|found| found.alive).and_then(|found| found.pid) else {
-        return Ok(None);
+    let path = dir.join("data/postmaster.pid");
+    let failed = |what: &'static str, e| Failure::file(FileError::at(what, &path)(e));
+    // Whoever owns the data may have put anything there, and a server of another user is not theirs to have ended.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut file = match File::options().read(true).custom_flags(flags).open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.raw_os_error() == Some(libc::ELOOP) => return Ok(None),
+        other => other.map_err(|e| failed("open", e))?,
     };
-    // Whoever owns the data wrote the number. A server of another user is not theirs to have ended.
-    let owner = |path: &Path| std::fs::metadata(path).ok().map(|facts| facts.uid());
-    let (process, file) = (owner(Path::new(&format!("/proc/{pid}"))), owner(&data.join("postmaster.pid")));
-    if process.is_some() && file.is_some() && process != file {
+    let facts = file.metadata().map_err(|e| failed("stat", e))?;
+    if !facts.is_file() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let mut text = Vec::new();
+    (&mut file).take(PID_BYTES_MAX).read_to_end(&mut text).map_err(|e| failed("read", e))?;
+    let text = String::from_utf8_lossy(&text);
+    // A server that is no postmaster notes the negative of its number.
+    let first = text.lines().next().and_then(|line| line.trim().parse::<i64>().ok());
+    let Some(pid) = first.and_then(|n| u32::try_from(n.unsigned_abs()).ok()).filter(|pid| *pid > 0) else {
+        return Ok(None);
+    };
+    if std::fs::metadata(format!("/proc/{pid}")).map_or(true, |process| process.uid() != facts.uid()) {
+        return Ok(None);
+    }
     // Its second line is the data directory, its third the time it started. A clock that was set spoils the time.
     let told = text.lines().nth(1).is_some_and(|line| {
         std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|args| is_told(&args, Path::new(line)))
@@ -161,6 +177,15 @@ mod tests {
         std::fs::write(dir.path().join("data/postmaster.pid"), format!("{pid}\n/x\n1\n5432\n")).unwrap();
         assert_eq!(of_clone(dir.path()).unwrap(), None);
         assert_eq!(at(dir.path()), None);
+    }
+
+    #[test]
+    fn a_link_to_the_file_of_another_server_tells_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("data")).unwrap();
+        std::fs::write(dir.path().join("others"), format!("{}\n/x\n1\n", std::process::id())).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("others"), dir.path().join("data/postmaster.pid")).unwrap();
+        assert_eq!(of_clone(dir.path()).unwrap(), None);
     }
 
     #[test]

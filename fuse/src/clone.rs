@@ -235,7 +235,7 @@ pub fn serve_traced(
         None => (None, prefetch::Prefetching::default()),
         Some(load) => {
             let its = (Arc::clone(&backing), Arc::clone(&demand));
-            let started = prefetch::Prefetcher::start(&layout, its.0, its.1, recorder, load);
+            let started = prefetch::Prefetcher::start(&layout, its.0, its.1, recorder, load, tracing.near);
             let (prefetcher, prefetching) = started.map_err(FileError::at("serve", dir))?;
             (Some(prefetcher), prefetching)
         }
@@ -245,19 +245,20 @@ pub fn serve_traced(
     let pool = Pool::start("clone-fetch", FETCH_THREADS).map_err(FileError::at("serve", dir))?;
     let lock = opened.lock;
     let at_end = Box::new(move || {
+        // Beside what follows.
+        if let Some(keeper) = &keeper {
+            keeper.stop();
+        }
         // Whoever serves the clone next must be the only one who writes to it.
         drop(readers);
         drop(prefetcher);
         drop(hydrator);
         let result = recover::close(&layout, &maps, settler, &doubt);
-        if let Some(keeper) = &keeper {
+        drop(maps);
+        if let Some(keeper) = keeper {
             keeper.end();
         }
         drop(lock);
-        // From here on nobody waits for the store but this process.
-        if let Some(keeper) = keeper {
-            keeper.finish();
-        }
         result
     });
     mount::serve(

@@ -194,6 +194,7 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
         clone::check_free(dir)?;
     }
     refuse_running(settings, dir)?;
+    make::refuse_inside(&mounts::resolved(mountpoint))?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(dir, &mountpoint)?;
     let (snapshot, tracing) = backup_of(settings, dir, &info).or_else(|failure| {
@@ -297,13 +298,21 @@ fn list(settings: &Settings) -> Result<Status, Failure> {
 fn info(settings: &Settings) -> Result<Status, Failure> {
     let dir = dir(settings);
     let state = state(dir.clone(), clone::info(&dir)?)?;
-    let held = held_bytes(&dir)?;
+    // What this user may not list is not counted, and then the sum says nothing.
+    let held = match held_bytes(&dir) {
+        Ok(held) => Some(held),
+        Err(e) => {
+            tracing::debug!("how much clone '{}' takes is not known: {e}", dir.display());
+            None
+        }
+    };
     if settings.text(Opt::Output) == Some("json") {
         let mut value = of_state(&state);
         value["held"] = held.into();
         render::print(&json::to_text(value))?;
     } else {
-        render::print(&format!("{}    on disk: {}\n", text_of(&state), human_size(held)))?;
+        let held = held.map_or_else(|| "not known".to_owned(), human_size);
+        render::print(&format!("{}    on disk: {held}\n", text_of(&state)))?;
     }
     Ok(Status::OK)
 }

@@ -116,7 +116,17 @@ impl ChunkSource {
     /// # Errors
     /// `Checksum` naming the chunk and its pack if anything does not match.
     pub fn open(&self, id: &ChunkId, at: &ChunkAt, blob: &mut [u8]) -> Result<Vec<u8>> {
-        let encoded = self.unseal(id, at, blob)?;
+        let failure = match self.unseal(id, at, blob).and_then(|encoded| self.decode(id, at, encoded)) {
+            Err(e) if matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::Crypto) => e,
+            other => return other,
+        };
+        // What was kept of a pack may be what is wrong, and the pack good.
+        let (pack, offset, len) = (layout::pack(at.pack.pack), at.offset.into(), at.stored_len as usize);
+        if !self.repository.store.doubt(&pack, offset, len) {
+            return Err(failure);
+        }
+        let mut blob = self.repository.store.get(&pack, Range::Span { offset, len })?;
+        let encoded = self.unseal(id, at, &mut blob)?;
         self.decode(id, at, encoded)
     }
 

@@ -7,8 +7,9 @@
 //! pieces are that it has seen and looks for those of others when it misses something.
 //!
 //! *Trust.* Packs never change and names never return, so nothing can be out of date. The bytes are sealed: whoever uses
-//! them finds out if they are not what was stored. A piece whose hash does not fit is asked for again, so damage costs
-//! time only. What is behind a broken header is not used, and its file is removed.
+//! them finds out if they are not what was stored, and doubts them: the pack's file goes then. A piece whose hash does not
+//! fit is asked for again. So damage, here or once in the repository, costs time only. What is behind a broken header is
+//! not used, and its file is removed.
 //!
 //! *Bounds.* When it has grown by a sixteenth of its limit the files used longest ago go, each as a whole; processes that
 //! grow it at once may be over the limit by as much each. It leaves room to others on its file system as the base cache
@@ -73,6 +74,15 @@ struct Piece {
     at: u64,
 }
 
+impl Seen {
+    /// The piece, and its place in the pack, that has all of a part.
+    fn holds(&self, part: &std::ops::Range<u64>) -> Option<(u64, Piece)> {
+        let first = part.start / PIECE_BYTES * PIECE_BYTES;
+        let mut near = self.pieces.range(first..=part.start).rev();
+        near.find(|(offset, piece)| **offset + u64::from(piece.len) >= part.end).map(|(o, p)| (*o, *p))
+    }
+}
+
 fn hash(parts: &[&[u8]]) -> [u8; HASH_BYTES] {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
@@ -134,8 +144,8 @@ impl Kept {
             if end > size {
                 break;
             }
-            let is_longer = seen.pieces.get(&offset).is_none_or(|before| before.len < len);
-            if is_longer {
+            // Of two of a length the later one: it came because the other was damaged.
+            if seen.pieces.get(&offset).is_none_or(|before| before.len <= len) {
                 seen.pieces.insert(offset, Piece { len, at: seen.upto });
             }
             seen.upto = end;
@@ -145,16 +155,11 @@ impl Kept {
 
     /// A part of the pack that lies in one piece; `None` if it is not kept, or damaged.
     fn read(&self, part: &std::ops::Range<u64>) -> io::Result<Option<Vec<u8>>> {
-        let holds = |seen: &Seen| {
-            let first = part.start / PIECE_BYTES * PIECE_BYTES;
-            let mut near = seen.pieces.range(first..=part.start).rev();
-            near.find(|(offset, piece)| **offset + u64::from(piece.len) >= part.end).map(|(o, p)| (*o, *p))
-        };
         let mut seen = self.seen();
-        let mut found = holds(&seen);
+        let mut found = seen.holds(part);
         if found.is_none() {
             self.look(&mut seen)?;
-            found = holds(&seen);
+            found = seen.holds(part);
         }
         drop(seen);
         let Some((offset, piece)) = found else { return Ok(None) };
@@ -195,8 +200,12 @@ impl PackCache {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = open.get(key) {
             // Removed by whoever made room, or broken: a new one is begun.
-            if kept.file.metadata()?.nlink() > 0 && !kept.seen().broken {
+            let (is_there, is_broken) = (kept.file.metadata()?.nlink() > 0, kept.seen().broken);
+            if is_there && !is_broken {
                 return Ok(Some(Arc::clone(kept)));
+            }
+            if is_there {
+                fs::remove_file(&path)?;
             }
             open.remove(key);
         }
@@ -209,13 +218,10 @@ impl PackCache {
         // What is used stays.
         file.set_modified(SystemTime::now())?;
         let kept = Arc::new(Kept { file, seen: Mutex::default() });
-        kept.look(&mut kept.seen())?;
-        if kept.seen().broken {
-            fs::remove_file(&path)?;
-            return Ok(None);
-        }
-        if open.len() >= OPEN_MAX {
-            open.clear();
+        if open.len() >= OPEN_MAX
+            && let Some(any) = open.keys().next().cloned()
+        {
+            open.remove(&any);
         }
         open.insert(key.to_owned(), Arc::clone(&kept));
         Ok(Some(kept))
@@ -266,14 +272,21 @@ impl PackCache {
             return;
         }
         let mut log = Vec::with_capacity(bytes.len() + HEADER_BYTES);
-        for part in parts(offset, bytes.len() as u64) {
+        let mut seen = kept.seen();
+        // Another may have kept the same meanwhile.
+        if kept.look(&mut seen).is_err() || seen.broken {
+            return;
+        }
+        for part in parts(offset, bytes.len() as u64).filter(|part| seen.holds(part).is_none()) {
             let of = (part.start - offset) as usize..(part.end - offset) as usize;
             let piece = bytes.get(of).unwrap_or_default();
             log.extend_from_slice(&header(part.start, piece));
             log.extend_from_slice(piece);
         }
         // One write: pieces of others come before or behind.
-        match (&kept.file).write(&log) {
+        let written = (&kept.file).write(&log);
+        drop(seen);
+        match written {
             Ok(written) if written == log.len() => {}
             // Whoever looks at what comes behind half a piece finds that it is broken.
             Ok(_) => return self.stop(&io::ErrorKind::StorageFull.into()),
@@ -360,6 +373,11 @@ impl Store for PackCache {
 
     fn will_get(&self, key: &str, spans: &[(u64, usize)]) {
         self.inner.will_get(key, spans);
+    }
+
+    fn doubt(&self, key: &str, offset: u64, len: usize) -> bool {
+        let removed = self.path(key).is_some_and(|path| fs::remove_file(path).is_ok());
+        removed | self.inner.doubt(key, offset, len)
     }
 
     fn gap(&self) -> u64 {

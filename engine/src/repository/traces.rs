@@ -19,6 +19,10 @@ use std::time::Duration;
 
 /// Traces of a stanza that are kept: servers on clones are started for one thing today and for another tomorrow.
 const KEPT: usize = 3;
+/// Traces that are looked at for as many that can be read, and that there may be where none can be deleted.
+const LOOKED_AT: usize = 16;
+/// A name that is dated further ahead is of a clock that was wrong: it would be the newest for ever.
+const AHEAD_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Most bytes of a trace, sealed and decoded; the largest that is written has some 100 KiB.
 const BYTES_MAX: u64 = 4 << 20;
 /// zstd's level.
@@ -26,13 +30,15 @@ const LEVEL: i32 = 3;
 
 impl Repository {
     /// Stores a trace at this time since the Unix epoch, and deletes those that are not among the newest any more. Answers
-    /// its name; `replaces` is one that it has all of, and is deleted.
+    /// its name; `replaces` is one that it has all of, and is deleted. Where nothing can be deleted they stay, and once
+    /// there are many no more come.
     ///
     /// # Errors
-    /// `FeatureNotSupported` if this program must not write to the repository; what the store or the cipher said. The
-    /// trace may be stored all the same: the deletions come last.
+    /// `FeatureNotSupported` if this program must not write to the repository; `FileMissing` if it has no such stanza;
+    /// what the store or the cipher said.
     pub fn put_trace(&self, stanza: &str, now: Duration, trace: &Trace, replaces: Option<&str>) -> Result<String> {
         self.check_writable()?;
+        self.refuse_trace(stanza)?;
         let plain = trace.encode();
         let plain_len = u32::try_from(plain.len()).ok().filter(|len| u64::from(*len) <= BYTES_MAX);
         let plain_len = plain_len.ok_or_else(|| {
@@ -54,13 +60,45 @@ impl Repository {
         let name = layout::trace(stanza, TraceId(id));
         let object = sealer.seal_object(ObjectKind::Trace, &Scope::Stanza(stanza), &name, &[], &payload)?;
         put_new(&**self.store(), &name, &object)?;
-        if let Some(replaced) = replaces {
-            self.store().delete(replaced)?;
-        }
-        for (old, _) in self.trace_names(stanza)?.iter().rev().skip(KEPT) {
-            self.store().delete(old)?;
+        if let Err(e) = self.delete_traces(stanza, now, &name, replaces) {
+            tracing::debug!("old traces of stanza '{stanza}' stay: {}", e.chain());
         }
         Ok(name)
+    }
+
+    /// Refuses a trace that nobody would read or remove.
+    fn refuse_trace(&self, stanza: &str) -> Result<()> {
+        let mut is_there = false;
+        self.store().list(&layout::stanza_histories(stanza), Depth::Children, &mut |_| is_there = true)?;
+        if !is_there {
+            let text = format!("the repository has no stanza '{stanza}' any more");
+            return Err(Error::refused(Kind::FileMissing, text));
+        }
+        let many = self.trace_names(stanza)?.len();
+        if many >= LOOKED_AT {
+            let text = format!("there are {many} traces of stanza '{stanza}', of which none could be deleted");
+            return Err(Error::refused(Kind::FileWrite, text));
+        }
+        Ok(())
+    }
+
+    /// Deletes what is not among the newest, what `replaces` names, and what is dated ahead of its time; never `own`.
+    fn delete_traces(&self, stanza: &str, now: Duration, own: &str, replaces: Option<&str>) -> Result<()> {
+        let mut id = [0xff; TraceId::LEN];
+        let (time, _) = id.split_at_mut(8);
+        let last = now.saturating_add(AHEAD_MAX).as_millis();
+        time.copy_from_slice(&u64::try_from(last).unwrap_or(u64::MAX).to_be_bytes());
+        let last = layout::trace(stanza, TraceId(id));
+        let mut kept = 0;
+        for (name, _) in self.trace_names(stanza)?.iter().rev() {
+            let is_old = name > &last || replaces == Some(name) || kept >= KEPT;
+            if name != own && is_old {
+                self.store().delete(name)?;
+            } else {
+                kept += 1;
+            }
+        }
+        Ok(())
     }
 
     /// The traces of a stanza, the newest first; and why others cannot be read. Costs a list, and a small read for each.
@@ -69,7 +107,10 @@ impl Repository {
     /// What the store said while listing.
     pub fn traces(&self, stanza: &str) -> Result<(Vec<Trace>, Vec<Error>)> {
         let (mut traces, mut problems) = (Vec::new(), Vec::new());
-        for (name, size) in self.trace_names(stanza)?.iter().rev().take(KEPT) {
+        for (name, size) in self.trace_names(stanza)?.iter().rev().take(LOOKED_AT) {
+            if traces.len() >= KEPT {
+                break;
+            }
             if *size > BYTES_MAX {
                 problems.push(Error::refused(Kind::Format, format!("'{name}' has {size} bytes: it is no trace")));
                 continue;

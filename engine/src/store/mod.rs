@@ -132,6 +132,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// a store that can bring them nearer meanwhile does so, and nothing comes of it if it cannot.
     fn will_get(&self, _key: &str, _spans: &[(u64, usize)]) {}
 
+    /// Tells that this span of an object is not what was stored. True if it may come from elsewhere when it is asked for
+    /// again: what was kept of it is forgotten.
+    fn doubt(&self, _key: &str, _offset: u64, _len: usize) -> bool {
+        false
+    }
+
     /// Unwanted bytes between two spans of an object up to which one get of all is better than two.
     fn gap(&self) -> u64 {
         1 << 20
@@ -166,6 +172,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn will_get(&self, key: &str, spans: &[(u64, usize)]) {
         (**self).will_get(key, spans);
+    }
+
+    fn doubt(&self, key: &str, offset: u64, len: usize) -> bool {
+        (**self).doubt(key, offset, len)
     }
 
     fn gap(&self) -> u64 {

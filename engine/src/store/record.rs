@@ -122,6 +122,10 @@ impl Store for RecordingStore {
         self.note(Verb::WillGet, key, None, spans.iter().map(|(_, len)| len).sum(), true);
     }
 
+    fn doubt(&self, key: &str, offset: u64, len: usize) -> bool {
+        self.inner.doubt(key, offset, len)
+    }
+
     fn gap(&self) -> u64 {
         self.inner.gap()
     }

@@ -138,6 +138,10 @@ impl Store for RetryStore {
         self.inner.will_get(key, spans);
     }
 
+    fn doubt(&self, key: &str, offset: u64, len: usize) -> bool {
+        self.inner.doubt(key, offset, len)
+    }
+
     fn gap(&self) -> u64 {
         self.inner.gap()
     }

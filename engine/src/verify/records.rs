@@ -61,11 +61,19 @@ pub(super) fn check(repository: &Repository, stanzas: &[String], findings: &Find
                 Ok(false) => findings.warn(format!("'{name}' is not part of a repository")),
                 // Removed since it was listed.
                 Err(Error::Store(StoreError::NotFound { .. })) => {}
+                // Nothing depends on it, and the next clones replace it.
+                Err(e) if is_trace(&name) && matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::Crypto) => {
+                    findings.warn(format!("'{name}' tells nothing of what clones needed first: {}", e.chain()));
+                }
                 Err(e) => findings.failure(&name, e)?,
             }
         }
     }
     Ok(())
+}
+
+fn is_trace(name: &str) -> bool {
+    name.starts_with("traces/")
 }
 
 /// The sessions that have a reference record, which is written just before the commit.

@@ -3,7 +3,8 @@
 //! Who wants it writes a wish into the clone's directory ([`ask`]); whoever serves the clone finds it there, now or after
 //! the next mount, and works until nothing is absent. How far it is stands beside the wish, for anybody to read.
 //!
-//! *Order.* First what servers on earlier clones needed first ([`super::prefetch`]). Then files in the order of their names, which is that in which packs were filled; within a file from its begin.
+//! *Order.* First what servers on earlier clones needed first ([`super::prefetch`]). Then files in the order of their
+//! names, which is that in which packs were filled; within a file from its begin.
 //! *Demand goes first*: before each region the threads wait for as long as requests of the server wait for pages, but no
 //! longer than [`YIELD_MAX`], so that a busy server does not keep it from ending.
 //! *Failures*: a file that cannot be fetched is told and left for the next round, after [`RETRY`]. A round that has no room

@@ -28,20 +28,25 @@ use pgkeep_engine::observe::Cancel;
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Threads that fetch: each has a MiB in its hands.
+/// Threads that fetch from afar, and from nearby: each has a MiB in its hands.
 const THREADS: usize = 16;
+const THREADS_NEAR: usize = 4;
 /// Most bytes that are fetched at once, by one thread.
 const PIECE_BYTES: u64 = 1 << 20;
 /// Most bytes that are fetched: what a trace may name.
 const BYTES_MAX: u64 = REGIONS_MAX * REGION_BYTES;
 /// Most bytes that are fetched for a clone that is not to be hydrated.
 const IDLE_BYTES_MAX: u64 = 128 << 20;
-/// Longest wait for demand before a piece is fetched all the same.
+/// Longest wait for demand before a piece is fetched all the same, from afar and from nearby.
 const YIELD_MAX: Duration = Duration::from_millis(5);
+const YIELD_MAX_NEAR: Duration = Duration::from_millis(25);
+/// Between two looks whether the clone has ended.
+const GLANCE: Duration = Duration::from_millis(20);
 /// Pieces that cannot be fetched before it is given up.
 const FAILURES_MAX: usize = 16;
 
@@ -69,6 +74,7 @@ impl Prefetcher {
         demand: Arc<Demand>,
         recorder: Arc<Recorder>,
         load: Load,
+        near: bool,
     ) -> std::io::Result<(Self, Prefetching)> {
         let (ended, cancel) = (Arc::new(AtomicBool::new(false)), Cancel::default());
         let going = Prefetching(Arc::new(AtomicBool::new(true)));
@@ -79,10 +85,12 @@ impl Prefetcher {
         let io_limit = wish.and_then(|wish| wish.io_limit);
         let limits = Limits::new(io_limit, None, &cancel);
         let root = layout.root.display().to_string();
-        let work = Work { root, backing, demand, limits, most, ended: Arc::clone(&ended) };
+        let work = Work { root, backing, demand, limits, most, near, ended: Arc::clone(&ended) };
+        let loaded = loading(load)?;
         let run = move || {
             guard("prefetch", || {
-                let access: Vec<_> = load().into_iter().map(Arc::new).collect();
+                let Some(access) = work.loaded(&loaded) else { return };
+                let access: Vec<_> = access.into_iter().map(Arc::new).collect();
                 recorder.inherit(access.clone());
                 work.run(&access);
             });
@@ -103,6 +111,16 @@ impl Drop for Prefetcher {
     }
 }
 
+/// Asks for traces beside everything else: whoever waits for the end of the clone does not wait for that.
+fn loading(load: Load) -> std::io::Result<Receiver<Vec<Access>>> {
+    let (give, take) = mpsc::channel();
+    std::thread::Builder::new().name("clone-traces".to_owned()).spawn(move || {
+        // Nobody takes what comes after the end.
+        guard("traces", || drop(give.send(load())));
+    })?;
+    Ok(take)
+}
+
 /// Says that it is over, however it ends.
 struct Over(Prefetching);
 
@@ -120,6 +138,7 @@ struct Work {
     limits: Arc<Limits>,
     /// Bytes that are enough.
     most: u64,
+    near: bool,
     ended: Arc<AtomicBool>,
 }
 
@@ -191,6 +210,8 @@ struct Target<'a> {
 /// What came of it.
 #[derive(Default)]
 struct Tally {
+    /// Bytes that were looked at, here or not: what was fetched at an earlier mount counts too.
+    looked: AtomicU64,
     fetched: AtomicU64,
     pieces: AtomicUsize,
     failures: AtomicUsize,
@@ -199,13 +220,24 @@ struct Tally {
 }
 
 impl Work {
+    /// The traces, once they are there; `None` if the clone ends before.
+    fn loaded(&self, from: &Receiver<Vec<Access>>) -> Option<Vec<Access>> {
+        while !self.ended.load(Ordering::Acquire) {
+            match from.recv_timeout(GLANCE) {
+                Err(RecvTimeoutError::Timeout) => {}
+                other => return other.ok(),
+            }
+        }
+        None
+    }
+
     fn run(&self, traces: &[Arc<Access>]) {
         if traces.iter().all(|trace| trace.runs.is_empty()) {
             return;
         }
         let (cursor, tally) = (Mutex::new(Cursor::default()), Tally::default());
         std::thread::scope(|scope| {
-            for _ in 0..THREADS {
+            for _ in 0..if self.near { THREADS_NEAR } else { THREADS } {
                 scope.spawn(|| guard("prefetch", || self.work(traces, &cursor, &tally)));
             }
         });
@@ -239,18 +271,23 @@ impl Work {
     /// Fetches what is absent of a piece.
     fn fetch(&self, target: &Target<'_>, bytes: Range<u64>, tally: &Tally) {
         let base = &target.base;
-        if base.holds(bytes.clone()) {
-            return;
-        }
         let stop = |why: &str| {
             if !tally.stopped.swap(true, Ordering::AcqRel) {
                 tracing::info!("clone '{}': nothing more is fetched that nobody asked for: {why}", self.root);
             }
         };
+        let length = bytes.end.saturating_sub(bytes.start);
+        if tally.looked.fetch_add(length, Ordering::AcqRel) >= self.most {
+            return stop("it is enough");
+        }
+        if base.holds(bytes.clone()) {
+            return;
+        }
         if !has_room(&target.open) {
             return stop("little room is left");
         }
-        self.demand.give_way(YIELD_MAX, || self.ended.load(Ordering::Acquire));
+        let longest = if self.near { YIELD_MAX_NEAR } else { YIELD_MAX };
+        self.demand.give_way(longest, || self.ended.load(Ordering::Acquire));
         // Whole regions come; if others fetch some of them at this moment both count them.
         let regions = bytes.start / REGION_BYTES..bytes.end.div_ceil(REGION_BYTES);
         let fetched = base.absent_bytes(regions.start * REGION_BYTES..regions.end.saturating_mul(REGION_BYTES));
@@ -263,9 +300,7 @@ impl Work {
             Err(_) => return,
         }
         tally.pieces.fetch_add(1, Ordering::AcqRel);
-        if tally.fetched.fetch_add(fetched, Ordering::AcqRel).saturating_add(fetched) >= self.most {
-            return stop("it is enough");
-        }
+        tally.fetched.fetch_add(fetched, Ordering::AcqRel);
         self.limits.charge(usize::try_from(fetched).unwrap_or(usize::MAX));
         // Only the end of the clone ends this wait.
         let _ = self.limits.read(0);

@@ -41,8 +41,9 @@ pub struct Access {
     pub runs: Vec<TraceRun>,
 }
 
-/// Takes what was recorded; called anew when there is more. Blocks as long as it likes.
-pub type Keep = Box<dyn FnMut(&Access) + Send>;
+/// Takes what was recorded, and says whether it could be kept; called anew when there is more, or if it could not. Blocks as
+/// long as it likes.
+pub type Keep = Box<dyn FnMut(&Access) -> bool + Send>;
 /// Gives what was recorded of earlier clones, the newest first. Blocks as long as it likes.
 pub type Load = Box<dyn FnOnce() -> Vec<Access> + Send>;
 
@@ -53,6 +54,8 @@ pub struct Tracing {
     pub load: Option<Load>,
     /// Called some time after the first read, and at the end.
     pub keep: Option<Keep>,
+    /// The backup is as near as the clone: what is fetched costs processors, for which the server waits too.
+    pub near: bool,
 }
 
 impl std::fmt::Debug for Tracing {
@@ -193,20 +196,17 @@ impl Keeper {
         Ok(Self { ended, thread: Some(thread) })
     }
 
-    /// Has what was recorded since it was kept last kept, and waits for that, but not for ever.
-    pub(super) fn end(&self) {
+    /// Has what was recorded since it was kept last kept.
+    pub(super) fn stop(&self) {
         self.ended.store(true, Ordering::Release);
+    }
+
+    /// As [`Self::stop`], and waits for that, but not for ever: what a store that hangs does not take is lost.
+    pub(super) fn end(self) {
+        self.stop();
         let begun = Instant::now();
         while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && begun.elapsed() < END_WAIT {
             std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// As [`Self::end`], however long it takes.
-    pub(super) fn finish(mut self) {
-        self.ended.store(true, Ordering::Release);
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread that keeps what the server read panicked");
         }
     }
 }
@@ -244,9 +244,8 @@ impl Work {
     fn keep(&mut self) {
         let noted = self.recorder.noted();
         let regions = noted.runs.iter().map(|run| run.count).sum();
-        if regions != self.kept {
+        if regions != self.kept && (self.keep)(&noted) {
             self.kept = regions;
-            (self.keep)(&noted);
         }
     }
 }
@@ -324,12 +323,17 @@ mod tests {
             let recorder = Arc::new(Recorder::default());
             let kept = Arc::new(Mutex::new(Vec::new()));
             let to = Arc::clone(&kept);
-            let keeper =
-                Keeper::start(Arc::clone(&recorder), Box::new(move |access| to.lock().unwrap().push(access.clone())));
+            let keeper = Keeper::start(
+                Arc::clone(&recorder),
+                Box::new(move |access: &Access| {
+                    to.lock().unwrap().push(access.clone());
+                    true
+                }),
+            );
             for number in 0..reads {
                 recorder.read(&number.to_string(), &bits(), 0..1);
             }
-            keeper.unwrap().finish();
+            keeper.unwrap().end();
             let kept = kept.lock().unwrap();
             assert_eq!(kept.len(), usize::from(reads > 0));
             assert_eq!(kept.first().map_or(0, |access| access.runs.len()), reads);

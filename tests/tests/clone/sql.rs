@@ -65,11 +65,9 @@ fn same_everywhere(major: u32) {
 }
 
 #[test]
-fn everything_is_answered_as_by_a_server_of_its_own_in_15() {
-    same_everywhere(15);
-}
-
-#[test]
-fn everything_is_answered_as_by_a_server_of_its_own_in_17() {
-    same_everywhere(17);
+fn everything_is_answered_as_by_a_server_of_its_own() {
+    for major in support::pg::majors() {
+        println!("PostgreSQL {major}");
+        same_everywhere(major);
+    }
 }

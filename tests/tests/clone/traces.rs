@@ -1,6 +1,12 @@
 //! What a clone's server needed first is recorded, and is there before the server of the next clone asks.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use pgkeep_engine::{
     crypto::Unlock,
@@ -189,8 +195,13 @@ fn a_clone_whose_daemon_dies_while_it_fetches_ahead_is_mounted_again() {
     let second = Places::new(&world, "second");
     second.create(&world, &["--clone-trace=n"]);
     world.ok(second.args("stop"));
-    slow.set_delay(Duration::from_millis(200));
+    let table = second.dir.join("data").join(world.cluster.psql("SELECT pg_relation_filepath('pgbench_accounts')"));
+    let here = || fs::metadata(&table).unwrap().blocks() * 512;
+    let before = here();
+    slow.set_delay(Duration::from_millis(500));
     world.ok(second.args("mount").into_iter().chain([repo]));
+    wait_until("the first pages", || here() > before);
+    assert!(here() < fs::metadata(&table).unwrap().len(), "it died too late");
     kill_process(second.daemon(), Signal::KILL).unwrap();
     wait_until("the end of the mount", || fs::read_dir(&second.mountpoint).is_err());
     drop(slow);

@@ -133,15 +133,12 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     let mountpoint = settings.path(Opt::Mountpoint).ok_or_else(|| required("mountpoint"))?.to_owned();
     let recipe = Recipe::of_settings(settings)?;
     let dir = super::dir(settings);
-    for path in [&dir, &mounts::resolved(&mountpoint)] {
-        refuse_inside(path)?;
-    }
     let made = make(context, &recipe, &dir, &mountpoint, settings.flag(Opt::Force))?;
     Ok(made.served(settings))
 }
 
 /// Refuses a place inside a data directory, of whatever cluster: its backups would take it for part of the cluster.
-fn refuse_inside(path: &Path) -> Result<(), Failure> {
+pub(super) fn refuse_inside(path: &Path) -> Result<(), Failure> {
     let is_data = |dir: &&Path| dir.join("PG_VERSION").is_file() && dir.join("global/pg_control").is_file();
     match path.ancestors().skip(1).find(is_data) {
         None => Ok(()),
@@ -204,6 +201,9 @@ pub(in crate::commands) fn make(
     mountpoint: &Path,
     force: bool,
 ) -> Result<Made, Failure> {
+    for path in [dir, &mounts::resolved(mountpoint)] {
+        refuse_inside(path)?;
+    }
     // As `prepare` makes it.
     let is_new = std::fs::symlink_metadata(mountpoint).is_err();
     let mountpoint = mounts::prepare(mountpoint)?;

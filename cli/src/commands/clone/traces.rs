@@ -17,7 +17,7 @@ pub(super) fn of(settings: &Settings, repository: &Arc<Repository>, stanza: &str
         return Tracing::default();
     }
     let (load, keep) = (load(Arc::clone(repository), stanza), keep(Arc::clone(repository), stanza, session));
-    Tracing { load: Some(load), keep: Some(keep) }
+    Tracing { load: Some(load), keep: Some(keep), near: repository.store().is_near() }
 }
 
 fn load(repository: Arc<Repository>, stanza: &str) -> Load {
@@ -61,9 +61,13 @@ fn keep(repository: Arc<Repository>, stanza: &str, session: SessionId) -> Keep {
                 let regions: u64 = trace.runs.iter().map(|run| run.count).sum();
                 tracing::info!("repo{key}: recorded what this clone needed first: {regions} regions in '{name}'");
                 earlier = Some(name);
+                true
             }
             // Who may only read the repository can clone all the same.
-            Err(e) => tracing::info!("repo{key}: what this clone needed first is not recorded: {}", repos::chain(&e)),
+            Err(e) => {
+                tracing::info!("repo{key}: what this clone needed first is not recorded: {}", repos::chain(&e));
+                false
+            }
         }
     })
 }

@@ -7,7 +7,11 @@ use pgkeep_formats::repo::records::TraceRun;
 
 fn repository(store: &MemoryStore) -> Repository {
     let options = OpenOptions { key: 1, unlock: Unlock::None, cache: None };
-    Repository::create(Arc::new(store.clone()), options, 0).unwrap()
+    let repository = Repository::create(Arc::new(store.clone()), options, 0).unwrap();
+    for stanza in ["demo", "other"] {
+        store.put_if_absent(&layout::stanza_history(stanza, 1), b"there").unwrap();
+    }
+    repository
 }
 
 fn trace(number: i64) -> Trace {
@@ -54,6 +58,51 @@ fn a_trace_that_is_replaced_goes() {
     let first = repository.put_trace("demo", Duration::from_secs(1), &trace(1), None).unwrap();
     let second = repository.put_trace("demo", Duration::from_secs(2), &trace(2), Some(&first)).unwrap();
     assert_eq!(names(&store), [second]);
+}
+
+#[test]
+fn names_of_a_clock_that_was_wrong_do_not_stay_and_a_new_trace_does() {
+    let store = MemoryStore::new();
+    let repository = repository(&store);
+    let day = 24 * 3600;
+    for number in 0..KEPT as u64 {
+        repository.put_trace("demo", Duration::from_secs(900 * day + number), &trace(1), None).unwrap();
+    }
+    for number in 1..=2 {
+        let name = repository.put_trace("demo", Duration::from_secs(number * day), &trace(2), None).unwrap();
+        assert!(names(&store).contains(&name));
+    }
+    assert_eq!(names(&store).len(), 2);
+    // One that cannot be read hides none that can.
+    let mut id = [0xff; TraceId::LEN];
+    for byte in 0..KEPT as u8 {
+        id[15] = byte;
+        store.put_if_absent(&layout::trace("demo", TraceId(id)), b"junk").unwrap();
+    }
+    let (found, problems) = repository.traces("demo").unwrap();
+    assert_eq!((found.len(), problems.len()), (2, KEPT));
+}
+
+#[test]
+fn nothing_is_stored_for_a_stanza_that_is_not_there() {
+    let store = MemoryStore::new();
+    let refused = repository(&store).put_trace("gone", Duration::from_secs(1), &trace(1), None).unwrap_err();
+    assert_eq!(refused.kind(), Kind::FileMissing);
+    assert!(names(&store).is_empty());
+}
+
+#[test]
+fn where_nothing_can_be_deleted_no_more_than_a_few_are_stored() {
+    let store = MemoryStore::new();
+    let repository = repository(&store);
+    for number in 0..LOOKED_AT as u64 {
+        let mut id = [0; TraceId::LEN];
+        id[15] = number as u8;
+        store.put_if_absent(&layout::trace("demo", TraceId(id)), b"stays").unwrap();
+    }
+    let refused = repository.put_trace("demo", Duration::from_secs(1), &trace(1), None).unwrap_err();
+    assert!(refused.to_string().contains("none could be deleted"), "{refused}");
+    assert_eq!(names(&store).len(), LOOKED_AT);
 }
 
 #[test]

@@ -10,6 +10,9 @@ use crate::repo::fields::{Fields, FieldsWriter, write_list};
 /// Largest region; no read of a backup is larger.
 const UNIT_MAX: u64 = 1 << 30;
 
+/// Most paths, and most regions of all runs: 4 GiB in regions of 256 KiB.
+const REGIONS_MAX: u64 = 16 << 10;
+
 /// Some regions of a file that follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceRun {
@@ -60,7 +63,8 @@ impl Trace {
         w.finish()
     }
 
-    /// Reads a record. Every run is of a path that is there, and ends below 2^64 bytes.
+    /// Reads a record. Every run is of a path that is there, and ends below 2^64 bytes; no path is empty, and there are no
+    /// more than 16 384 paths, and regions of all runs.
     ///
     /// # Errors
     /// [`FormatError`] naming the field that is wrong.
@@ -72,8 +76,25 @@ impl Trace {
             Ok(small) if small > 0 && unit <= UNIT_MAX => small,
             _ => return Err(out_of_range("bytes of a region", unit)),
         };
-        let paths = f.list(5, 1, |r| Ok(r.text("path of a trace")?.to_owned()))?;
-        let runs = f.list(7, 3, |r| run(r, paths.len() as u64, unit.into()))?;
+        let mut number = 0;
+        let paths = f.list(5, 2, |r| {
+            let (offset, path) = (r.offset(), r.text("path of a trace")?);
+            number += 1;
+            if path.is_empty() || number > REGIONS_MAX {
+                return Err(FormatError::OutOfRange { offset, what: "paths of a trace", found: number });
+            }
+            Ok(path.to_owned())
+        })?;
+        let mut regions = 0u64;
+        let runs = f.list(7, 3, |r| {
+            let offset = r.offset();
+            let run = run(r, paths.len() as u64, unit.into())?;
+            regions = regions.saturating_add(run.count);
+            if regions > REGIONS_MAX {
+                return Err(FormatError::OutOfRange { offset, what: "regions of a trace", found: regions });
+            }
+            Ok(run)
+        })?;
         let text = |tag| f.text_maybe(tag).map(Option::unwrap_or_default);
         Ok(Self {
             session: session(&f, 1)?,
@@ -133,6 +154,16 @@ mod tests {
             assert!(matches!(refused, Err(FormatError::OutOfRange { .. })), "{refused:?}");
         }
         assert!(Trace::decode(&with(0, (u64::MAX >> 18) - 1, 1).encode()).is_ok());
+        assert!(Trace::decode(&with(0, 5, REGIONS_MAX).encode()).is_ok());
+        let many = TraceRun { path: 0, first: 0, count: REGIONS_MAX };
+        for bad in [
+            with(0, 5, REGIONS_MAX + 1),
+            Trace { runs: vec![many, TraceRun { count: 1, ..many }], ..trace() },
+            Trace { paths: vec![String::new(); 3], ..trace() },
+            Trace { paths: vec!["a".to_owned(); REGIONS_MAX as usize + 1], ..trace() },
+        ] {
+            assert!(matches!(Trace::decode(&bad.encode()), Err(FormatError::OutOfRange { .. })));
+        }
         for unit in [0, u32::MAX] {
             assert!(Trace::decode(&Trace { unit, ..trace() }.encode()).is_err());
         }
