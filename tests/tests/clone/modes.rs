@@ -5,6 +5,7 @@ use std::{fs, os::unix::process::CommandExt as _};
 use rustix::process::{Signal, kill_process};
 use support::{Cluster, Mode, World, pg};
 
+use crate::MAJOR;
 use crate::places::{Places, wait_until, world_of};
 
 #[test]
@@ -13,8 +14,10 @@ fn a_clone_keeps_what_was_committed_however_its_files_are_opened() {
         let (world, _) = world_of(major);
         world.archive_now();
         // Root alone can have files opened past the serving process. It comes last: its log file is closed to others.
-        let ways = [("auto", false), ("plain", false), ("cached", true), ("auto", true)];
-        for (number, (mode, as_root)) in ways.into_iter().enumerate() {
+        let ways = [("plain", false), ("cached", true), ("auto", false), ("auto", true)];
+        // What differs between majors differs most past the serving process.
+        let skipped = if major == MAJOR || pg::majors().len() > 2 { 0 } else { 3 };
+        for (number, (mode, as_root)) in ways.into_iter().enumerate().skip(skipped) {
             println!("{major}, {mode}, served by root: {as_root}");
             Use { places: Places::new(&world, &format!("w{number}")), world: &world, major, mode, as_root }.all();
         }

@@ -66,7 +66,10 @@ fn same_everywhere(major: u32) {
 
 #[test]
 fn everything_is_answered_as_by_a_server_of_its_own() {
-    for major in support::pg::majors() {
+    let all = support::pg::majors();
+    // The newest one, or all if many are asked for.
+    let from = if all.len() > 2 { 0 } else { all.len() - 1 };
+    for major in all.into_iter().skip(from) {
         println!("PostgreSQL {major}");
         same_everywhere(major);
     }
