@@ -18,7 +18,6 @@ mod branch;
 mod damage;
 mod disk;
 mod faults;
-mod full;
 mod instant;
 mod kept;
 mod killed;
