@@ -94,7 +94,7 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         }
         (Kind::DbConnect, Some(C::Clone)) => &[
             "'pgkeep-clone.log' in the data directory has all that the server said",
-            "the clone is there: 'clone start' tries again, 'clone destroy' removes it, for another --port for example",
+            "the clone is there: 'clone start' tries again, 'clone reset' makes it anew, with another --port for example",
         ],
         (Kind::PathMissing, Some(C::Clone)) if says("cannot list") => {
             &["--dir names the directory that holds clones, or one of them"]
