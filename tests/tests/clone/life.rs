@@ -300,13 +300,14 @@ fn a_clone_is_reset_to_what_it_was_made_from() {
     let after = (record(), fs::read_to_string(places.mountpoint.join("postgresql.conf")).unwrap());
     assert_eq!(after, before);
     assert_eq!((record()["label"].as_str().unwrap(), auto()), (label.as_str(), told));
-    world.ok(places.args("stop"));
-    // What is not there any more cannot be made anew, and what there is stays.
+    // What is not there any more cannot be made anew, and what there is stays, its server too.
     let away = world.path("away");
     fs::rename(world.sandbox.repo(), &away).unwrap();
-    let run = world.run(places.args("reset"));
+    let run = world.run(places.args("reset").into_iter().chain(["--force".to_owned()]));
     assert_ne!(run.code, Some(0), "{run}");
-    assert!(places.dir.join("meta/complete").exists());
+    assert!(places.dir.join("meta/complete").exists() && places.is_mounted(&world));
+    assert!(state(&world, &places)["postmaster"].is_u64());
     fs::rename(&away, world.sandbox.repo()).unwrap();
+    world.ok(places.args("stop"));
     world.ok(places.args("destroy"));
 }

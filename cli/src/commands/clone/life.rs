@@ -242,6 +242,7 @@ pub(super) fn reset(context: &Context<'_>) -> Result<Status, Failure> {
     let dir = dir(settings);
     let now = state(dir.clone(), clone::info(&dir)?)?;
     refuse_restore(&now)?;
+    make::again(settings, &dir)?;
     // What the server wrote is going to be removed: that must have been meant.
     refuse_running(settings, &dir)?;
     unmount(&dir, &now.mounted)?;
@@ -327,6 +328,11 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         hydrated(context, &dir)?;
     }
     let ran = now.postmaster.is_some();
+    let is_whole = clone::hydration(&dir)?.is_some_and(|h| h.state == HydrationState::Done);
+    if ran && !is_whole && clone::check_free(&dir).is_ok() {
+        let text = format!("clone '{}' is not served, and lacks pages of its backup", dir.display());
+        return Err(Error::refused(Kind::PathMissing, text).into());
+    }
     // A restore's server goes on logging where it did.
     let log = now.postmaster.filter(|_| super::is_restore(&info)).and_then(log_of);
     let promote = || {

@@ -152,23 +152,31 @@ pub(super) fn refuse_inside(path: &Path) -> Result<(), Failure> {
 /// Makes a clone anew from what it was made from: nothing of what was written to it is left. Nobody uses it.
 pub(super) fn reset(context: &Context<'_>) -> Result<Served, Failure> {
     let dir = super::dir(context.settings);
-    let info = clone::info(&dir)?;
-    super::check_stanza(&info, stanza(context.settings)?, &dir)?;
+    let (recipe, mountpoint) = again(context.settings, &dir)?;
+    clone::destroy(&dir)?;
+    Ok(make(context, &recipe, &dir, &mountpoint, true)?.served(context.settings))
+}
+
+/// What a clone would be made anew of, and where it would be mounted. Changes nothing, so it comes before all that does.
+///
+/// # Errors
+/// Why it cannot be made anew: its backup is not to be found, its record says too little, the place will not do.
+pub(super) fn again(settings: &Settings, dir: &Path) -> Result<(Recipe, PathBuf), Failure> {
+    let info = clone::info(dir)?;
+    super::check_stanza(&info, stanza(settings)?, dir)?;
     let mut recipe = Recipe::of_clone(&info)?;
-    if let Some(port) = settings_port(context.settings) {
+    if let Some(port) = settings_port(settings) {
         recipe.port = Some(port);
     }
-    if let Some(socket) = context.settings.text(Opt::SocketPath).filter(|_| context.settings.is_given(Opt::SocketPath))
-    {
+    if let Some(socket) = settings.text(Opt::SocketPath).filter(|_| settings.is_given(Opt::SocketPath)) {
         recipe.socket = socket.to_owned();
     }
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
-    let mountpoint = context.settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
-    // Found before what there is is removed.
-    let repositories = repos::usable(context.settings)?;
-    choose_backup(&repositories, &asked(context.settings, &recipe, mountpoint, true)?)?;
-    clone::destroy(&dir)?;
-    Ok(make(context, &recipe, &dir, mountpoint, true)?.served(context.settings))
+    let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
+    refuse_inside(&mounts::resolved(mountpoint))?;
+    let repositories = repos::usable(settings)?;
+    choose_backup(&repositories, &asked(settings, &recipe, mountpoint, true)?)?;
+    Ok((recipe, mountpoint.to_owned()))
 }
 
 fn asked(settings: &Settings, recipe: &Recipe, mountpoint: &Path, force: bool) -> Result<RestoreOptions, Failure> {
