@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use support::World;
+use support::{World, pg};
 
 const PAGE: usize = 8192;
 
@@ -129,11 +129,6 @@ fn check(major: u32) {
 }
 
 #[test]
-fn pages_and_names_of_15() {
-    check(15);
-}
-
-#[test]
-fn pages_and_names_of_18() {
-    check(18);
+fn pages_and_names() {
+    pg::majors().into_iter().for_each(check);
 }

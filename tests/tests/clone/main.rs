@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Signal, kill_process};
 use support::{
-    Cluster, Mode, World, account, tree,
+    Cluster, Mode, World, account, pg, tree,
     world::{data, marks},
 };
 
@@ -173,7 +173,7 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     world.ok(places.args("destroy"));
 }
 
-fn a_tablespace_made_after_the_backup_is_the_clones_own(major: u32) {
+fn a_tablespace_made_after_the_backup_is_the_clones_own_in(major: u32) {
     let world = World::of(Cluster::builder(major).setting("autovacuum", "off"), &[]);
     world.backup("full");
     let location = world.cluster.side_dir("space");
@@ -214,13 +214,8 @@ fn a_tablespace_made_after_the_backup_is_the_clones_own(major: u32) {
 }
 
 #[test]
-fn a_tablespace_made_after_the_backup_is_the_clones_own_in_14() {
-    a_tablespace_made_after_the_backup_is_the_clones_own(14);
-}
-
-#[test]
-fn a_tablespace_made_after_the_backup_is_the_clones_own_in_15() {
-    a_tablespace_made_after_the_backup_is_the_clones_own(15);
+fn a_tablespace_made_after_the_backup_is_the_clones_own() {
+    pg::majors().into_iter().for_each(a_tablespace_made_after_the_backup_is_the_clones_own_in);
 }
 
 #[test]
