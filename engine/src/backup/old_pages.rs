@@ -241,11 +241,12 @@ impl OldPages {
 
     /// Old pages, joined.
     pub(super) fn join(&self, runs: &[BasePages]) -> Result<Vec<u8>> {
-        let joined = self.source.join_pages(runs, self.page_size as usize);
+        let mut pages = Vec::new();
+        let joined = self.source.join_pages(runs, self.page_size as usize, &mut pages);
         let fetched = self.source.base_bytes();
         let charged = self.charged.fetch_max(fetched, Ordering::Relaxed);
         self.limits.charge(usize::try_from(fetched.saturating_sub(charged)).unwrap_or(usize::MAX));
-        joined
+        joined.map(|()| pages)
     }
 
     /// Tells once why old pages could not be read, which makes a backup larger and no worse.

@@ -244,29 +244,32 @@ impl ChunkSource {
         self.bases.0.put(id, Arc::clone(plain), plain.capacity());
     }
 
-    /// The old pages that the chunk at this place was encoded against, joined. `page` is their size in bytes.
+    /// The old pages that the chunk at this place was encoded against, joined in `out`. `page` is their size in bytes.
     ///
     /// # Errors
     /// As [`ChunkSource::read`], naming the base; `Format` if the footer's runs do not fit their chunks.
-    pub(super) fn base_pages(&self, id: &ChunkId, at: &ChunkAt, page: usize) -> Result<Vec<u8>> {
+    pub(super) fn base_pages(&self, id: &ChunkId, at: &ChunkAt, page: usize, out: &mut Vec<u8>) -> Result<()> {
         let contents = self.repository().pack_contents(&at.pack)?;
         if contents.id(at.ordinal) != Some(*id) {
             let text = format!("chunk {id} is not where the index says in '{}'", layout::pack(at.pack.pack));
             return Err(Error::refused(Kind::Format, text));
         }
-        self.join_pages(&contents.bases(at.ordinal), page)
+        self.join_pages(&contents.bases(at.ordinal), page, out)
     }
 
-    /// Joins runs of pages of base chunks. Beside the result, the chunks of one get are in memory at a time.
+    /// Joins runs of pages of base chunks in `out`, whatever that held before. Beside it, the chunks of one get are in
+    /// memory at a time.
     ///
     /// # Errors
     /// As [`ChunkSource::read`]; `Format` if a run does not fit its chunk.
-    pub fn join_pages(&self, runs: &[BasePages], page: usize) -> Result<Vec<u8>> {
+    pub fn join_pages(&self, runs: &[BasePages], page: usize, out: &mut Vec<u8>) -> Result<()> {
         let total = runs.iter().fold(0usize, |sum, r| sum.saturating_add((r.pages as usize).saturating_mul(page)));
         if total > BASE_BYTES_MAX {
             return Err(Error::refused(Kind::Format, format!("a delta needs {total} bytes of old pages")));
         }
-        let (mut joined, mut at) = (vec![0; total], 0);
+        // Every byte is written below: clearing what a buffer held before would only cost.
+        out.resize(total, 0);
+        let mut at = 0;
         let mut places: HashMap<ChunkId, Vec<(&BasePages, usize)>> = HashMap::new();
         for run in runs {
             places.entry(run.chunk).or_default().push((run, at));
@@ -280,11 +283,10 @@ impl ChunkSource {
                 let wrong =
                     || Error::refused(Kind::Format, format!("a delta needs {len} bytes from {from} on of chunk {id}"));
                 let pages = plain.get(from..from + len).ok_or_else(wrong)?;
-                joined.get_mut(*to..to + len).ok_or_else(wrong)?.copy_from_slice(pages);
+                out.get_mut(*to..to + len).ok_or_else(wrong)?.copy_from_slice(pages);
             }
             Ok(())
-        })?;
-        Ok(joined)
+        })
     }
 
     /// Calls `each` for decoded base chunks, from the cache or the store, in any order. Neighbours in a pack come with one get.

@@ -8,7 +8,7 @@ use crate::index::{ChunkAt, ChunkIndex};
 use crate::store::{Range, Store};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, SessionId};
-use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
+use pgkeep_formats::repo::chunk::ChunkKind;
 use pgkeep_formats::repo::envelope::ChunkHead;
 use pgkeep_formats::repo::index::DOMAIN_DATA;
 use pgkeep_formats::repo::layout;
@@ -22,6 +22,8 @@ pub type Plain = Arc<Vec<u8>>;
 
 thread_local! {
     static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
+    /// Old pages of the delta that is decoded: half a megabyte each time, which is not worth asking the system for anew.
+    static BASE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Reads the chunks of one stanza's backups.
@@ -145,15 +147,21 @@ impl ChunkSource {
     /// # Errors
     /// As [`Self::open`].
     pub(crate) fn decode(&self, id: &ChunkId, at: &ChunkAt, encoded: &[u8]) -> Result<Vec<u8>> {
+        if !at.encoding.is_delta() {
+            return self.decode_with(id, at, encoded, &[]);
+        }
+        // Taken out meanwhile: getting old pages decodes their chunks.
+        let mut base = BASE.take();
+        let page = delta::page_of(at.encoding, encoded);
+        let joined = page.and_then(|page| self.base_pages(id, at, page, &mut base));
+        let decoded =
+            joined.map_err(|e| e.during(cannot_read(id, at))).and_then(|()| self.decode_with(id, at, encoded, &base));
+        BASE.set(base);
+        decoded
+    }
+
+    fn decode_with(&self, id: &ChunkId, at: &ChunkAt, encoded: &[u8], base: &[u8]) -> Result<Vec<u8>> {
         let place = || cannot_read(id, at);
-        // Before the decoder is borrowed: getting old pages decodes their chunks.
-        let base = match at.encoding {
-            Encoding::ZstdPrefix | Encoding::Patch => {
-                let page = delta::page_of(at.encoding, encoded).map_err(|e| e.during(place()))?;
-                self.base_pages(id, at, page).map_err(|e| e.during(place()))?
-            }
-            _ => Vec::new(),
-        };
         let mut plain = Vec::new();
         DECODER.with_borrow_mut(|decoder| {
             let decoder = match decoder {
@@ -161,7 +169,7 @@ impl ChunkSource {
                 None => decoder.insert(Decoder::new()?),
             };
             let len = at.plain_len as usize;
-            decoder.decode_delta(at.encoding, encoded, &base, len, &mut plain).map_err(|e| e.during(place()))
+            decoder.decode_delta(at.encoding, encoded, base, len, &mut plain).map_err(|e| e.during(place()))
         })?;
         let found = match at.kind {
             ChunkKind::Metadata => {

@@ -17,7 +17,7 @@ use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::id::PackId;
 use pgkeep_formats::repo::layout;
 use rustix::fs::OFlags;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -28,6 +28,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const SPAN_BYTES_MAX: u64 = 4 << 20;
 /// Smallest limit of a span, whatever the number of threads: a chunk's sealed bytes.
 const SPAN_BYTES_MIN: u64 = 1 << 20;
+/// A span with this much to decode takes no more: one of deltas may have a hundred times its size, and one thread decodes it.
+const SPAN_PLAIN_MAX: u64 = 8 << 20;
 /// Bytes of all spans in flight together.
 const IN_FLIGHT_BYTES_MAX: u64 = 128 << 20;
 /// Fetching threads: enough for the latency of a remote store, harmless for a local one.
@@ -40,6 +42,8 @@ struct Span<'a> {
     pack: PackId,
     offset: u64,
     len: u64,
+    /// Bytes its chunks have when they are decoded.
+    plain: u64,
     /// By offset.
     groups: Vec<&'a Group>,
 }
@@ -132,12 +136,15 @@ fn spans<'a>(groups: &[&'a Group], span_bytes_max: u64, gap: u64) -> Vec<Span<'a
             && last.pack == group.at.pack.pack
             && offset <= last.offset + last.len + gap
             && end - last.offset <= span_bytes_max
+            && last.plain < SPAN_PLAIN_MAX
         {
             last.len = last.len.max(end - last.offset);
+            last.plain += u64::from(group.at.plain_len);
             last.groups.push(group);
             continue;
         }
-        spans.push(Span { pack: group.at.pack.pack, offset, len: end - offset, groups: vec![group] });
+        let plain = group.at.plain_len.into();
+        spans.push(Span { pack: group.at.pack.pack, offset, len: end - offset, plain, groups: vec![group] });
     }
     spans
 }
@@ -179,7 +186,7 @@ impl Writer<'_> {
                     .open(&group.id, &group.at, sealed)
                     .map_err(|e| e.during(format!("cannot restore '{}'", window.name_of(group, self.job.place))))?;
                 let plain = Arc::new(plain);
-                if window.has_deltas && group.at.kind == ChunkKind::Relation {
+                if window.has_deltas && group.at.kind == ChunkKind::Relation && !group.is_delta() {
                     self.job.source.offer_base(group.id, &plain);
                 }
                 last = Some((group.at.offset, plain));
@@ -223,6 +230,9 @@ impl Writer<'_> {
             bytes.len()
         };
         if written > 0 {
+            if !self.window.has_deltas {
+                begin_writeback(file, piece.in_file, bytes.len() as u64);
+            }
             work.note_change();
             self.job.totals.written.fetch_add(written as u64, Ordering::Relaxed);
             self.job.env.observer.add(Counter::New, written as u64);
@@ -238,14 +248,30 @@ pub(super) fn read(file: &File, place: &Place, path: &str, out: &mut [u8], offse
 }
 
 fn write(file: &File, place: &Place, path: &str, bytes: &[u8], offset: u64) -> Result<()> {
-    file.write_all_at(bytes, offset).map_err(FileError::at("write", place.real(path)))?;
-    begin_writeback(file, offset, bytes.len());
+    Ok(file.write_all_at(bytes, offset).map_err(FileError::at("write", place.real(path)))?)
+}
+
+/// Has the system begin to write out what was written for these groups. Pages of a window with deltas fall here and there,
+/// so this waits until those between them have come: written one by one they would lie on the disk so.
+pub(super) fn begin_writeback_of(job: &Job<'_>, window: &Window, groups: &[Group]) -> Result<()> {
+    let mut ranges: BTreeMap<u32, std::ops::Range<u64>> = BTreeMap::new();
+    for group in groups.iter().filter(|g| g.wanted.load(Ordering::Relaxed)) {
+        for piece in window.pieces(group) {
+            let (start, end) = (piece.in_file, piece.in_file + u64::from(piece.len));
+            let range = ranges.entry(piece.file).or_insert(start..end);
+            *range = range.start.min(start)..range.end.max(end);
+        }
+    }
+    for (number, range) in ranges {
+        let file = job.place.file(&window.file(number)?.entry.path, OFlags::RDWR)?;
+        begin_writeback(&file, range.start, range.end - range.start);
+    }
     Ok(())
 }
 
 /// Has the system begin to write out what was just written. Left to itself it waits for memory to fill or for the sync at
 /// the end, and the disk idles while chunks are decoded.
-fn begin_writeback(file: &File, offset: u64, len: usize) {
+fn begin_writeback(file: &File, offset: u64, len: u64) {
     let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
     // SAFETY: the descriptor is open for the call, and the call touches no memory of ours. What it says does not matter:
     // a failure to write is told by the sync that makes the restore durable.

@@ -117,7 +117,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    fn is_delta(&self) -> bool {
+    pub(super) fn is_delta(&self) -> bool {
         matches!(self.at.encoding, Encoding::ZstdPrefix | Encoding::Patch)
     }
 }
@@ -226,9 +226,9 @@ fn restore_window(job: &Job<'_>, mut window: Window) -> Result<()> {
     if matches!(job.plan.mode, Mode::Delta | Mode::Timestamps) {
         compare_and_transfer(job, &window)?;
     } else {
-        for stage in stages(&window, usize::MAX) {
-            transfer_stage(job, &window, stage)?;
-        }
+        let mut turns = Turns::new(job, &window);
+        stages(&window, usize::MAX).into_iter().try_for_each(|stage| turns.next(stage))?;
+        turns.end()?;
     }
     for_each("restore-finish", job.threads, window.files.len(), cancel, |_: &mut (), n| {
         window.files.get(n).map_or(Ok(()), |work| finish(job, work))
@@ -238,20 +238,59 @@ fn restore_window(job: &Job<'_>, mut window: Window) -> Result<()> {
 /// Stage by stage, the next being compared while one is transferred: comparing waits for the disk, transferring computes.
 fn compare_and_transfer(job: &Job<'_>, window: &Window) -> Result<()> {
     let mut stages = stages(window, STAGE_GROUPS).into_iter();
+    let mut turns = Turns::new(job, window);
     let mut compared = stages.next().unwrap_or_default();
     delta::compare(job, window, compared)?;
     while !compared.is_empty() {
         let next = stages.next().unwrap_or_default();
-        let ahead = Mutex::new(Ok(()));
-        std::thread::scope(|scope| {
-            let compare = || *ahead.lock().unwrap_or_else(PoisonError::into_inner) = delta::compare(job, window, next);
-            spawn(scope, "restore-ahead".to_owned(), compare)?;
-            transfer_stage(job, window, compared)
-        })?;
-        ahead.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        beside("restore-ahead", || delta::compare(job, window, next), || turns.next(compared))?;
         compared = next;
     }
-    Ok(())
+    turns.end()
+}
+
+/// Runs `aside` on a thread of its own while `work` runs here.
+fn beside(name: &str, aside: impl FnOnce() -> Result<()> + Send, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let result = Mutex::new(Ok(()));
+    std::thread::scope(|scope| {
+        let aside = || *result.lock().unwrap_or_else(PoisonError::into_inner) = aside();
+        spawn(scope, name.to_owned(), aside)?;
+        work()
+    })?;
+    result.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Transfers stages one after the other. A stage's deltas come when all others of it are there, together with what the next
+/// stage has in full: so no thread waits for the others but at the end of a turn, and the bases are still at hand.
+struct Turns<'a> {
+    job: &'a Job<'a>,
+    window: &'a Window,
+    /// Its deltas are still to come.
+    open: &'a [Group],
+    /// All of it is written.
+    written: &'a [Group],
+}
+
+impl<'a> Turns<'a> {
+    fn new(job: &'a Job<'a>, window: &'a Window) -> Self {
+        Self { job, window, open: &[], written: &[] }
+    }
+
+    fn next(&mut self, stage: &'a [Group]) -> Result<()> {
+        let (job, window, written) = (self.job, self.window, self.written);
+        if !window.has_deltas {
+            return transfer::transfer(job, window, &mut stage.iter());
+        }
+        let mut turn = self.open.iter().filter(|g| g.is_delta()).chain(stage.iter().filter(|g| !g.is_delta()));
+        let transfer = || transfer::transfer(job, window, &mut turn);
+        beside("restore-write", || transfer::begin_writeback_of(job, window, written), transfer)?;
+        (self.written, self.open) = (self.open, stage);
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<()> {
+        if self.open.is_empty() { Ok(()) } else { self.next(&[]) }
+    }
 }
 
 /// Cuts the groups, in file order, into stages of at most `groups_max`. If some are deltas a stage is short, so that the
@@ -272,15 +311,6 @@ fn stages(window: &Window, groups_max: usize) -> Vec<&[Group]> {
         stages.push(rest);
     }
     stages
-}
-
-/// Deltas come after all others of their stage.
-fn transfer_stage(job: &Job<'_>, window: &Window, stage: &[Group]) -> Result<()> {
-    if !window.has_deltas {
-        return transfer::transfer(job, window, &mut stage.iter());
-    }
-    transfer::transfer(job, window, &mut stage.iter().filter(|g| !g.is_delta()))?;
-    transfer::transfer(job, window, &mut stage.iter().filter(|g| g.is_delta()))
 }
 
 /// Brings the pieces of each chunk together and finds out where it is.

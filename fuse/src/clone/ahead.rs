@@ -1,4 +1,4 @@
-//! Threads that fetch what is expected to be read soon, see `base/fetch.rs`.
+//! Threads that fetch what is expected to be read soon, see `base/expect.rs`.
 //!
 //! The queue is bounded: what has no place in it is not fetched ahead. Whoever reads a page does not wait for this
 //! queue, only for a fetch of that very page that has begun.
@@ -49,6 +49,12 @@ impl Ahead {
             state.jobs.push_back(job);
             self.changed.notify_one();
         }
+    }
+
+    /// What waits.
+    #[cfg(test)]
+    pub(super) fn blocks(&self) -> Vec<Range<u64>> {
+        self.lock().jobs.iter().map(|job| job.blocks.clone()).collect()
     }
 
     fn work(&self) {

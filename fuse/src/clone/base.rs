@@ -37,6 +37,7 @@
 //!
 //! Locks are taken in the order `syncing`, `verdict`, `fill`.
 
+mod expect;
 mod fetch;
 mod trust;
 
@@ -50,8 +51,8 @@ use super::settle::Queue;
 use super::state::{BLOCK_HEADER_BYTES, BaseEntry};
 use super::trace::Recorder;
 use crate::errno::{self, Outcome, chain};
+use expect::Stream;
 pub(super) use fetch::BLOCK_BYTES;
-use fetch::Stream;
 use fuser::Errno;
 use pgkeep_engine::view::{Content, Snapshot};
 use rustix::fs::FallocateFlags;

@@ -2,15 +2,13 @@
 //!
 //! A page that is waited for comes with its *block*, which is what a chunk holds of a relation: decoding a chunk is most
 //! of what a miss costs, and a second miss in it would decode it again. More is not fetched for one page: who looks up a
-//! row waits for three or four blocks in different places, and neighbours of each would only be in its way. Who reads on
-//! where the block before is here already gets what follows fetched in the background, by threads of [`super::super::ahead`],
-//! in windows that double from [`WINDOW_MIN`] to [`WINDOW_MAX`]: while one is read the next one is decoded, on other cores.
+//! row waits for three or four blocks in different places, and neighbours of each would only be in its way. What is
+//! expected to be read soon (`expect.rs`) is fetched in the background, while what is here is read.
 //!
 //! One thread fetches a block (a *flight*), others that want it wait for that. A request for several blocks fetches those
 //! that follow each other with one read of the backup.
 
 use super::{BaseFile, lock};
-use crate::clone::ahead::Job;
 use crate::clone::nodes::OpenFile;
 use crate::errno::{self, Outcome, chain};
 use fuser::Errno;
@@ -19,37 +17,17 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// What one miss fetches: what a chunk of a relation holds.
 pub(in crate::clone) const BLOCK_BYTES: u64 = 256 << 10;
 /// Most blocks of one read of the backup: a MiB in the hands of each thread that fetches.
-const BLOCKS_MAX: u64 = 4;
-/// Blocks fetched ahead of a reader that has just begun to read on.
-const WINDOW_MIN: u64 = 2;
-/// And of one that goes on: 4 MiB, some milliseconds of decoding on each of a few cores.
-const WINDOW_MAX: u64 = 16;
+pub(super) const BLOCKS_MAX: u64 = 4;
 
 thread_local! {
     /// Clearing a new buffer would cost as much as copying into it.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Where a reader of the file is expected next.
-pub(super) struct Stream {
-    /// Reading at or behind this byte, and before `end`, asks for the next window; `u64::MAX` if nothing is expected.
-    trigger: AtomicU64,
-    /// First byte that was not asked for yet.
-    end: AtomicU64,
-    /// Blocks of the last window.
-    window: Mutex<u64>,
-}
-
-impl Default for Stream {
-    fn default() -> Self {
-        Self { trigger: AtomicU64::new(u64::MAX), end: AtomicU64::new(0), window: Mutex::new(0) }
-    }
 }
 
 /// A file that is worth being made durable soon once it is whole; the many small ones become so all at once.
@@ -71,12 +49,9 @@ impl BaseFile {
             self.read_on(open, &range);
             return Ok(());
         }
-        let goes_on = self.goes_on(range.start);
         let _waiting = self.shared.demand.enter();
-        if goes_on {
-            // Before this thread begins: the others need not wait for it.
-            self.expect_more(open, range.end.div_ceil(BLOCK_BYTES));
-        }
+        // Before this thread begins: the others need not wait for it.
+        self.expect(open, &range);
         self.ensure(open, range)
     }
 
@@ -112,51 +87,6 @@ impl BaseFile {
             }
         }
         Ok(())
-    }
-
-    /// True if a reader at `offset` has the block before it already: it reads on.
-    fn goes_on(&self, offset: u64) -> bool {
-        let block = offset / BLOCK_BYTES;
-        block.checked_sub(1).is_some_and(|before| {
-            self.holds(before * BLOCK_BYTES..block * BLOCK_BYTES) || lock(&self.flights).contains(&before)
-        })
-    }
-
-    /// Called with what is read and here already: a reader inside a window asks for the next one.
-    pub(in crate::clone) fn read_on(self: &Arc<Self>, open: &Arc<OpenFile>, range: &Range<u64>) {
-        let stream = &self.stream;
-        if range.end > stream.trigger.load(Ordering::Acquire) && range.start < stream.end.load(Ordering::Acquire) {
-            self.expect_more(open, range.end.div_ceil(BLOCK_BYTES));
-        }
-    }
-
-    /// Has the window after `next` fetched, or the one after what was asked for already.
-    fn expect_more(self: &Arc<Self>, open: &Arc<OpenFile>, next: u64) {
-        let stream = &self.stream;
-        let mut window = lock(&stream.window);
-        let (trigger, asked) =
-            (stream.trigger.load(Ordering::Acquire), stream.end.load(Ordering::Acquire) / BLOCK_BYTES);
-        let expected = trigger != u64::MAX;
-        if expected && next * BLOCK_BYTES < trigger && asked.saturating_sub(next) <= 2 * WINDOW_MAX {
-            // One of several requests of the same reader: the window it asks for is under way.
-            return;
-        }
-        let continues = expected && next * BLOCK_BYTES >= trigger && next <= asked + 1;
-        *window = if continues { (*window * 2).clamp(WINDOW_MIN, WINDOW_MAX) } else { WINDOW_MIN };
-        let begin = if continues { asked.max(next) } else { next };
-        let blocks = self.limit().div_ceil(BLOCK_BYTES);
-        let end = (begin + *window).min(blocks);
-        stream.end.store(end * BLOCK_BYTES, Ordering::Release);
-        // Nothing is behind the file's end.
-        stream.trigger.store(if end < blocks { begin * BLOCK_BYTES } else { u64::MAX }, Ordering::Release);
-        let mut at = begin;
-        while at < end {
-            let upto = (at + BLOCKS_MAX).min(end);
-            if !self.holds(at * BLOCK_BYTES..upto * BLOCK_BYTES) {
-                self.shared.ahead.add(Job { base: Arc::clone(self), open: Arc::clone(open), blocks: at..upto });
-            }
-            at = upto;
-        }
     }
 
     /// Claims the first of the blocks and those behind it that lack something and nobody fetches; `None` if another thread

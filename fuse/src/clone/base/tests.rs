@@ -12,26 +12,32 @@ use std::os::fd::AsRawFd;
 const PAGE: u64 = 8192;
 const SIZE: u64 = 3 << 20;
 
+fn pattern_at(seed: u8, at: u64) -> u8 {
+    (at / PAGE) as u8 ^ (at as u8) ^ seed | 1
+}
+
 fn pattern(seed: u8, bytes: u64) -> Vec<u8> {
-    (0..bytes).map(|at| (at / PAGE) as u8 ^ (at as u8) ^ seed | 1).collect()
+    (0..bytes).map(|at| pattern_at(seed, at)).collect()
 }
 
 struct Backup {
+    size: u64,
     fetched: Arc<AtomicU64>,
 }
 
 struct Bytes {
+    size: u64,
     fetched: Arc<AtomicU64>,
 }
 
 impl Content for Bytes {
     fn size(&self) -> u64 {
-        SIZE
+        self.size
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         self.fetched.fetch_add(buffer.len() as u64, Ordering::SeqCst);
-        buffer.copy_from_slice(&pattern(0, SIZE)[offset as usize..][..buffer.len()]);
+        buffer.iter_mut().zip(offset..).for_each(|(byte, at)| *byte = pattern_at(0, at));
         Ok(buffer.len())
     }
 }
@@ -54,7 +60,7 @@ impl Snapshot for Backup {
     }
 
     fn open(&self, _: &str) -> Result<Arc<dyn Content>> {
-        Ok(Arc::new(Bytes { fetched: Arc::clone(&self.fetched) }))
+        Ok(Arc::new(Bytes { size: self.size, fetched: Arc::clone(&self.fetched) }))
     }
 }
 
@@ -79,6 +85,7 @@ impl Disk for Fragile {
 
 struct Rig {
     dir: tempfile::TempDir,
+    size: u64,
     layout: Layout,
     table: FileTable,
     disk: Fragile,
@@ -89,18 +96,31 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::of(SIZE)
+    }
+
+    fn of(size: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         std::fs::create_dir(layout.meta()).unwrap();
         let mut table = FileTable::default();
-        table.add("base/1/1", SIZE, PAGE as u32);
+        table.add("base/1/1", size, PAGE as u32);
         for name in ["present", "durable"] {
             File::create(layout.file(name)).unwrap().set_len(table.map_bytes()).unwrap();
         }
         SessionState { boot: "b".into(), clean: false }.save(&layout).unwrap();
-        File::create(dir.path().join("sparse")).unwrap().set_len(SIZE).unwrap();
+        File::create(dir.path().join("sparse")).unwrap().set_len(size).unwrap();
         let doubt = Arc::new(Doubt::new(&layout));
-        Self { dir, layout, table, disk: Fragile::default(), fetched: Arc::default(), queue: Arc::default(), doubt }
+        Self {
+            dir,
+            size,
+            layout,
+            table,
+            disk: Fragile::default(),
+            fetched: Arc::default(),
+            queue: Arc::default(),
+            doubt,
+        }
     }
 
     fn open(&self) -> File {
@@ -112,7 +132,7 @@ impl Rig {
         let shared = Arc::new(Shared {
             page_size: PAGE as u32,
             backup: "b".to_owned(),
-            snapshot: Arc::new(Backup { fetched: Arc::clone(&self.fetched) }),
+            snapshot: Arc::new(Backup { size: self.size, fetched: Arc::clone(&self.fetched) }),
             maps: Arc::new(Maps::new(map("present"), map("durable"))),
             disk: Box::new(self.disk.clone()),
             queue: Arc::clone(&self.queue),
@@ -121,7 +141,7 @@ impl Rig {
             ahead: Arc::default(),
             recorder: Arc::default(),
         });
-        let base = BaseFile::load(self.table.get(0).unwrap(), SIZE, shared).unwrap();
+        let base = BaseFile::load(self.table.get(0).unwrap(), self.size, shared).unwrap();
         let nodes = Nodes::new(1, false);
         let number = nodes.looked_up(Link::new(1, "sparse".as_ref()), 2, Regular::Yes);
         let state = nodes.file(number).unwrap();
@@ -264,4 +284,27 @@ fn fetching_keeps_the_time_and_writing_does_not() {
     assert_eq!(rig.open().metadata().unwrap().modified().unwrap(), then);
     handle.write(5, b"x", 0).unwrap();
     assert!(rig.open().metadata().unwrap().modified().unwrap() > then);
+}
+
+#[test]
+fn a_file_that_is_worked_on_is_fetched_ahead_block_for_block_and_one_that_is_looked_into_is_not() {
+    const LOOKS: u64 = 64;
+    let rig = Rig::of((4 * LOOKS + 1) * BLOCK_BYTES);
+    let handle = rig.handle();
+    let base = handle.state.base.get().unwrap().as_ref().unwrap();
+    let expected = || base.shared.ahead.blocks();
+    // No block is read whose predecessor was: nobody reads on.
+    let look = |n: u64| assert_eq!(handle.read(2 * n * BLOCK_BYTES, 1).unwrap(), [pattern_at(0, 2 * n * BLOCK_BYTES)]);
+    (0..LOOKS).for_each(look);
+    assert_eq!(expected(), []);
+    assert_eq!(rig.fetched(), LOOKS * BLOCK_BYTES);
+    look(LOOKS);
+    look(LOOKS + 5);
+    assert_eq!(expected(), [2 * LOOKS + 1..2 * LOOKS + 2, 2 * LOOKS + 11..2 * LOOKS + 12]);
+    // What is here is no miss.
+    look(0);
+    assert_eq!(expected().len(), 2);
+    // Behind the last block the file begins again.
+    look(2 * LOOKS);
+    assert_eq!(expected().last(), Some(&(1..2)));
 }
