@@ -28,8 +28,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const SPAN_BYTES_MAX: u64 = 4 << 20;
 /// Smallest limit of a span, whatever the number of threads: a chunk's sealed bytes.
 const SPAN_BYTES_MIN: u64 = 1 << 20;
-/// A span with this much to decode takes no more: one of deltas may have a hundred times its size, and one thread decodes it.
-const SPAN_PLAIN_MAX: u64 = 8 << 20;
+/// A span with this much to decode takes no more where there are deltas: they may have a hundred times its size, one thread
+/// decodes a span, and at the end of each stage the threads wait for each other.
+const SPAN_PLAIN_MAX: u64 = 4 << 20;
 /// Bytes of all spans in flight together.
 const IN_FLIGHT_BYTES_MAX: u64 = 128 << 20;
 /// Fetching threads: enough for the latency of a remote store, harmless for a local one.
@@ -64,7 +65,8 @@ pub(super) fn transfer<'a>(
         }
     }
     let span_bytes_max = (IN_FLIGHT_BYTES_MAX / in_flight).clamp(SPAN_BYTES_MIN, SPAN_BYTES_MAX);
-    let spans = spans(&missing, span_bytes_max, job.source.store().gap());
+    let span_plain_max = if window.has_deltas { SPAN_PLAIN_MAX } else { u64::MAX };
+    let spans = spans(&missing, span_bytes_max, span_plain_max, job.source.store().gap());
     let failure = Failure::new(job.env.cancel);
     let (next, next_ready) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (send, receive) = crossbeam_channel::bounded::<(&Span<'_>, Vec<u8>)>(fetchers);
@@ -120,7 +122,7 @@ pub(super) fn transfer<'a>(
 }
 
 /// Joins chunks to spans. Packs come in the order in which the files need them.
-fn spans<'a>(groups: &[&'a Group], span_bytes_max: u64, gap: u64) -> Vec<Span<'a>> {
+fn spans<'a>(groups: &[&'a Group], span_bytes_max: u64, span_plain_max: u64, gap: u64) -> Vec<Span<'a>> {
     let mut ranks: HashMap<PackId, usize> = HashMap::new();
     let mut order: Vec<(usize, u32, &Group)> = Vec::new();
     for group in groups {
@@ -136,7 +138,7 @@ fn spans<'a>(groups: &[&'a Group], span_bytes_max: u64, gap: u64) -> Vec<Span<'a
             && last.pack == group.at.pack.pack
             && offset <= last.offset + last.len + gap
             && end - last.offset <= span_bytes_max
-            && last.plain < SPAN_PLAIN_MAX
+            && last.plain < span_plain_max
         {
             last.len = last.len.max(end - last.offset);
             last.plain += u64::from(group.at.plain_len);

@@ -228,7 +228,6 @@ fn restore_window(job: &Job<'_>, mut window: Window) -> Result<()> {
     } else {
         let mut turns = Turns::new(job, &window);
         stages(&window, usize::MAX).into_iter().try_for_each(|stage| turns.next(stage))?;
-        turns.end()?;
     }
     for_each("restore-finish", job.threads, window.files.len(), cancel, |_: &mut (), n| {
         window.files.get(n).map_or(Ok(()), |work| finish(job, work))
@@ -246,7 +245,7 @@ fn compare_and_transfer(job: &Job<'_>, window: &Window) -> Result<()> {
         beside("restore-ahead", || delta::compare(job, window, next), || turns.next(compared))?;
         compared = next;
     }
-    turns.end()
+    Ok(())
 }
 
 /// Runs `aside` on a thread of its own while `work` runs here.
@@ -260,36 +259,31 @@ fn beside(name: &str, aside: impl FnOnce() -> Result<()> + Send, work: impl FnOn
     result.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Transfers stages one after the other. A stage's deltas come when all others of it are there, together with what the next
-/// stage has in full: so no thread waits for the others but at the end of a turn, and the bases are still at hand.
+/// Transfers stages one after the other. Deltas come after all others of their stage, so that their bases are at hand.
 struct Turns<'a> {
     job: &'a Job<'a>,
     window: &'a Window,
-    /// Its deltas are still to come.
-    open: &'a [Group],
-    /// All of it is written.
+    /// The stage before: all of it is written.
     written: &'a [Group],
 }
 
 impl<'a> Turns<'a> {
     fn new(job: &'a Job<'a>, window: &'a Window) -> Self {
-        Self { job, window, open: &[], written: &[] }
+        Self { job, window, written: &[] }
     }
 
     fn next(&mut self, stage: &'a [Group]) -> Result<()> {
-        let (job, window, written) = (self.job, self.window, self.written);
+        let (job, window) = (self.job, self.window);
         if !window.has_deltas {
             return transfer::transfer(job, window, &mut stage.iter());
         }
-        let mut turn = self.open.iter().filter(|g| g.is_delta()).chain(stage.iter().filter(|g| !g.is_delta()));
-        let transfer = || transfer::transfer(job, window, &mut turn);
-        beside("restore-write", || transfer::begin_writeback_of(job, window, written), transfer)?;
-        (self.written, self.open) = (self.open, stage);
-        Ok(())
-    }
-
-    fn end(mut self) -> Result<()> {
-        if self.open.is_empty() { Ok(()) } else { self.next(&[]) }
+        let written = std::mem::replace(&mut self.written, stage);
+        // Beside the threads that decode: it may wait for the disk.
+        let write = || transfer::begin_writeback_of(job, window, written);
+        beside("restore-write", write, || {
+            transfer::transfer(job, window, &mut stage.iter().filter(|g| !g.is_delta()))?;
+            transfer::transfer(job, window, &mut stage.iter().filter(|g| g.is_delta()))
+        })
     }
 }
 
