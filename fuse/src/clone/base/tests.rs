@@ -120,6 +120,7 @@ impl Rig {
             demand: Arc::default(),
             ahead: Arc::default(),
             recorder: Arc::default(),
+            room: Room::new(self.layout.root.clone()),
         });
         let base = BaseFile::load(self.table.get(0).unwrap(), SIZE, shared).unwrap();
         let nodes = Nodes::new(1, false);
