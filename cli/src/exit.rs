@@ -247,6 +247,93 @@ mod tests {
         }
     }
 
+    /// What may end any command that gets so far: our own mistakes, options, parameters and configuration files.
+    const COMMON: [u8; 16] = [25, 27, 29, 30, 31, 32, 37, 41, 42, 43, 48, 55, 67, 73, 96, 125];
+
+    /// Where the refusals of commands are made, below the workspace: files, and directories with all in them.
+    const SOURCES: [(&str, &[&str]); 14] = [
+        ("archive-get", &["engine/src/archive/get.rs"]),
+        ("archive-push", &["engine/src/archive/push.rs"]),
+        ("backup", &["engine/src/backup", "engine/src/pg/datadir"]),
+        ("check", &["engine/src/check.rs"]),
+        ("clone", &[CLONE, CLONES, PROGRAMS, SERVED, MOUNTS, "fuse/src/clone", "fuse/src/clone.rs"]),
+        ("diff", &["cli/src/commands/diff.rs", SCRATCH, SCRATCHES, PROGRAMS]),
+        ("drill", &["cli/src/commands/drill.rs", "cli/src/commands/drill", SCRATCH, SCRATCHES, PROGRAMS]),
+        ("extract", &["cli/src/commands/extract.rs", "cli/src/commands/extract", SCRATCH, SCRATCHES, PROGRAMS]),
+        ("mount", &["cli/src/commands/mount.rs", SERVED, MOUNTS]),
+        ("repair", &["cli/src/commands/repair.rs"]),
+        ("restore", &["engine/src/restore", "cli/src/commands/restore.rs", SERVED, MOUNTS]),
+        ("stanza-create", &["engine/src/stanza/mod.rs", "engine/src/stanza/probe.rs"]),
+        ("stanza-delete", &["engine/src/stanza/delete.rs"]),
+        ("verify", &["engine/src/verify"]),
+    ];
+    const CLONE: &str = "cli/src/commands/clone.rs";
+    const CLONES: &str = "cli/src/commands/clone";
+    const SCRATCH: &str = "cli/src/commands/scratch.rs";
+    const SCRATCHES: &str = "cli/src/commands/scratch";
+    const PROGRAMS: &str = "cli/src/commands/programs.rs";
+    const SERVED: &str = "cli/src/daemon.rs";
+    const MOUNTS: &str = "cli/src/mounts.rs";
+
+    /// Refusals that do not end the command.
+    const KEPT_INSIDE: [(&str, &str); 3] = [
+        // What keeps a server from answering is a check that failed.
+        ("drill", "DbConnect"),
+        // A name that is not in the tree.
+        ("mount", "Absent"),
+        // A finding.
+        ("verify", "ArchiveMismatch"),
+    ];
+
+    /// The sources at a path, without tests.
+    fn sources(path: &std::path::Path) -> String {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && name != "tests" {
+            std::fs::read_dir(path).unwrap().map(|entry| sources(&entry.unwrap().path())).collect()
+        } else if name.ends_with(".rs") && name != "tests.rs" {
+            let text = std::fs::read_to_string(path).unwrap();
+            text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned()
+        } else {
+            String::new()
+        }
+    }
+
+    /// The kinds that a source refuses something with.
+    fn refusals(source: &str) -> impl Iterator<Item = &str> {
+        source.split("refused(").skip(1).filter_map(|rest| {
+            let rest = rest.trim_start().strip_prefix("Kind::")?;
+            rest.split(|c: char| !c.is_ascii_alphanumeric()).next()
+        })
+    }
+
+    #[test]
+    fn what_a_command_refuses_with_is_listed() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let table =
+            include_str!("exit.rs").split_once("Self(match kind {").unwrap().1.split_once("_ => 125").unwrap().0;
+        let number = |kind: &str| -> u8 {
+            let row = table.lines().find_map(|l| l.trim().strip_prefix(&format!("Kind::{kind} => ")));
+            row.unwrap_or_else(|| panic!("there is no Kind::{kind}")).trim_end_matches(',').parse().unwrap()
+        };
+        let mut missing = std::collections::BTreeSet::new();
+        for (name, paths) in SOURCES {
+            let listed = crate::option::command::COMMANDS.iter().find(|c| c.name == name).unwrap().statuses;
+            let mut found = 0;
+            for path in paths {
+                let source = sources(&root.join(path));
+                for kind in refusals(&source).filter(|kind| !KEPT_INSIDE.contains(&(name, *kind))) {
+                    found += 1;
+                    let number = number(kind);
+                    if !listed.contains(&number) && !COMMON.contains(&number) {
+                        missing.insert(format!("{name}: {number} (Kind::{kind} in {path})"));
+                    }
+                }
+            }
+            assert!(found > 0, "{name} refuses nothing: its sources have moved");
+        }
+        assert!(missing.is_empty(), "list them in option/command.rs and docs/exit-codes.md: {missing:#?}");
+    }
+
     /// Names of the variants of an enum, from its source.
     fn variants<'a>(source: &'a str, head: &str) -> Vec<&'a str> {
         let body = source.split_once(head).unwrap().1.split_once("\n}").unwrap().0;

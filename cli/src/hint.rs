@@ -52,10 +52,7 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
             &["if no server is running, remove its postmaster.pid, or use --force"]
         }
         (Kind::PostgresRunning, Some(C::Clone | C::Mount)) if says("takes '") => &["stop that server first"],
-        // The restore of tablespaces and links says so itself.
-        (Kind::PathNotEmpty, Some(C::Restore)) if !says("--force") => {
-            &["--delta keeps what is right already, --force writes everything; or name a place that is empty"]
-        }
+        (Kind::PathNotEmpty, Some(C::Restore)) => not_empty_for_restore(&says),
         (Kind::PathNotEmpty, Some(C::StanzaCreate)) if says("has no history") => {
             &["'repair history' makes a lost history anew; what is left of a deleted stanza must be removed"]
         }
@@ -144,6 +141,26 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
     }
 }
 
+/// Of a classic restore, or of an instant one, to which the options of the other are no help.
+fn not_empty_for_restore(says: &dyn Fn(&str) -> bool) -> &'static [&'static str] {
+    if says("neither --delta nor --force") {
+        &["move away what is there, or name a directory that is empty or not there yet"]
+    } else if says("--force") {
+        // The restore of tablespaces and links says so itself.
+        &[]
+    } else if says("unable to restore to") {
+        &["--delta keeps what is right already, --force writes everything; or name a place that is empty"]
+    } else if says("' is not empty") {
+        &[
+            "an instant restore needs an empty directory, also with --delta or --force: move away what is there, or name \
+             another directory",
+            "without --instant, --delta restores into a data directory that is there, and keeps what is right already",
+        ]
+    } else {
+        &[]
+    }
+}
+
 /// A file, an object or a stanza that is not there: which of them decides.
 fn missing(command: Option<Command>, root: &Error, says: &dyn Fn(&str) -> bool) -> &'static [&'static str] {
     match root {
@@ -224,6 +241,20 @@ mod tests {
         for found in hints {
             assert!(found[0].contains("'clone "), "{found:?}");
         }
+    }
+
+    #[test]
+    fn no_hint_for_a_restore_names_what_was_tried() {
+        let of = |text| of(Some(Command::Restore), &refused(Kind::PathNotEmpty, text));
+        assert!(of("unable to restore to '/d' because it contains files")[0].starts_with("--delta keeps"));
+        // --delta was given.
+        let tried = "unable to restore to '/d' because it contains files, which neither --delta nor --force replaces";
+        assert!(of(tried).iter().all(|hint| !hint.contains("--")), "{:?}", of(tried));
+        // --instant was given, and perhaps --delta.
+        let found = of("mountpoint '/d' is not empty");
+        assert!(found[0].contains("also with --delta") && found[1].starts_with("without --instant"), "{found:?}");
+        assert!(of("'/.d.pgkeep' is not a clone: '/.d.pgkeep/x' is not of one").is_empty());
+        assert!(of("unable to restore to '/t': it contains files. Use --force to replace them").is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! directory, so nothing can be out of date.
 
 use crate::error::Failure;
+use crate::option::Settings;
 use crate::servers;
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use pgkeep_fuse::Mounted;
@@ -14,6 +15,28 @@ use std::path::{Component, Path, PathBuf};
 
 /// Where the kernel lists this process's mounts.
 const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Refuses a resolved path inside a data directory, of whatever cluster: its backups would take what is there for part of
+/// the cluster. And one in a repository that is configured: that is for the objects of the repository alone, and what a
+/// mount or a clone has in its place would hide them, or be taken for some.
+///
+/// # Errors
+/// `OptionInvalidValue`.
+pub(crate) fn refuse_inside(settings: &Settings, path: &Path) -> Result<(), Failure> {
+    refuse_in_any(path, settings.repos().map(|repo| repo.path().to_owned()))
+}
+
+fn refuse_in_any(path: &Path, mut repositories: impl Iterator<Item = PathBuf>) -> Result<(), Failure> {
+    let is_data = |dir: &&Path| dir.join("PG_VERSION").is_file() && dir.join("global/pg_control").is_file();
+    let refused = |text| Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    if let Some(data) = path.ancestors().skip(1).find(is_data) {
+        return refused(format!("'{}' lies in the data directory '{}'", path.display(), data.display()));
+    }
+    match repositories.find(|repository| path.starts_with(resolved(repository))) {
+        None => Ok(()),
+        Some(repository) => refused(format!("'{}' lies in the repository '{}'", path.display(), repository.display())),
+    }
+}
 
 /// Makes the directory if it is missing, and refuses one that something is in or on.
 ///
@@ -197,6 +220,28 @@ mod tests {
         assert_eq!(resolved(&root.join("link/a/../b/./c")), root.join("real/b/c"));
         assert_eq!(resolved(&root.join("link/../x")), root.join("x"));
         assert_eq!(resolved(Path::new("/")), Path::new("/"));
+    }
+
+    #[test]
+    fn data_directories_and_repositories_are_no_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (data, repository) = (root.join("data"), root.join("repository"));
+        for made in [data.join("global"), repository.join("packs")] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        for name in ["PG_VERSION", "global/pg_control"] {
+            std::fs::write(data.join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink(&repository, root.join("link")).unwrap();
+        let check = |path: &str| refuse_in_any(&resolved(&root.join(path)), [root.join("link")].into_iter());
+        for path in ["data/x", "data/x/y", "repository", "repository/x", "link/packs", "link/x/y"] {
+            let failure = check(path).unwrap_err();
+            assert_eq!(failure.status().0, 32, "{path}: {failure}");
+        }
+        for path in ["data", "x", "repository2", "repository-clones/x"] {
+            check(path).unwrap_or_else(|failure| panic!("{path}: {failure}"));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use pgkeep_engine::archive::Configured;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::{KeyFile, Passphrase, Unlock};
 use pgkeep_engine::info::RepoAccess;
+use pgkeep_engine::pg::datadir::names;
 use pgkeep_engine::pg::server::ConnectOptions;
 use pgkeep_engine::repository::{OpenOptions, Repository};
 use pgkeep_engine::stanza::RepoTarget;
@@ -24,21 +25,29 @@ const CLONE_CACHE_BYTES: u64 = 1 << 30;
 /// # Errors
 /// What the store, the key or the repository said.
 pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository>, Failure> {
-    let local = LocalStore::open(repo.path()).map_err(|e| match e.kind() {
+    let store = store(settings, local(repo)?);
+    let is_near = store.is_near();
+    let repository = Repository::open(store, options(settings, repo)?)?;
+    let bytes = clone_cache(settings, repo, is_near);
+    if bytes == 0 {
+        return Ok(Arc::new(repository));
+    }
+    if let Err(reason) = usable_cache(settings) {
+        tracing::warn!("nothing is kept of the packs of repo{}: {reason}", repo.key());
+        return Ok(Arc::new(repository));
+    }
+    Ok(Arc::new(repository.keeping_packs(bytes)))
+}
+
+fn local(repo: Repo<'_>) -> Result<LocalStore, Error> {
+    LocalStore::open(repo.path()).map_err(|e| match e.kind() {
         // pgBackRest looks for a file in it, and that is what its status says.
         Kind::PathMissing => {
             let text = format!("repository directory '{}' does not exist", repo.path().display());
             Error::refused(Kind::FileMissing, text)
         }
         _ => e.into(),
-    })?;
-    let store = store(settings, local);
-    let is_near = store.is_near();
-    let repository = Repository::open(store, options(settings, repo)?)?;
-    Ok(Arc::new(match clone_cache(settings, repo, is_near) {
-        0 => repository,
-        bytes => repository.keeping_packs(bytes),
-    }))
+    })
 }
 
 /// How much is kept of what clones read. What is near is read again as fast as it could be kept.
@@ -110,10 +119,21 @@ pub(crate) fn configured(settings: &Settings) -> Result<Vec<Configured>, Failure
 /// # Errors
 /// What a key file said.
 pub(crate) fn access(settings: &Settings, repo: Repo<'_>) -> Result<RepoAccess, Failure> {
-    match LocalStore::open(repo.path()) {
-        Ok(local) => Ok(RepoAccess::open(store(settings, local), options(settings, repo)?)),
-        Err(e) => Ok(RepoAccess::failed(e.into())),
+    let local = match local(repo) {
+        Ok(local) => local,
+        Err(e) => return Ok(RepoAccess::Failed(e)),
+    };
+    let access = RepoAccess::open(store(settings, local), options(settings, repo)?);
+    if matches!(access, RepoAccess::Missing) {
+        // Not an error, as it is none for pgBackRest; but before the first 'stanza-create' only.
+        tracing::warn!(
+            "repo{}: there is no repository in '{}', the directory is empty: is its file system mounted? \
+             'stanza-create' makes a new one",
+            repo.key(),
+            repo.path().display()
+        );
     }
+    Ok(access)
 }
 
 /// The repositories the command works on, which need not exist yet.
@@ -166,7 +186,7 @@ fn options(settings: &Settings, repo: Repo<'_>) -> Result<OpenOptions, Failure> 
         Cipher::PassphraseFile(path) => Unlock::Passphrase(Passphrase::new(first_line(path)?)),
         Cipher::KeyFile(path) => Unlock::KeyFile(KeyFile::read(path)?),
     };
-    Ok(OpenOptions { key: repo.key().into(), unlock, cache: cache(settings) })
+    Ok(OpenOptions { key: repo.key().into(), unlock, cache: cache(settings, repo) })
 }
 
 fn first_line(path: &Path) -> Result<String, Failure> {
@@ -180,32 +200,48 @@ fn first_line(path: &Path) -> Result<String, Failure> {
     }
 }
 
-/// The cache directory, if it is ours to use. Whoever restores as root must not leave files there that keep the server's
-/// own user out; without a cache everything works, only slower.
-fn cache(settings: &Settings) -> Option<PathBuf> {
-    let path = settings.path(Opt::CachePath)?;
-    let found = usable_cache(path);
-    if let Err(reason) = &found {
-        let sealed = settings.target_repos().any(|repo| !matches!(repo.cipher(), Cipher::None));
-        // Said by those who are listened to; archive-push would say it with every segment.
-        if sealed && matches!(settings.command(), Command::Check | Command::StanzaCreate | Command::Backup) {
+/// The cache directory, if it can be used. Those who lose most by its absence, or are listened to, say why it cannot;
+/// archive-push would say it with every segment.
+fn cache(settings: &Settings, repo: Repo<'_>) -> Option<PathBuf> {
+    let is_sealed = !matches!(repo.cipher(), Cipher::None);
+    let keeps_pages =
+        repo.text(Opt::RepoDelta) == Some("cache") || repo.size(Opt::RepoDeltaCacheSize).is_some_and(|s| s > 0);
+    let found = usable_cache(settings);
+    match (&found, settings.command()) {
+        (Err(reason), Command::Check | Command::StanzaCreate | Command::Backup) if is_sealed => {
             tracing::warn!("no cache, so each run derives the repository's key anew, archive-push too: {reason}");
-        } else {
-            tracing::debug!("no cache: {reason}");
         }
+        (Err(reason), Command::Backup) if keeps_pages => {
+            tracing::warn!("no cache, so no old pages are kept on this host: {reason}");
+        }
+        (Err(reason), _) => tracing::debug!("no cache: {reason}"),
+        (Ok(_), _) => {}
     }
     found.ok()
 }
 
-fn usable_cache(path: &Path) -> Result<PathBuf, String> {
+/// The cache directory, made if need be; or why it is not ours to use.
+fn usable_cache(settings: &Settings) -> Result<PathBuf, String> {
+    let path = settings.path(Opt::CachePath).ok_or("cache-path is not set")?;
+    cache_of(path, rustix::process::geteuid().as_raw())
+}
+
+/// Whoever restores as root must not leave files there that keep the server's own user out; without a cache everything
+/// works, only slower.
+fn cache_of(path: &Path, user: u32) -> Result<PathBuf, String> {
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(path).map_err(|e| format!("cannot create '{}': {e}", path.display()))?;
-    let facts = std::fs::metadata(path).map_err(|e| format!("cannot stat '{}': {e}", path.display()))?;
-    if facts.uid() == rustix::process::geteuid().as_raw() {
-        Ok(path.to_path_buf())
-    } else {
-        Err(format!("'{}' belongs to another user", path.display()))
+    let shown = path.display();
+    builder.recursive(true).mode(0o700).create(path).map_err(|e| format!("cannot create '{shown}': {e}"))?;
+    let facts = std::fs::metadata(path).map_err(|e| format!("cannot stat '{shown}': {e}"))?;
+    if facts.uid() == user {
+        return Ok(path.to_path_buf());
     }
+    let name = |id: u32| names::user(id).unwrap_or_else(|| id.to_string());
+    let (owner, user) = (name(facts.uid()), name(user));
+    Err(format!(
+        "the cache directory '{shown}' belongs to user '{owner}', not to '{user}': run the command as '{owner}', or have \
+         cache-path name a directory that '{user}' owns"
+    ))
 }
 
 /// Name of this run in lock files: process and a random part.
@@ -232,4 +268,26 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_of_somebody_else_is_named_with_its_owner_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, owner) = (dir.path().join("cache"), rustix::process::geteuid().as_raw());
+        assert_eq!(cache_of(&path, owner), Ok(path.clone()));
+        let stranger = 4_000_000_001;
+        let reason = cache_of(&path, stranger).unwrap_err();
+        let named = names::user(owner).unwrap_or_else(|| owner.to_string());
+        for part in
+            [&format!("'{}'", path.display()), &format!("belongs to user '{named}', not to '{stranger}'"), "cache-path"]
+        {
+            assert!(reason.contains(part), "{reason}");
+        }
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(cache_of(&dir.path().join("file/cache"), owner).unwrap_err().starts_with("cannot create '"));
+    }
 }

@@ -372,6 +372,40 @@ fn with_json_asked_for_nothing_else_is_on_standard_output() {
 }
 
 #[test]
+fn info_tells_a_repository_that_is_not_there_from_an_empty_one() {
+    let host = Host::new();
+    let path = host.path("repo");
+    let repo = format!("--repo1-path={}", path.display());
+    let info = |args: &[&str]| host.run(&[&[repo.as_str(), "info"], args].concat());
+    let json = |args: &[&str]| {
+        let (status, out, error) = info(&[args, &["--output=json"]].concat());
+        (status, serde_json::from_str::<serde_json::Value>(&out).unwrap(), error)
+    };
+
+    // The disk is not mounted: what pgBackRest says of a repository that cannot be read.
+    let gone = format!("[FileMissingError] repository directory '{}' does not exist", path.display());
+    for (args, name) in [(&[][..], "[invalid]"), (&["--stanza=main"], "main")] {
+        let (status, found, error) = json(args);
+        assert_eq!((status, error.as_str()), (0, ""));
+        assert_eq!((&found[0]["name"], &found[0]["status"]["code"]), (&name.into(), &99.into()));
+        assert_eq!(found[0]["repo"][0]["status"], serde_json::json!({"code": 99, "message": gone}));
+        let (status, out, _) = info(args);
+        assert!(status == 0 && out.contains(&gone) && !out.contains("No stanzas exist"), "{out}");
+    }
+
+    // A directory in which nothing was made yet, or on which nothing is mounted.
+    std::fs::create_dir(&path).unwrap();
+    let warned = format!("repo1: there is no repository in '{}'", path.display());
+    let (status, found, error) = json(&[]);
+    assert_eq!((status, found), (0, serde_json::json!([])));
+    assert!(error.contains(&warned), "{error}");
+    let (status, found, _) = json(&["--stanza=main"]);
+    assert_eq!((status, &found[0]["status"]["code"]), (0, &1.into()));
+    let (_, out, _) = info(&[]);
+    assert!(out.contains(&warned) && out.ends_with("No stanzas exist in the repository.\n"), "{out}");
+}
+
+#[test]
 fn help_says_what_an_option_means_to_the_command() {
     let help = |args: &[&str]| told(&run(&[&["help"], args].concat())).1;
     assert!(help(&["stop"]).contains("TERM"));
@@ -409,9 +443,10 @@ fn a_file_with_a_secret_for_all_to_read_is_warned_of() {
         let args = [&format!("--config={}", config.display()), "--output=json", "info"];
         told(&pgkeep().args(args).output().unwrap())
     };
-    assert_eq!(info(0o600), (0, "[]".to_owned(), String::new()));
-    let (status, out, error) = info(0o644);
-    assert_eq!((status, out.as_str()), (0, "[]"));
+    let (status, out, error) = info(0o600);
+    assert_eq!((status, error.as_str()), (0, ""), "{out}");
+    let (status, _, error) = info(0o644);
+    assert_eq!(status, 0);
     let remedy = format!("chmod 600 '{}'\n", config.display());
     assert!(error.starts_with("WARN: ") && error.ends_with(&remedy) && !error.contains("hush"), "{error}");
 }

@@ -18,7 +18,7 @@ pub use model::{
 use crate::lock::{self, LockName, LockType};
 use crate::repository::{OpenOptions, Repository};
 use crate::store::{Depth, Store};
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::{BackupType, Drill, StanzaHistory};
 use std::collections::BTreeSet;
@@ -35,34 +35,26 @@ const STANZA_UNKNOWN: &str = "[invalid]";
 pub enum RepoAccess {
     /// It is open.
     Open(Arc<Repository>),
-    /// There is none in its place, so it has no stanzas.
+    /// Its place is there and empty, so it has no stanzas.
     Missing,
     /// It cannot be read.
     Failed(Error),
 }
 
 impl RepoAccess {
-    /// Opens a repository if there is one. A store that holds something, but no repository, has failed.
+    /// Opens a repository if there is one. A store that is not there, or holds something but no repository, has failed: the
+    /// file system that it is on may not be mounted, and whoever watches backups must see that they are out of reach.
     #[must_use]
     pub fn open(store: Arc<dyn Store>, options: OpenOptions) -> Self {
         let mut empty = true;
         match store.list("", Depth::Children, &mut |_| empty = false) {
-            Err(e) => return Self::failed(e.into()),
+            Err(e) => return Self::Failed(e.into()),
             Ok(()) if empty => return Self::Missing,
             Ok(()) => {}
         }
         match Repository::open(store, options) {
             Ok(repository) => Self::Open(Arc::new(repository)),
             Err(e) => Self::Failed(e),
-        }
-    }
-
-    /// For a failure to open a store: a place that does not exist holds nothing.
-    #[must_use]
-    pub fn failed(error: Error) -> Self {
-        match error.kind() {
-            Kind::PathMissing => Self::Missing,
-            _ => Self::Failed(error),
         }
     }
 }

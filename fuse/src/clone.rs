@@ -22,6 +22,7 @@ mod nodes;
 mod prefetch;
 mod promote;
 mod recover;
+mod room;
 mod settle;
 mod skeleton;
 mod state;
@@ -223,6 +224,7 @@ pub fn serve_traced(
         demand: Arc::clone(&demand),
         ahead: Arc::clone(&ahead),
         recorder: Arc::clone(&recorder),
+        room: room::Room::new(dir.to_path_buf()),
     };
     let backing =
         backing::Backing::new(root, opened.dirty, opened.table, shared).map_err(FileError::at("open", &data))?;

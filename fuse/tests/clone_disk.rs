@@ -1,4 +1,5 @@
-//! A clone on a disk that takes no more data and says so late: a file system on a loop device over a full tmpfs.
+//! A clone on a disk that takes no more data and says so late, a file system on a loop device over a full tmpfs; and one on
+//! a disk that reads must not fill.
 #![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
 mod support;
@@ -6,8 +7,9 @@ mod support;
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use support::{Place, noise};
 
 /// Room for what a session writes beside pages.
@@ -25,9 +27,9 @@ struct Memory {
 }
 
 impl Memory {
-    fn mount(path: &Path) -> Self {
+    fn mount(path: &Path, bytes: u64) -> Self {
         fs::create_dir(path).unwrap();
-        let options = format!("size={}", IMAGE_BYTES + (1 << 20));
+        let options = format!("size={bytes}");
         command(
             "mount",
             &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), options.as_ref(), "tmpfs".as_ref(), path.as_ref()],
@@ -55,7 +57,7 @@ impl Drop for Memory {
 
 /// Makes a clone on a disk of which only what the clone uses now is really there.
 fn create_on_thin_disk(place: &Place) -> Memory {
-    let memory = Memory::mount(&place.path("memory"));
+    let memory = Memory::mount(&place.path("memory"), IMAGE_BYTES + (1 << 20));
     let image = memory.path.join("image");
     File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
     command("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), "-b".as_ref(), "4096".as_ref(), image.as_ref()]);
@@ -146,4 +148,53 @@ fn a_page_the_server_wrote_and_the_disk_lost_is_told_for_ever() {
     let session = place.serve();
     assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
     session.unmount().unwrap();
+}
+
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn reads_leave_the_servers_room_alone() {
+    const DISK_BYTES: u64 = 64 << 20;
+    const RESERVE: u64 = DISK_BYTES / 50;
+    const RELATION_BYTES: usize = 72 << 20;
+    Place::in_each_mode(|place| {
+        fs::write(place.base().join("relation"), noise(2, RELATION_BYTES)).unwrap();
+        let _disk = Memory::mount(&place.clone_dir(), DISK_BYTES);
+        place.create();
+        let session = place.serve();
+        let (path, behind) = (place.mountpoint().join("relation"), place.clone_dir().join("data/relation"));
+        let free = || {
+            let facts = rustix::fs::statvfs(place.clone_dir()).unwrap();
+            facts.f_bavail * facts.f_frsize
+        };
+        // What others take is room that reads do not have.
+        fs::write(place.clone_dir().join("ballast"), noise(3, 8 << 20)).unwrap();
+        assert!(fs::read(&path).unwrap() == noise(2, RELATION_BYTES));
+        assert!(free() >= RESERVE, "{} bytes are left of {RESERVE}", free());
+        let kept = allocated(&behind);
+        assert!(kept > 0 && kept < RELATION_BYTES as u64, "{kept} bytes are kept");
+        // Nothing more is, however often it is read and however small the piece that would still have room.
+        std::thread::sleep(Duration::from_millis(1100));
+        forget(&path);
+        assert!(fs::read(&path).unwrap() == noise(2, RELATION_BYTES));
+        assert!(free() >= RESERVE, "{} bytes are left of {RESERVE}", free());
+        // The server has what is left.
+        fs::write(place.mountpoint().join("segment"), noise(4, 1 << 20)).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&noise(9, 100), (RELATION_BYTES - 5000) as u64).unwrap();
+        file.sync_data().unwrap();
+        // And once there is room again pages are kept again.
+        fs::remove_file(place.clone_dir().join("ballast")).unwrap();
+        std::thread::sleep(Duration::from_millis(1100));
+        forget(&path);
+        let read = fs::read(&path).unwrap();
+        assert!(allocated(&behind) >= kept + (4 << 20), "{} bytes are kept", allocated(&behind));
+        let mut expected = noise(2, RELATION_BYTES);
+        expected[RELATION_BYTES - 5000..][..100].copy_from_slice(&noise(9, 100));
+        assert!(read == expected);
+        drop(file);
+        session.unmount().unwrap();
+    });
 }

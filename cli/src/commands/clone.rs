@@ -194,7 +194,7 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
         clone::check_free(dir)?;
     }
     refuse_running(settings, dir)?;
-    make::refuse_inside(&mounts::resolved(mountpoint))?;
+    mounts::refuse_inside(settings, &mounts::resolved(mountpoint))?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(dir, &mountpoint)?;
     let (snapshot, tracing) = backup_of(settings, dir, &info).or_else(|failure| {

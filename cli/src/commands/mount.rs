@@ -24,6 +24,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
 fn serve(context: &Context<'_>) -> Result<Served, Failure> {
     let settings = context.settings;
     let stanza = settings.stanza_name();
+    mounts::refuse_inside(settings, &mounts::resolved(settings.param(0)))?;
     let repo = settings.target_repos().next();
     let repo = repo.ok_or_else(|| Error::refused(Kind::OptionRequired, "no repository is configured"))?;
     let repository = repos::open(settings, repo)?;

@@ -4,6 +4,7 @@ use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Opt, Repo};
+use crate::render::verify::Weight;
 use crate::render::{self, json};
 use crate::repos;
 use pgkeep_engine::verify::{self, VerifyOptions, VerifyReport};
@@ -27,8 +28,14 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             Some("json") => objects.push(render::verify::json(repo.key().into(), &report)),
             Some("text") => render::print(&render::verify::text(&report, settings.flag(Opt::Verbose)))?,
             _ => {
-                for line in render::verify::text(&report, settings.flag(Opt::Verbose)).lines() {
-                    if report.is_clean() { tracing::info!("{line}") } else { tracing::warn!("{line}") }
+                for line in render::verify::lines(&report, settings.flag(Opt::Verbose)) {
+                    // The level says it as well.
+                    let text = line.text.strip_prefix("warning: ").unwrap_or(&line.text);
+                    match line.weight {
+                        Weight::Info => tracing::info!("{text}"),
+                        Weight::Warning => tracing::warn!("{text}"),
+                        Weight::Error => tracing::error!("{text}"),
+                    }
                 }
             }
         }

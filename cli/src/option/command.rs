@@ -180,26 +180,27 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[28, 44, 45, 55, 62, 103, 104])
         .fileless(),
     row(C::Backup, "backup", "Back up a cluster.", Required)
-        .ends(&[26, 28, 38, 41, 45, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 82, 87, 95]),
+        .ends(&[26, 28, 38, 41, 45, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 69, 70, 82, 87, 95, 100, 106]),
     row(C::Check, "check", "Try out the configuration and the archive.", Optional)
         .ends(&[28, 45, 55, 56, 57, 58, 67, 68, 82, 87, 95])
         .fileless(),
     row(C::Clone, "clone", "Make, run, keep or remove writable clones of a backup.", Optional)
         .takes(&["create|mount|start|stop|reset|hydrate|promote|list|info|destroy"], 0)
-        .ends(&[26, 28, 38, 40, 42, 47, 50, 55, 56, 63, 64, 73, 75, 95, 100]),
+        .ends(&[26, 28, 38, 40, 42, 47, 50, 53, 55, 56, 63, 64, 73, 75, 95, 100, 102, 122]),
     row(C::Diff, "diff", "Tell which relations differ between two backups.", Required)
-        .ends(&[26, 28, 29, 32, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 89, 95, 100])
+        .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 56, 57, 58, 63, 64, 75, 89, 95, 100, 102, 122])
         .quiet(),
     row(C::Drill, "drill", "Prove a backup: recover it, start it, check all of it.", Required)
-        .ends(&[37, 55, 63, 64, 75, 81, 89, 95, 100, 102, 122]),
+        .ends(&[37, 38, 53, 55, 57, 63, 64, 75, 81, 89, 95, 100, 102, 122]),
     row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
-    row(C::Extract, "extract", "Dump tables as they were at some time.", Required)
-        .ends(&[1, 26, 28, 29, 32, 37, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 80, 89, 93, 95, 100, 102]),
+    row(C::Extract, "extract", "Dump tables as they were at some time.", Required).ends(&[
+        1, 26, 28, 29, 32, 37, 38, 40, 42, 47, 50, 53, 55, 56, 57, 58, 63, 64, 75, 80, 89, 93, 95, 100, 102, 122,
+    ]),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
     row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).ends(&[41, 55]).quiet(),
     row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required)
         .takes(&["mountpoint"], 0)
-        .ends(&[40, 55, 63, 95, 100]),
+        .ends(&[32, 38, 40, 53, 55, 63, 95, 100, 122]),
     row(C::Repair, "repair", "Make the chunk index, or stanzas' histories, anew.", Never)
         .takes(&["index|history"], 0)
         .ends(&[26, 51, 55, 62, 63, 64, 95]),
@@ -209,7 +210,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[26, 55, 63, 75, 95])
         .quiet(),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
-        .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 58, 63, 64, 73, 75, 76, 78, 95, 100]),
+        .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 58, 61, 63, 64, 70, 73, 75, 76, 78, 95, 100, 122]),
     row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required)
         .ends(&[28, 40, 47, 50, 56, 57, 58, 62, 64, 95, 103, 104]),
     row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required).ends(&[38, 50, 55, 60, 95]),
@@ -218,7 +219,7 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Start, "start", "Allow work on this host again.", Optional).ends(&[60]),
     row(C::Stop, "stop", "Forbid work on this host.", Optional).ends(&[47, 64]),
     row(C::Verify, "verify", "Read and check everything a stanza has stored.", Required)
-        .ends(&[26, 29, 55, 63, 75, 82, 95]),
+        .ends(&[26, 29, 55, 63, 75, 82, 95, 100]),
     row(C::Version, "version", "Print the version.", Never).quiet(),
 ];
 

@@ -1,6 +1,7 @@
 //! Repositories in memory with made-up backups, and the JSON they give.
 
 use super::*;
+use crate::Kind;
 use crate::clock::SystemClock;
 use crate::crypto::Unlock;
 use crate::lock::{Lock, Progress};
@@ -168,8 +169,8 @@ fn a_stanza_that_does_not_exist_is_a_status_and_no_stanza_is_an_empty_list() {
         }
     }
     assert_eq!(show(&[&empty], &InfoOptions::default()).to_json(), json!([]));
-    let gone = RepoSource { key: 1, cipher: CipherName::None, access: RepoAccess::Missing };
-    assert_eq!(gather(&[gone], &InfoOptions::default()).unwrap().to_json(), json!([]));
+    let nothing = RepoSource { key: 1, cipher: CipherName::None, access: RepoAccess::Missing };
+    assert_eq!(gather(&[nothing], &InfoOptions::default()).unwrap().to_json(), json!([]));
 }
 
 #[test]
@@ -253,7 +254,7 @@ fn a_repository_that_cannot_be_read_is_a_status_beside_the_others() {
     good.backup("demo", |_| ());
     let broken = Error::refused(Kind::Service, "the store is away").during("cannot open repo2");
     let sources =
-        |error| [good.source(), RepoSource { key: 2, cipher: CipherName::Sealed, access: RepoAccess::failed(error) }];
+        |error| [good.source(), RepoSource { key: 2, cipher: CipherName::Sealed, access: RepoAccess::Failed(error) }];
     let info = gather(&sources(broken), &InfoOptions::default()).unwrap();
     assert_eq!(codes(&info), [("demo".to_owned(), 4, vec![0, 99])]);
     let json = info.to_json();
@@ -263,7 +264,7 @@ fn a_repository_that_cannot_be_read_is_a_status_beside_the_others() {
     let failed = || RepoSource {
         key: 1,
         cipher: CipherName::None,
-        access: RepoAccess::failed(Error::refused(Kind::Crypto, "no key slot opens")),
+        access: RepoAccess::Failed(Error::refused(Kind::Crypto, "no key slot opens")),
     };
     let info = gather(&[failed()], &InfoOptions::default()).unwrap();
     assert_eq!(codes(&info), [("[invalid]".to_owned(), 99, vec![99])]);

@@ -7,13 +7,13 @@
 //! pieces are that it has seen and looks for those of others when it misses something.
 //!
 //! *Trust.* Packs never change and names never return, so nothing can be out of date. The bytes are sealed: whoever uses
-//! them finds out if they are not what was stored, and doubts them: the pack's file goes then. A piece whose hash does not
-//! fit is asked for again. So damage, here or once in the repository, costs time only. What is behind a broken header is
-//! not used, and its file is removed.
+//! them finds out if they are not what was stored, and doubts them: the pieces that have them are spoiled in place then, so
+//! that no process takes them for good. A piece whose hash does not fit is asked for again. So damage, here or once in the
+//! repository, costs time only. What is behind a broken header is not used, and its file is removed.
 //!
 //! *Bounds.* When it has grown by a sixteenth of its limit the files used longest ago go, each as a whole; processes that
 //! grow it at once may be over the limit by as much each. It leaves room to others on its file system as the base cache
-//! does, and after a write that failed nothing more is written. No failure here fails a read.
+//! does, and after a failure nothing more is written. Either is told once. No failure here fails a read.
 
 use super::base_cache::files::{self, Space};
 use crate::store::{Depth, Listed, Put, Range, Store, StoreError};
@@ -49,6 +49,8 @@ pub(super) struct PackCache {
     /// Written since room was made last.
     grown: AtomicU64,
     stopped: AtomicBool,
+    /// That others need the room was told.
+    full: AtomicBool,
 }
 
 /// The file of a pack.
@@ -182,8 +184,8 @@ impl PackCache {
     /// Keeps what is read of packs of `inner` in `dir`. The error says why it cannot.
     pub(super) fn over(inner: Arc<dyn Store>, dir: PathBuf, limit: u64) -> Result<Self, String> {
         files::prepare(&dir)?;
-        let (open, grown, stopped) = Default::default();
-        let cache = Self { inner, dir, limit, open, grown, stopped };
+        let (open, grown, stopped, full) = Default::default();
+        let cache = Self { inner, dir, limit, open, grown, stopped, full };
         // The limit may have been greater.
         cache.make_room();
         Ok(cache)
@@ -242,7 +244,7 @@ impl PackCache {
         let mut missing: Option<std::ops::Range<u64>> = None;
         for part in parts(offset, len as u64) {
             let found = kept.read(&part).unwrap_or_else(|e| {
-                tracing::debug!("'{}' cannot be read: {e}", self.dir.display());
+                self.stop(&e);
                 None
             });
             match found {
@@ -267,14 +269,17 @@ impl PackCache {
     }
 
     fn keep(&self, kept: &Kept, offset: u64, bytes: &[u8]) {
-        let admits = || Space::around(&self.dir).is_ok_and(|space| space.admits(bytes.len() as u64));
-        if self.stopped.load(Ordering::Relaxed) || bytes.len() as u64 > self.limit / GROWTH_SHARE || !admits() {
+        let length = bytes.len() as u64;
+        if self.stopped.load(Ordering::Relaxed) || length > self.limit / GROWTH_SHARE || !self.admits(length) {
             return;
         }
         let mut log = Vec::with_capacity(bytes.len() + HEADER_BYTES);
         let mut seen = kept.seen();
         // Another may have kept the same meanwhile.
-        if kept.look(&mut seen).is_err() || seen.broken {
+        if let Err(e) = kept.look(&mut seen) {
+            return self.stop(&e);
+        }
+        if seen.broken {
             return;
         }
         for part in parts(offset, bytes.len() as u64).filter(|part| seen.holds(part).is_none()) {
@@ -304,6 +309,49 @@ impl PackCache {
         if let Err(e) = clear_to(&self.dir, self.limit - self.limit / GROWTH_SHARE * 2) {
             self.stop(&e);
         }
+    }
+
+    /// Whether so much may be written now. There may be room again later.
+    fn admits(&self, bytes: u64) -> bool {
+        match Space::around(&self.dir) {
+            Ok(space) if space.admits(bytes) => return true,
+            Ok(_) if !self.full.swap(true, Ordering::Relaxed) => tracing::warn!(
+                "what is read of packs is not kept while the file system of '{}' has so little room left",
+                self.dir.display()
+            ),
+            Ok(_) => {}
+            Err(e) => self.stop(&e),
+        }
+        false
+    }
+
+    /// Forgets what is kept of a part of a pack, for all processes. True if there was any.
+    fn forget(&self, key: &str, part: std::ops::Range<u64>) -> io::Result<bool> {
+        let Some(path) = self.path(key).filter(|path| path.exists()) else { return Ok(false) };
+        let Some(kept) = self.open(key)? else { return Ok(false) };
+        // Not the descriptor at hand: it appends, wherever it is told to write.
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let file = OpenOptions::new().write(true).custom_flags(flags).open(&path)?;
+        if file.metadata()?.ino() != kept.file.metadata()?.ino() {
+            return Err(io::Error::other("it was replaced meanwhile"));
+        }
+        let mut seen = kept.seen();
+        kept.look(&mut seen)?;
+        let first = part.start / PIECE_BYTES * PIECE_BYTES;
+        let near = seen.pieces.range(first..part.end).map(|(offset, piece)| (*offset, *piece));
+        let doubted: Vec<_> = near.filter(|(offset, piece)| offset + u64::from(piece.len) > part.start).collect();
+        for (offset, piece) in &doubted {
+            let mut bytes = vec![0; HEADER_BYTES + piece.len as usize];
+            kept.file.read_exact_at(&mut bytes, piece.at)?;
+            // One that does not fit its header already is used by nobody, and must not be made to fit.
+            if let Some((found, content)) = bytes.split_first_chunk::<HEADER_BYTES>()
+                && let Some(byte) = content.first().filter(|_| *found == header(*offset, content))
+            {
+                file.write_all_at(&[!byte], piece.at + HEADER_BYTES as u64)?;
+            }
+            seen.pieces.remove(offset);
+        }
+        Ok(!doubted.is_empty())
     }
 
     /// Writes nothing more.
@@ -376,8 +424,11 @@ impl Store for PackCache {
     }
 
     fn doubt(&self, key: &str, offset: u64, len: usize) -> bool {
-        let removed = self.path(key).is_some_and(|path| fs::remove_file(path).is_ok());
-        removed | self.inner.doubt(key, offset, len)
+        let forgotten = self.forget(key, offset..offset.saturating_add(len as u64)).unwrap_or_else(|e| {
+            tracing::debug!("what is kept of '{key}' goes as a whole: {e}");
+            self.path(key).is_some_and(|path| fs::remove_file(path).is_ok())
+        });
+        forgotten | self.inner.doubt(key, offset, len)
     }
 
     fn gap(&self) -> u64 {

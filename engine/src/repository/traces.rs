@@ -1,7 +1,8 @@
 //! Access traces: what servers read of a stanza's backups when they were started on clones.
 //!
 //! Nothing depends on them: a trace that is lost or damaged costs the next clone some waiting. A stanza keeps the newest
-//! [`KEPT`]; whoever stores one deletes the others, and two that do so at once delete the same.
+//! [`KEPT`]; whoever stores one deletes the others and the damaged ones, and two that do so at once delete the same. Who
+//! only reads deletes nothing.
 
 use super::{Repository, put_new};
 use crate::chunk::{Decoder, Encoder};
@@ -29,8 +30,8 @@ const BYTES_MAX: u64 = 4 << 20;
 const LEVEL: i32 = 3;
 
 impl Repository {
-    /// Stores a trace at this time since the Unix epoch, and deletes those that are not among the newest any more. Answers
-    /// its name; `replaces` is one that it has all of, and is deleted. Where nothing can be deleted they stay, and once
+    /// Stores a trace at this time since the Unix epoch, and deletes those that are damaged or not among the newest any
+    /// more. Answers its name; `replaces` is one that it has all of, and is deleted. Where nothing can be deleted they stay, and once
     /// there are many no more come.
     ///
     /// # Errors
@@ -82,7 +83,8 @@ impl Repository {
         Ok(())
     }
 
-    /// Deletes what is not among the newest, what `replaces` names, and what is dated ahead of its time; never `own`.
+    /// Deletes what is not among the newest, what `replaces` names, what is dated ahead of its time, and what is damaged;
+    /// never `own`.
     fn delete_traces(&self, stanza: &str, now: Duration, own: &str, replaces: Option<&str>) -> Result<()> {
         let mut id = [0xff; TraceId::LEN];
         let (time, _) = id.split_at_mut(8);
@@ -90,15 +92,21 @@ impl Repository {
         time.copy_from_slice(&u64::try_from(last).unwrap_or(u64::MAX).to_be_bytes());
         let last = layout::trace(stanza, TraceId(id));
         let mut kept = 0;
-        for (name, _) in self.trace_names(stanza)?.iter().rev() {
+        for (name, size) in self.trace_names(stanza)?.iter().rev() {
             let is_old = name > &last || replaces == Some(name) || kept >= KEPT;
-            if name != own && is_old {
+            if name != own && (is_old || self.is_damaged_trace(stanza, name, *size)) {
                 self.store().delete(name)?;
             } else {
                 kept += 1;
             }
         }
         Ok(())
+    }
+
+    /// True if nobody will ever read it: it is not what was stored. One of a later version, or of a key that is not at
+    /// hand, may be of use to others.
+    fn is_damaged_trace(&self, stanza: &str, name: &str, size: u64) -> bool {
+        size > BYTES_MAX || self.read_trace(stanza, name).is_err_and(|e| is_damage(&e))
     }
 
     /// The traces of a stanza, the newest first; and why others cannot be read. Costs a list, and a small read for each.
@@ -162,6 +170,11 @@ impl Repository {
         }
         Trace::decode(&plain).map_err(Error::damaged(name))
     }
+}
+
+/// True if what was read is not what was stored.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Checksum | Kind::Format)
 }
 
 #[cfg(test)]

@@ -83,6 +83,14 @@ pub(super) fn walk(
             None
         }
     };
+    if let Some(refs) = refs.as_ref().filter(|refs| !packs.has_all(refs.packs()))
+        // Packs of a backup that has gone meanwhile may go too.
+        && repository.store().get(&layout::backup(stanza, backup.session), Range::Tail { len: 1 }).is_ok()
+    {
+        for pack in refs.packs() {
+            packs.look_for(pack, findings)?;
+        }
+    }
     let source = Arc::new(ChunkSource::new(Arc::clone(repository), Arc::clone(index), stanza));
     let (seen, lengths, bases) = (Vec::new(), vec![(u32::MAX, 0); LENGTHS], vec![None; BASES]);
     let (lacking, files) = (None, (0, Vec::new()));

@@ -26,9 +26,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// What the system says of a sector that cannot be read.
 /// Chunks of damaged packs whose state is remembered: some 40 MiB.
 const PROBED_MAX: usize = 1 << 19;
+/// What the system says of a sector that cannot be read.
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// What was seen of a pack.
@@ -342,6 +342,27 @@ impl Packs {
             marked += 1;
         }
         Ok(marked)
+    }
+
+    /// Names a pack that a backup refers to if it is not there, whether or not any chunk of it is asked for: a manifest that
+    /// is lost itself asks for none.
+    pub(super) fn look_for(&self, pack: PackId, findings: &Findings) -> Result<()> {
+        let name = layout::pack(pack);
+        if self.by_id.contains_key(&pack) {
+            return Ok(());
+        }
+        match self.repository.store().get(&name, Range::Tail { len: 1 }) {
+            Ok(_) => Ok(()),
+            Err(e) if self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(pack) => {
+                findings.failure(&name, e.into())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// True if all of them were listed.
+    pub(super) fn has_all(&self, mut packs: impl Iterator<Item = PackId>) -> bool {
+        packs.all(|pack| self.by_id.contains_key(&pack))
     }
 
     /// Whether a chunk that a backup uses can be read, and where it is. Marks its pack as used.

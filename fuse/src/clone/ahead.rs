@@ -4,8 +4,8 @@
 //! queue, only for a fetch of that very page that has begun.
 
 use super::base::BaseFile;
-use super::hydrate::RESERVE_MAX;
 use super::nodes::OpenFile;
+use super::room;
 use crate::errno::guard;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -74,10 +74,7 @@ impl Ahead {
 
 /// Nobody has asked for these pages yet: they do not take the room that the server needs for what it writes.
 pub(super) fn has_room(open: &OpenFile) -> bool {
-    rustix::fs::fstatvfs(&open.file).is_ok_and(|facts| {
-        let reserve = (facts.f_blocks.saturating_mul(facts.f_frsize) / 20).min(RESERVE_MAX);
-        facts.f_bavail.saturating_mul(facts.f_frsize) > reserve
-    })
+    room::for_unasked(&open.file).is_ok_and(|free| free > 0)
 }
 
 /// The threads; dropping it ends them after what they do at the moment.

@@ -47,12 +47,13 @@ use super::disk::Disk;
 use super::hydrate::Demand;
 use super::nodes::OpenFile;
 use super::recover::Doubt;
+use super::room::Room;
 use super::settle::Queue;
 use super::state::{BLOCK_HEADER_BYTES, BaseEntry};
 use super::trace::Recorder;
 use crate::errno::{self, Outcome, chain};
 use expect::Stream;
-pub(super) use fetch::BLOCK_BYTES;
+pub(super) use fetch::{BLOCK_BYTES, Wanted};
 use fuser::Errno;
 use pgkeep_engine::view::{Content, Snapshot};
 use rustix::fs::FallocateFlags;
@@ -101,6 +102,7 @@ pub(super) struct Shared {
     pub(super) demand: Arc<Demand>,
     pub(super) ahead: Arc<Ahead>,
     pub(super) recorder: Arc<Recorder>,
+    pub(super) room: Room,
 }
 
 /// See the module's header.
@@ -271,7 +273,7 @@ impl BaseFile {
         change()
     }
 
-    /// Fills `buffer` from `offset` without keeping what is fetched, for when the disk is full. Bytes at and above the
+    /// Fills `buffer` from `offset` without keeping what is fetched, for when the disk is full or all but full. Bytes at and above the
     /// file's size are left as they are; the caller has read what the sparse file holds of the range before.
     pub(super) fn overlay(&self, absent: &[Range<u64>], offset: u64, buffer: &mut [u8]) -> Outcome<()> {
         let end = offset + buffer.len() as u64;
@@ -368,7 +370,7 @@ impl BaseFile {
             let kept: Vec<_> =
                 edges.into_iter().filter(|page| touched.contains(page) && !covered.contains(page)).collect();
             for page in &kept {
-                self.ensure_now(open, page * self.page..page * self.page + 1)?;
+                self.ensure_now(open, page * self.page..page * self.page + 1, Wanted::ToKeep)?;
             }
             let generation = self.generation();
             if kept.iter().any(|page| !self.durable.covers(*page..page + 1)) {

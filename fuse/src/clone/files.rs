@@ -1,7 +1,7 @@
 //! Requests on one file: reading, writing, sizing, syncing, facts.
 
 use super::backing::Backing;
-use super::base::BaseFile;
+use super::base::{BaseFile, Wanted};
 use super::disk::Disk as _;
 use super::nodes::{FileState, OpenFile};
 use crate::errno::{Outcome, io, system};
@@ -61,14 +61,14 @@ impl Handle {
         let Some(base) = self.base() else { return self.read_native(offset, size) };
         for _ in 0..READ_TRIES {
             let generation = base.generation();
-            match base.ensure_now(&self.open, range.clone()) {
+            match base.ensure_now(&self.open, range.clone(), Wanted::ToRead) {
                 Ok(()) => {
                     let bytes = self.read_native(offset, size)?;
                     if base.vouches(&self.open, range.clone(), generation) {
                         return Ok(bytes);
                     }
                 }
-                // Reading goes on when nothing more can be kept.
+                // Reading goes on when nothing more can be kept, or what is left of the disk is for others.
                 Err(full) if matches!(full.code(), libc::ENOSPC | libc::EDQUOT | libc::EROFS) => break,
                 Err(error) => return Err(error),
             }

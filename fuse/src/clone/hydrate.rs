@@ -19,6 +19,7 @@ use super::base::BaseFile;
 use super::names::look_up;
 use super::nodes::{OpenFile, ROOT};
 use super::prefetch::Prefetching;
+use super::room;
 use super::settle::Queue;
 use super::state::{Hydration, HydrationState, Layout, Wish};
 use crate::errno::Outcome;
@@ -48,8 +49,6 @@ const YIELD_MAX: Duration = Duration::from_millis(250);
 const DEPTH_MAX: usize = 64;
 /// Looks in a row that find something not durable though nothing was absent: some seconds.
 const LOOKS_MAX: u32 = 20;
-/// Room on the file system that is left alone: a twentieth of it, and no more than this.
-pub(super) const RESERVE_MAX: u64 = 1 << 30;
 /// Files that may wait to be made durable before hydration does it itself.
 const WAITING_MAX: usize = 64;
 
@@ -152,6 +151,8 @@ struct Found<'a> {
 /// What a round has come to.
 #[derive(Default)]
 struct Round {
+    /// The clone's directory, for messages.
+    root: String,
     /// Bytes that the files have of the backup, and how many of them are here.
     total: AtomicU64,
     done: AtomicU64,
@@ -169,7 +170,8 @@ impl Round {
 
     fn fail(&self, path: &str, error: Errno) {
         if matches!(error.code(), libc::ENOSPC | libc::EDQUOT) {
-            return self.fail_full(format!("no space is left for '{path}'"));
+            return self
+                .fail_full(format!("no space is left in '{}' for '{path}'; it goes on when there is room", self.root));
         }
         let error = std::io::Error::from_raw_os_error(error.code());
         self.fail_with(format!("cannot fetch '{path}': {error}; the log says more"));
@@ -260,7 +262,8 @@ impl Work {
             std::thread::sleep(GLANCE.min(TELL));
         }
         loop {
-            let (round, limits) = (Round::default(), Limits::new(wish.io_limit, None, &self.cancel));
+            let round = Round { root: self.layout.root.display().to_string(), ..Round::default() };
+            let limits = Limits::new(wish.io_limit, None, &self.cancel);
             match self.look() {
                 Look::Whole(bytes) => {
                     round.total.store(bytes, Ordering::Release);
@@ -328,7 +331,7 @@ impl Work {
         let before = round.done.load(Ordering::Acquire);
         let absent = round.total.load(Ordering::Acquire).saturating_sub(before);
         if let Some(free) = self.lacks_room(absent)? {
-            round.fail_full(format!("{absent} bytes are to be fetched, and {free} are free beyond the reserve"));
+            round.fail_full(format!("{absent} bytes are to be fetched, and {}", self.free_beyond(free)));
             return Ok(false);
         }
         let next = AtomicUsize::new(0);
@@ -365,10 +368,13 @@ impl Work {
     /// How much room there is if it is not enough for so many bytes and the reserve, which whoever else writes to the file
     /// system needs, the clone's own server before all.
     fn lacks_room(&self, bytes: u64) -> Outcome<Option<u64>> {
-        let facts = rustix::fs::fstatvfs(self.backing.root()).map_err(crate::errno::system)?;
-        let reserve = (facts.f_blocks.saturating_mul(facts.f_frsize) / 20).min(RESERVE_MAX);
-        let free = facts.f_bavail.saturating_mul(facts.f_frsize).saturating_sub(reserve);
+        let free = room::for_unasked(self.backing.root()).map_err(crate::errno::io)?;
         Ok((bytes > free).then_some(free))
+    }
+
+    fn free_beyond(&self, free: u64) -> String {
+        let root = self.layout.root.display();
+        format!("the file system of '{root}' has {free} bytes beyond what is left free; it goes on when there is room")
     }
 
     /// Fetches what is absent of a file. One that was removed meanwhile needs nothing; whether it was the next look tells.
@@ -390,7 +396,7 @@ impl Work {
             match self.lacks_room(REGION) {
                 Ok(None) => {}
                 Ok(Some(free)) => {
-                    let why = format!("for '{}' {free} bytes are free beyond the reserve", base.path());
+                    let why = format!("'{}' is not fetched: {}", base.path(), self.free_beyond(free));
                     return round.fail_full(why);
                 }
                 Err(error) => return round.fail(base.path(), error),

@@ -156,8 +156,11 @@ fn what_an_instant_restore_cannot_do_it_refuses_and_leaves_all_as_it_was() {
         run
     };
     fs::write(target.join("mine"), "mine").unwrap();
-    let run = restore(40, &["--instant"]);
-    assert!(run.says("is not empty"), "{run}");
+    for more in [&["--instant"][..], &["--instant", "--delta"], &["--instant", "--delta", "--force"]] {
+        let run = restore(40, more);
+        assert!(run.says("is not empty") && run.says("needs an empty directory, also with --delta"), "{run}");
+        assert!(!run.says("hint: --delta"), "{run}");
+    }
     assert_eq!(fs::read(target.join("mine")).unwrap(), b"mine");
     fs::remove_file(target.join("mine")).unwrap();
 

@@ -1,6 +1,7 @@
 //! What is said to `clone` is used or refused.
 
 use crate::places::{Places, world};
+use std::fs;
 use support::world::data;
 
 #[test]
@@ -59,5 +60,26 @@ fn a_clone_is_not_made_inside_a_data_directory() {
         assert!(run.says("lies in the data directory"), "{run}");
         assert!(!inside.exists() && !outside.exists());
     }
+    let run = world.expect(32, ["mount", inside.to_str().unwrap()]);
+    assert!(run.says("lies in the data directory") && !inside.exists(), "{run}");
     assert_eq!(data(&world.cluster), before);
+}
+
+#[test]
+fn nothing_is_mounted_or_made_inside_the_repository() {
+    let (world, _) = world();
+    let repository = world.sandbox.repo();
+    let before = fs::read_dir(&repository).unwrap().count();
+    let (inside, outside) = (repository.join("clone"), world.path("outside"));
+    for (dir, mountpoint) in [(&inside, &outside), (&outside, &inside)] {
+        let args = [format!("--dir={}", dir.display()), format!("--mountpoint={}", mountpoint.display())];
+        let run = world.expect(32, ["clone".to_owned(), "create".to_owned()].into_iter().chain(args));
+        assert!(run.says("lies in the repository"), "{run}");
+        assert!(!inside.exists() && !outside.exists());
+    }
+    for place in [&inside, &repository] {
+        let run = world.expect(32, ["mount", place.to_str().unwrap()]);
+        assert!(run.says("lies in the repository"), "{run}");
+    }
+    assert_eq!(fs::read_dir(&repository).unwrap().count(), before);
 }

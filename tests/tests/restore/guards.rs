@@ -61,6 +61,7 @@ fn directories_in_use_and_sets_that_do_not_fit_are_refused() {
     // Delta over what is no cluster would remove a stranger's files.
     let run = world.run([to.as_str(), "--delta", "restore"]);
     assert!(!run.messages("WARN").is_empty() && run.code == Some(40), "{run}");
+    assert!(run.says("hint: move away what is there") && !run.says("hint: --delta"), "{run}");
     assert_eq!(listing(&target), ["something"]);
 }
 

@@ -137,18 +137,6 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
     Ok(made.served(settings))
 }
 
-/// Refuses a place inside a data directory, of whatever cluster: its backups would take it for part of the cluster.
-pub(super) fn refuse_inside(path: &Path) -> Result<(), Failure> {
-    let is_data = |dir: &&Path| dir.join("PG_VERSION").is_file() && dir.join("global/pg_control").is_file();
-    match path.ancestors().skip(1).find(is_data) {
-        None => Ok(()),
-        Some(data) => {
-            let text = format!("'{}' lies in the data directory '{}'", path.display(), data.display());
-            Err(Error::refused(Kind::OptionInvalidValue, text).into())
-        }
-    }
-}
-
 /// Makes a clone anew from what it was made from: nothing of what was written to it is left. Nobody uses it.
 pub(super) fn reset(context: &Context<'_>) -> Result<Served, Failure> {
     let dir = super::dir(context.settings);
@@ -173,7 +161,7 @@ pub(super) fn again(settings: &Settings, dir: &Path) -> Result<(Recipe, PathBuf)
     }
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = settings.path(Opt::Mountpoint).or(recorded_on).ok_or_else(|| required("mountpoint"))?;
-    refuse_inside(&mounts::resolved(mountpoint))?;
+    mounts::refuse_inside(settings, &mounts::resolved(mountpoint))?;
     let repositories = repos::usable(settings)?;
     choose_backup(&repositories, &asked(settings, &recipe, mountpoint, true)?)?;
     Ok((recipe, mountpoint.to_owned()))
@@ -210,7 +198,7 @@ pub(in crate::commands) fn make(
     force: bool,
 ) -> Result<Made, Failure> {
     for path in [dir, &mounts::resolved(mountpoint)] {
-        refuse_inside(path)?;
+        mounts::refuse_inside(context.settings, path)?;
     }
     // As `prepare` makes it.
     let is_new = std::fs::symlink_metadata(mountpoint).is_err();

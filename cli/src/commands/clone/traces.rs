@@ -31,14 +31,22 @@ fn load(repository: Arc<Repository>, stanza: &str) -> Load {
                 return Vec::new();
             }
         };
-        for e in problems {
-            tracing::warn!(
-                "repo{key}: a record of what an earlier clone needed first is ignored: {}",
-                repos::chain(&e)
-            );
+        if let Some(first) = problems.first() {
+            let told = passed_over(key, problems.len(), &repos::chain(first));
+            // With another at hand this clone is no worse for it.
+            if traces.is_empty() { tracing::warn!("{told}") } else { tracing::info!("{told}") }
         }
         traces.into_iter().map(|t| Access { unit: t.unit, paths: t.paths, runs: t.runs }).collect()
     })
+}
+
+/// That records cannot be read: what they are, that nothing is lost, and what becomes of them.
+fn passed_over(key: u32, count: usize, why: &str) -> String {
+    let what = if count == 1 { "a record".to_owned() } else { format!("{count} records") };
+    format!(
+        "repo{key}: {what} of what earlier clones read first (an access trace) is ignored: nothing is lost, this clone fetches \
+         pages when they are asked for; damaged ones go when a clone stores its own, and may be removed: {why}"
+    )
 }
 
 fn keep(repository: Arc<Repository>, stanza: &str, session: SessionId) -> Keep {

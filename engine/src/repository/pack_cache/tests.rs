@@ -103,6 +103,55 @@ fn damage_is_asked_for_again() {
 }
 
 #[test]
+fn what_is_doubted_is_forgotten_by_all_and_the_rest_is_not() {
+    let rig = Rig::new(300_000);
+    let (one, two) = (rig.cache(64 * MIB), rig.cache(64 * MIB));
+    rig.read(&one, 0, 300_000);
+    rig.read(&two, 0, 300_000);
+    assert_eq!(rig.gets(), 1);
+    let piece = PIECE_BYTES as usize;
+    assert!(one.doubt(KEY, PIECE_BYTES + 100, 200));
+    // The piece before it and those behind are as good as they were.
+    for cache in [&one, &two, &rig.cache(64 * MIB)] {
+        rig.read(cache, 0, piece);
+        rig.read(cache, 2 * piece, 300_000 - 2 * piece);
+    }
+    assert_eq!(rig.gets(), 1);
+    // Who had seen it and who comes later ask for it, the first of them for all.
+    rig.read(&two, piece, piece);
+    assert_eq!(rig.gets(), 2);
+    for cache in [&one, &two, &rig.cache(64 * MIB)] {
+        rig.read(cache, 0, 300_000);
+    }
+    assert_eq!(rig.gets(), 2);
+    // A span over two pieces, doubted by one that has not looked yet.
+    let fresh = rig.cache(64 * MIB);
+    assert!(fresh.doubt(KEY, PIECE_BYTES - 1, 2));
+    rig.read(&fresh, 2 * piece, 10);
+    assert_eq!(rig.gets(), 2);
+    rig.read(&fresh, piece - 1, 2);
+    assert_eq!(rig.gets(), 3);
+    // Nothing is kept of these.
+    assert!(!one.doubt("packs/00/other", 0, 10) && !one.doubt("idx/a", 0, 10));
+    assert!(!rig.place().join("other").exists());
+}
+
+#[test]
+fn what_keeps_it_from_keeping_is_told_and_costs_nothing_but_the_cache() {
+    let rig = Rig::new(1000);
+    let cache = rig.cache(64 * MIB);
+    let flags = || [&cache.full, &cache.stopped].map(|flag| flag.load(Ordering::Relaxed));
+    assert!(cache.admits(1) && flags() == [false, false]);
+    // There is no such room, but there may be some for less.
+    assert!(!cache.admits(u64::MAX) && flags() == [true, false]);
+    assert!(cache.admits(1));
+    // Nobody can tell any more.
+    fs::remove_dir(rig.place()).unwrap();
+    assert!(!cache.admits(1) && flags() == [true, true]);
+    rig.read(&cache, 0, 1000);
+}
+
+#[test]
 fn it_stays_within_its_limit_and_the_oldest_go() {
     let rig = Rig::new(100_000);
     let limit = 4 * MIB;

@@ -134,6 +134,13 @@ fn damaged_and_foreign_traces_are_told_and_passed_over() {
         assert_eq!(problems.len(), if *key == moved { 2 } else { 1 }, "{problems:?}");
         assert_eq!(found, [trace(1)]);
     }
+    // Who stores the next takes away what nobody can read, and nothing else.
+    let own = repository.put_trace("demo", Duration::from_secs(3), &trace(3), None).unwrap();
+    let (found, problems) = repository.traces("demo").unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+    assert_eq!(found, [trace(3), trace(1)]);
+    let left: Vec<_> = names(&store).into_iter().filter(|name| name.starts_with("traces/demo/")).collect();
+    assert!(left.len() == 2 && left.contains(&own), "{left:?}");
     // What was stored for one stanza is not another's.
     let stolen = layout::trace("other", TraceId([1; 16]));
     store.put_if_absent(&stolen, &sealed).unwrap();

@@ -71,7 +71,10 @@ pub(in crate::restore) fn inspect(target: &Path, delta: bool, force: bool, uid: 
         (true, false) if has("PG_VERSION") => Mode::Delta,
         (false, true) if has("PG_VERSION") => Mode::Overwrite,
         _ => {
-            let text = format!("unable to restore to '{shown}' because it contains files");
+            let mut text = format!("unable to restore to '{shown}' because it contains files");
+            if delta || force {
+                text.push_str(", which neither --delta nor --force replaces where no cluster is seen to be");
+            }
             return Err(Error::refused(Kind::PathNotEmpty, text));
         }
     };

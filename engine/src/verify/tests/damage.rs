@@ -175,6 +175,19 @@ fn a_missing_pack_is_one_finding_and_hits_all_who_need_it() {
 }
 
 #[test]
+fn missing_packs_are_named_also_if_no_manifest_is_left_to_ask_for_them() {
+    let repo = Repo::new();
+    three(&repo);
+    let packs = repo.keys(layout::PACKS);
+    packs.iter().for_each(|name| repo.store.delete(name).unwrap());
+    let report = repo.verify();
+    let found: Vec<_> = report.damage.iter().map(|d| (d.object.as_str(), d.flaw)).collect();
+    let expected: Vec<_> = packs.iter().map(|name| (name.as_str(), Flaw::Missing)).collect();
+    assert_eq!((found, report.damage_total), (expected, packs.len() as u64));
+    assert_eq!(hit(&report).len(), 3);
+}
+
+#[test]
 fn what_no_backup_uses_is_garbage_and_no_damage() {
     let repo = Repo::new();
     three(&repo);

@@ -35,15 +35,24 @@ const LARGE_BYTES: u64 = 8 << 20;
 
 /// Who wants a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Now,
+pub(in crate::clone) enum Wanted {
+    /// A read, which can do without its being kept.
+    ToRead,
+    /// Whoever cannot: a write of a part of a page, and hydration, which sees to the room itself.
+    ToKeep,
     /// Nobody waits; whoever will is told of a failure then.
     Ahead,
 }
 
 impl BaseFile {
-    /// As [`Self::ensure`], for a request that waits for it: hydration gives way.
-    pub(in crate::clone) fn ensure_now(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
+    /// As [`Self::ensure`], for a request that waits for it: hydration gives way. ENOSPC also if it is to be read only and
+    /// what the disk has left is for others.
+    pub(in crate::clone) fn ensure_now(
+        self: &Arc<Self>,
+        open: &Arc<OpenFile>,
+        range: Range<u64>,
+        wanted: Wanted,
+    ) -> Outcome<()> {
         self.shared.recorder.read(&self.entry.path, &self.seen, range.start..range.end.min(self.limit()));
         if self.holds(range.clone()) {
             self.read_on(open, &range);
@@ -52,12 +61,12 @@ impl BaseFile {
         let _waiting = self.shared.demand.enter();
         // Before this thread begins: the others need not wait for it.
         self.expect(open, &range);
-        self.ensure(open, range)
+        self.ensure_for(open, range, wanted)
     }
 
     /// Fetches what is absent of `range`. Blocks on the store. EROFS if nothing can be kept in the sparse file.
     pub(in crate::clone) fn ensure(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
-        self.ensure_for(open, range, Wanted::Now)
+        self.ensure_for(open, range, Wanted::ToKeep)
     }
 
     /// As [`Self::ensure`], for what nobody has asked for yet.
@@ -83,6 +92,10 @@ impl BaseFile {
             let first = page * self.page / BLOCK_BYTES;
             let end = range.end.min(self.limit()).div_ceil(BLOCK_BYTES).min(first + BLOCKS_MAX);
             if let Some(flight) = self.take_off(first..end.max(first + 1)) {
+                let bytes = self.absent_bytes(flight.blocks.start * BLOCK_BYTES..flight.blocks.end * BLOCK_BYTES);
+                if !self.shared.room.take(&open.file, bytes) && wanted != Wanted::ToKeep {
+                    return Err(Errno::ENOSPC);
+                }
                 self.fetch(open, &flight.blocks, &range, wanted)?;
             }
         }
@@ -118,7 +131,7 @@ impl BaseFile {
         let Some(all) = self.absent(bytes.clone()) else { return Ok(()) };
         let result = match self.fetch_pages(open, &all) {
             // What is around them may be of other chunks: damage there must not reach further than it does.
-            Err(Failure::Base(place, error)) if wanted == Wanted::Now && is_of_content(&error) => {
+            Err(Failure::Base(place, error)) if wanted != Wanted::Ahead && is_of_content(&error) => {
                 match self.absent(needed.start.max(bytes.start)..needed.end.min(bytes.end)) {
                     Some(few) if few != all => self.fetch_pages(open, &few),
                     _ => Err(Failure::Base(place, error)),
@@ -130,7 +143,7 @@ impl BaseFile {
             Failure::Disk(errno) => errno,
             Failure::Base(place, error) => {
                 match wanted {
-                    Wanted::Now => tracing::error!("cannot fetch {place}: {}", chain(&error)),
+                    Wanted::ToRead | Wanted::ToKeep => tracing::error!("cannot fetch {place}: {}", chain(&error)),
                     Wanted::Ahead => tracing::debug!("cannot fetch {place} ahead: {}", chain(&error)),
                 }
                 Errno::EIO

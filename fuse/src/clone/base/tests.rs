@@ -140,6 +140,7 @@ impl Rig {
             demand: Arc::default(),
             ahead: Arc::default(),
             recorder: Arc::default(),
+            room: Room::new(self.layout.root.clone()),
         });
         let base = BaseFile::load(self.table.get(0).unwrap(), self.size, shared).unwrap();
         let nodes = Nodes::new(1, false);

@@ -1,0 +1,162 @@
+//! What a clone leaves free on its file system, for its own server before all: a server that cannot write WAL panics.
+//!
+//! Pages that nobody has asked for yet leave a twentieth, at most [`UNASKED_MAX`]. Pages that the server reads leave
+//! much less, [`ASKED_MAX`] or a fiftieth if that is less: below that they are read as ever and not kept ([`Room`]).
+//! Pages that the server writes parts of are kept in any case: they must be somewhere.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Most that is left by what nobody has asked for.
+const UNASKED_MAX: u64 = 1 << 30;
+/// Most that is left by reads: four WAL segments of the usual size.
+const ASKED_MAX: u64 = 64 << 20;
+/// How long an answer of the file system is taken for true. What the clone itself keeps meanwhile is counted.
+const AGE_MAX: Duration = Duration::from_secs(1);
+
+/// A file system's size and what is free of it, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Space {
+    total: u64,
+    free: u64,
+}
+
+impl Space {
+    fn of(place: impl std::os::fd::AsFd) -> std::io::Result<Self> {
+        let facts = rustix::fs::fstatvfs(place)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(facts.f_frsize);
+        Ok(Self { total: bytes(facts.f_blocks), free: bytes(facts.f_bavail) })
+    }
+
+    fn beyond(self, reserve: u64) -> u64 {
+        self.free.saturating_sub(reserve)
+    }
+
+    fn beyond_unasked(self) -> u64 {
+        self.beyond((self.total / 20).min(UNASKED_MAX))
+    }
+
+    fn reserve_asked(self) -> u64 {
+        (self.total / 50).min(ASKED_MAX)
+    }
+
+    fn beyond_asked(self) -> u64 {
+        self.beyond(self.reserve_asked())
+    }
+}
+
+/// How many bytes may be kept of what nobody has asked for, on the file system of `place`.
+pub(super) fn for_unasked(place: impl std::os::fd::AsFd) -> std::io::Result<u64> {
+    Space::of(place).map(Space::beyond_unasked)
+}
+
+/// How much of what a server reads may be kept.
+pub(super) struct Room {
+    /// The clone's directory, for messages.
+    root: PathBuf,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    asked: Option<Instant>,
+    /// Bytes that may be kept until the file system is asked again.
+    left: u64,
+    /// The end of it was told.
+    told: bool,
+}
+
+impl Room {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root, known: Mutex::default() }
+    }
+
+    /// True if so many bytes may be kept in `file`; they are counted then. Asks the file system at most once a second.
+    pub(super) fn take(&self, file: &File, bytes: u64) -> bool {
+        self.take_of(bytes, Instant::now(), || Space::of(file))
+    }
+
+    fn take_of(&self, bytes: u64, now: Instant, ask: impl FnOnce() -> std::io::Result<Space>) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.asked.is_none_or(|at| now.duration_since(at) >= AGE_MAX) {
+            known.asked = Some(now);
+            match ask() {
+                Ok(space) => {
+                    known.left = space.beyond_asked();
+                    // Told again only if there was some room in between, not at each page to and fro.
+                    known.told &= space.free < 2 * space.reserve_asked();
+                }
+                Err(error) => {
+                    // Then writing tells whether there is room.
+                    tracing::debug!("cannot see how much room clone '{}' has: {error}", self.root.display());
+                    known.left = u64::MAX;
+                }
+            }
+        }
+        if let Some(left) = known.left.checked_sub(bytes) {
+            known.left = left;
+            return true;
+        }
+        let was_told = std::mem::replace(&mut known.told, true);
+        drop(known);
+        if !was_told {
+            tracing::warn!(
+                "the file system of clone '{}' is all but full: what is left is for what its server writes; \
+                 pages are read from the repository without being kept",
+                self.root.display()
+            );
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn small(free: u64) -> std::io::Result<Space> {
+        Ok(Space { total: 100 * MIB, free })
+    }
+
+    #[test]
+    fn large_file_systems_keep_four_segments_small_ones_a_fiftieth() {
+        let beyond = |total, free| Space { total, free }.beyond_asked();
+        assert_eq!(beyond(1 << 40, 65 * MIB), MIB);
+        assert_eq!(beyond(100 * MIB, 3 * MIB), MIB);
+        assert_eq!(beyond(100 * MIB, MIB), 0);
+        assert_eq!(Space { total: 100 * MIB, free: 6 * MIB }.beyond_unasked(), MIB);
+        assert_eq!(Space { total: 1 << 40, free: 1025 * MIB }.beyond_unasked(), MIB);
+    }
+
+    #[test]
+    fn what_is_kept_counts_until_the_file_system_is_asked_again() {
+        let (room, begin) = (Room::new("clone".into()), Instant::now());
+        let unasked = || -> std::io::Result<Space> { panic!("asked twice in a second") };
+        assert!(room.take_of(MIB, begin, || small(4 * MIB)));
+        assert!(room.take_of(MIB, begin, unasked));
+        assert!(!room.take_of(1, begin + AGE_MAX / 2, unasked));
+        // Others have taken it, and then given it back.
+        assert!(!room.take_of(1, begin + AGE_MAX, || small(2 * MIB)));
+        assert!(room.take_of(MIB, begin + 2 * AGE_MAX, || small(50 * MIB)));
+    }
+
+    #[test]
+    fn the_end_of_the_room_is_told_once_until_there_was_some_again() {
+        let (room, begin) = (Room::new("clone".into()), Instant::now());
+        let told = || room.known.lock().unwrap().told;
+        assert!(!room.take_of(1, begin, || small(0)) && told());
+        assert!(!room.take_of(1, begin + AGE_MAX, || small(0)) && told());
+        assert!(room.take_of(1, begin + 2 * AGE_MAX, || small(3 * MIB)) && told());
+        assert!(room.take_of(1, begin + 3 * AGE_MAX, || small(4 * MIB)) && !told());
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_answer_is_left_to_the_write() {
+        let room = Room::new("clone".into());
+        assert!(room.take_of(MIB, Instant::now(), || Err(std::io::ErrorKind::Unsupported.into())));
+    }
+}
