@@ -186,7 +186,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .fileless(),
     row(C::Clone, "clone", "Make, run, keep or remove writable clones of a backup.", Optional)
         .takes(&["create|mount|start|stop|reset|hydrate|promote|list|info|destroy"], 0)
-        .ends(&[26, 28, 38, 40, 42, 47, 50, 55, 56, 63, 64, 73, 75, 95, 100]),
+        .ends(&[26, 28, 38, 40, 42, 47, 50, 53, 55, 56, 63, 64, 73, 75, 95, 100]),
     row(C::Diff, "diff", "Tell which relations differ between two backups.", Required)
         .ends(&[26, 28, 29, 32, 40, 42, 47, 50, 55, 56, 57, 58, 63, 64, 75, 89, 95, 100])
         .quiet(),

@@ -22,6 +22,7 @@ use super::prefetch::Prefetching;
 use super::settle::Queue;
 use super::state::{Hydration, HydrationState, Layout, Wish};
 use crate::errno::Outcome;
+use crate::size::human;
 use fuser::{Errno, FileType};
 use pgkeep_engine::limit::Limits;
 use pgkeep_engine::observe::Cancel;
@@ -266,7 +267,11 @@ impl Work {
                     round.total.store(bytes, Ordering::Release);
                     round.done.store(bytes, Ordering::Release);
                     let told = self.tell(&round, HydrationState::Done);
-                    tracing::info!("clone '{}' is hydrated: {} bytes", self.layout.root.display(), told.total);
+                    tracing::info!(
+                        "clone '{}' is hydrated: all {} of the backup are in its directory, which needs the repository no more",
+                        self.layout.root.display(),
+                        human(told.total)
+                    );
                     return true;
                 }
                 Look::Ended => return false,
@@ -276,7 +281,10 @@ impl Work {
                 Look::Lacks(_) => {}
             }
             if looks == 0 {
-                tracing::info!("hydrating clone '{}'", self.layout.root.display());
+                tracing::info!(
+                    "hydrating clone '{}': fetching all of the backup that it lacks",
+                    self.layout.root.display()
+                );
             } else {
                 std::thread::sleep(GLANCE);
             }
@@ -301,7 +309,14 @@ impl Work {
             }
             if round.has_failed() {
                 let told = self.tell(&round, HydrationState::Failed);
-                tracing::warn!("hydration waits {} s: {}", RETRY.as_secs(), told.error.unwrap_or_default());
+                tracing::warn!(
+                    "hydration of clone '{}' is tried again in {} s, {} of {} are there: {}",
+                    self.layout.root.display(),
+                    RETRY.as_secs(),
+                    human(told.done),
+                    human(told.total),
+                    told.error.unwrap_or_default()
+                );
                 self.sleep(RETRY);
                 return false;
             }
@@ -328,7 +343,8 @@ impl Work {
         let before = round.done.load(Ordering::Acquire);
         let absent = round.total.load(Ordering::Acquire).saturating_sub(before);
         if let Some(free) = self.lacks_room(absent)? {
-            round.fail_full(format!("{absent} bytes are to be fetched, and {free} are free beyond the reserve"));
+            let (absent, free) = (human(absent), human(free));
+            round.fail_full(format!("{absent} are to be fetched, and {free} are free beyond what is left to others"));
             return Ok(false);
         }
         let next = AtomicUsize::new(0);
@@ -390,7 +406,8 @@ impl Work {
             match self.lacks_room(REGION) {
                 Ok(None) => {}
                 Ok(Some(free)) => {
-                    let why = format!("for '{}' {free} bytes are free beyond the reserve", base.path());
+                    let free = human(free);
+                    let why = format!("no room for '{}': {free} are free beyond what is left to others", base.path());
                     return round.fail_full(why);
                 }
                 Err(error) => return round.fail(base.path(), error),
