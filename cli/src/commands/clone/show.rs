@@ -1,6 +1,6 @@
 //! What a clone is and how it is at this moment: `clone list` and `clone info`.
 
-use super::{dir, is_restore, known, recorded};
+use super::{dir, is_restore, known, recorded, taken_for_a_clone};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Command, Opt, Settings};
@@ -89,7 +89,14 @@ pub(super) fn list(settings: &Settings) -> Result<Status, Failure> {
     let (clones, none) = if settings.path(Opt::Dir).is_some() {
         let dir = dir(settings);
         let clones = match clone::info(&dir) {
-            Err(e) if e.kind() == Kind::PathMissing && dir.is_dir() => clone::list(&dir)?,
+            Err(e) if e.kind() == Kind::PathMissing && dir.is_dir() => {
+                let clones = clone::list(&dir)?;
+                // What is something else holds none.
+                match taken_for_a_clone(&dir).filter(|_| clones.is_empty()) {
+                    Some(failure) => return Err(failure),
+                    None => clones,
+                }
+            }
             Err(_) => vec![(dir.clone(), Ok(known(&dir)?))],
             info => vec![(dir, info)],
         };
