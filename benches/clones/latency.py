@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -92,7 +93,9 @@ class Late(Clone):
         """Bytes that were fetched because of a trace, once that is over."""
         while not self.log():
             time.sleep(0.02)
-        return int(self.log()[-1].split("fetched ")[1].split()[0])
+        # As people read it: 12.5MB.
+        number, unit = re.match(r"([\d.]+)(\w+)", self.log()[-1].split("fetched ")[1]).groups()
+        return round(float(number) * 1024 ** ("B", "KB", "MB", "GB").index(unit))
 
 
 def newest(rig, number=-1):

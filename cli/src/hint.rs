@@ -59,10 +59,11 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::PathNotEmpty, Some(C::StanzaCreate)) => {
             &["is the repository's path right? A repository is made in a directory that is empty or not there yet"]
         }
-        (Kind::PathNotEmpty, Some(C::Clone)) if says("exists already") => {
-            &["'clone mount' serves it, 'clone destroy' removes it; a further clone needs another directory"]
+        (Kind::PathMissing, Some(C::Clone)) if says("is not served") || says("is not mounted") => {
+            &["'clone mount' or 'clone start' serves it again"]
         }
-        (Kind::PathNotEmpty, Some(C::Clone | C::Mount)) => &["name a directory that is empty or not there yet"],
+        (Kind::PathMissing | Kind::PathNotEmpty | Kind::PathOpen, Some(C::Clone)) => no_clone(error, &says),
+        (Kind::PathNotEmpty, Some(C::Mount)) => &["name a directory that is empty or not there yet"],
         (
             Kind::FileOpen | Kind::PathOpen | Kind::FileWrite | Kind::PathCreate | Kind::FileOwner | Kind::FileRead,
             _,
@@ -74,6 +75,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
              docs/operations.md, \"When the archive holds another history\"",
         ],
         (Kind::LockAcquire, _) if says("session") => &["run the command again"],
+        (Kind::LockAcquire, Some(C::Clone)) if says("is being made or removed") => {
+            &["wait for the other process to end"]
+        }
         (Kind::LockAcquire, Some(C::Clone)) => &["'clone list' shows which clones are in use, and by whom"],
         (Kind::LockAcquire, _) => &["wait for the other process to end, or see with 'info' what it does"],
         (Kind::BackupMismatch, Some(C::Backup)) => {
@@ -83,9 +87,6 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
             &["mount it with 'clone mount' or 'clone start'; then 'clone promote' fetches what it lacks"]
         }
         (Kind::FileMissing, _) => missing(command, root, &says),
-        (Kind::PathMissing, Some(C::Clone)) if says("is not served") || says("is not mounted") => {
-            &["'clone mount' or 'clone start' serves it again"]
-        }
         (Kind::DbConnect, Some(C::Clone)) if says("is promoted") => {
             &["the data directory is whole and no clone any more: start its server as any other's"]
         }
@@ -93,10 +94,6 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
             "'pgkeep-clone.log' in the data directory has all that the server said",
             "the clone is there: 'clone start' tries again, 'clone reset' makes it anew, with another --port for example",
         ],
-        (Kind::PathMissing, Some(C::Clone)) if says("cannot list") => {
-            &["--dir names the directory that holds clones, or one of them"]
-        }
-        (Kind::PathMissing, Some(C::Clone)) => &["'clone list' shows the clones in a directory"],
         (Kind::PathMissing, Some(C::ArchiveGet)) => &["'verify' shows what the repository lacks"],
         (Kind::DbConnect, Some(C::Extract | C::Drill)) if says("before configured recovery target was reached") => &[
             "the archive ends before the target, or the target is on another timeline (--target-timeline): 'info' shows \
@@ -158,6 +155,34 @@ fn not_empty_for_restore(says: &dyn Fn(&str) -> bool) -> &'static [&'static str]
         ]
     } else {
         &[]
+    }
+}
+
+/// A directory that is no clone, or should not be one: what it is decides.
+fn no_clone(error: &Error, says: &dyn Fn(&str) -> bool) -> &'static [&'static str] {
+    const OWN: &[&str] = &["--dir names the clone's own directory: the one in the message"];
+    const SEARCH: &str =
+        "'clone list' shows the clones that are mounted, 'clone list --dir=DIRECTORY' all in a directory";
+    if says("exists already") {
+        &["'clone mount' serves it, 'clone destroy' removes it; a further clone needs another directory"]
+    } else if says("not its own directory") {
+        OWN
+    } else if says("but holds some") {
+        &["--dir names one of them; of 'clone list' also the directory that holds them"]
+    } else if says("is closed to this user") {
+        &["run the command as that user, or as root"]
+    } else if says("is not complete") {
+        &["'clone create' with the same --dir makes it anew, 'clone destroy' removes what is left of it"]
+    } else if says("nothing of it is removed") {
+        &["--dir names a clone's own directory; what is no clone is removed by other means", SEARCH]
+    } else if says("is not a clone: '") || says("is not empty") || says("is mounted on '") {
+        &["name a directory that is empty or not there yet"]
+    } else if matches!(error.root(), Error::File(_)) {
+        of_system(error)
+    } else if error.kind() == Kind::PathNotEmpty {
+        &[]
+    } else {
+        &[SEARCH]
     }
 }
 
@@ -255,6 +280,31 @@ mod tests {
         assert!(found[0].contains("also with --delta") && found[1].starts_with("without --instant"), "{found:?}");
         assert!(of("'/.d.pgkeep' is not a clone: '/.d.pgkeep/x' is not of one").is_empty());
         assert!(of("unable to restore to '/t': it contains files. Use --force to replace them").is_empty());
+    }
+
+    #[test]
+    fn what_is_no_clone_has_the_remedy_of_what_it_is() {
+        let cases = [
+            (Kind::PathMissing, "there is no directory '/c'", "'clone list'"),
+            (Kind::PathMissing, "'/c' is not a clone", "'clone list'"),
+            (Kind::PathMissing, "'/c' is an ordinary data directory, not a clone", "'clone list'"),
+            (Kind::PathMissing, "'/m' is where clone '/c' is mounted, not its own directory", "the one in the message"),
+            (Kind::PathMissing, "'/p' is not a clone, but holds some: '/p/c'", "one of them"),
+            (Kind::PathMissing, "clone '/c' is not complete: what made or removed it was ended", "'clone destroy'"),
+            (Kind::PathMissing, "clone '/c' is not served: it goes on once it is mounted", "serves it again"),
+            (Kind::PathOpen, "'/c' is closed to this user: it belongs to user 7", "as that user"),
+            (Kind::LockAcquire, "clone '/c' is being made or removed by another process", "wait"),
+            (Kind::PathNotEmpty, "'/c' is not a clone: '/c/x' is not of one", "empty"),
+            (
+                Kind::PathNotEmpty,
+                "'/c' is not a clone, and nothing of it is removed: '/c/x' is not of one",
+                "other means",
+            ),
+        ];
+        for (kind, text, remedy) in cases {
+            let found = of(Some(Command::Clone), &refused(kind, text));
+            assert!(found.iter().any(|hint| hint.contains(remedy)), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -126,9 +126,12 @@ pub(crate) fn resolved(path: &Path) -> PathBuf {
     }
 }
 
+/// Begins the sources of our mounts; what follows is a clone's directory, which is absolute, or a stanza.
+const SOURCE: &str = "pgkeep:";
+
 /// The source under which a clone directory is mounted.
 pub(crate) fn source_of(dir: &Path) -> String {
-    let mut text = String::from("pgkeep:");
+    let mut text = String::from(SOURCE);
     for byte in dir.as_os_str().as_bytes() {
         match byte {
             b'/' | b'.' | b'_' | b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => text.push(char::from(*byte)),
@@ -136,6 +139,43 @@ pub(crate) fn source_of(dir: &Path) -> String {
         }
     }
     text
+}
+
+/// The clone directory that a source names, if it names one.
+fn clone_of(source: &str) -> Option<PathBuf> {
+    let coded = source.strip_prefix(SOURCE).filter(|path| path.starts_with('/'))?;
+    let mut bytes = Vec::with_capacity(coded.len());
+    let mut rest = coded.as_bytes();
+    while let Some((byte, later)) = rest.split_first() {
+        if *byte == b'%' {
+            let code = std::str::from_utf8(later.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(code, 16).ok()?);
+            rest = later.get(2..)?;
+        } else {
+            bytes.push(*byte);
+            rest = later;
+        }
+    }
+    Some(PathBuf::from(std::ffi::OsString::from_vec(bytes)))
+}
+
+/// The directories of all clones that are mounted on this host, in order.
+///
+/// # Errors
+/// As [`of_source`].
+pub(crate) fn clones() -> Result<Vec<PathBuf>> {
+    let mut found: Vec<_> = all()?.iter().filter_map(|mount| clone_of(&mount.source)).collect();
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// The directory of the clone that is mounted on a path, on top.
+///
+/// # Errors
+/// As [`of_source`].
+pub(crate) fn clone_on(path: &Path) -> Result<Option<PathBuf>> {
+    Ok(all()?.iter().rfind(|mount| mount.on == path).and_then(|mount| clone_of(&mount.source)))
 }
 
 /// Where this source is mounted.
@@ -208,6 +248,12 @@ mod tests {
     fn sources_keep_directories_apart() {
         assert_eq!(source_of(Path::new("/srv/clones/a-1.x")), "pgkeep:/srv/clones/a-1.x");
         assert_eq!(source_of(Path::new("/a b,c%")), "pgkeep:/a%20b%2cc%25");
+        for dir in ["/srv/clones/a-1.x", "/a b,c%", "/ä", "/"] {
+            assert_eq!(clone_of(&source_of(Path::new(dir))).as_deref(), Some(Path::new(dir)));
+        }
+        for other in ["pgkeep:main", "pgkeep", "/dev/sda1", "pgkeep:/a%2", "pgkeep:/a%zz", ""] {
+            assert_eq!(clone_of(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -152,7 +152,7 @@ General options:
         "{extract}"
     );
     assert!(told(&run(&["help", "restore"])).1.contains("75   no backup fits"));
-    assert_eq!(told(&run(&["help", "clone", "create"])).1, told(&run(&["help", "clone"])).1);
+    help_of_an_action_has_what_is_about_it();
     for (args, expected) in [
         (&["help", "nonsense"][..], "no command 'nonsense'"),
         (&["help", "backup", "nonsense"], "no option 'nonsense'"),
@@ -160,6 +160,44 @@ General options:
         let (status, out, err) = told(&run(args));
         assert!(status != 0 && out.is_empty() && err.contains(expected), "{args:?}: {status} {out} {err}");
     }
+}
+
+fn help_of_an_action_has_what_is_about_it() {
+    let help = |args: &[&str]| {
+        let (status, help, _) = told(&run(&[&["help"], args].concat()));
+        assert!(status == 0 && help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        help
+    };
+    let (all, create, info) = (help(&["clone"]), help(&["clone", "create"]), help(&["clone", "info"]));
+    assert!(all.contains("'pgkeep help clone <action>' lists what is about one of them"), "{all}");
+    let usage = "pgkeep --stanza=<name> [options] clone create --dir=<path> --mountpoint=<path>\n";
+    assert!(create.starts_with("clone create: make a clone of a backup") && create.contains(usage), "{create}");
+    for (option, creates, shows) in [
+        ("--dir ", true, true),
+        ("--output ", true, true),
+        ("--target-action ", true, false),
+        ("--clone-trace ", true, false),
+        ("--repo<N>-path ", true, false),
+        ("--io-limit ", false, false),
+        ("--log-path ", true, true),
+    ] {
+        assert!(all.contains(option), "{option}");
+        assert_eq!((create.contains(option), info.contains(option)), (creates, shows), "{option}");
+    }
+    for option in ["clone-trace", "repo-clone-cache-size"] {
+        let text = help(&["clone", option]);
+        for part in ["\n  What it does: ", "\n  When to change it: ", "\n  What it costs: "] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
+
+#[test]
+fn an_action_that_does_not_exist_is_refused_before_its_options() {
+    let (status, out, error) = told(&run(&["--no-config", "--set=latest", "clone", "creat"]));
+    assert_eq!((status, out.as_str()), (96, ""));
+    let expected = "ERROR: [096]: there is no 'clone creat'\n       hint: did you mean 'clone create'?\n";
+    assert_eq!(error, expected);
 }
 
 #[test]

@@ -13,9 +13,11 @@ mod base;
 mod bitmap;
 mod disk;
 mod files;
+mod foreign;
 mod fs;
 mod hydrate;
 mod identity;
+mod lock;
 mod modes;
 mod names;
 mod nodes;
@@ -98,59 +100,15 @@ pub fn create(dir: &Path, snapshot: &dyn Snapshot, options: &CreateOptions) -> R
     let mut private = std::fs::DirBuilder::new();
     private.mode(0o700).recursive(true);
     private.create(dir).map_err(FileError::at("create", dir))?;
-    refuse_foreign(&layout)?;
+    foreign::check_place(&layout)?;
     std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700)).map_err(FileError::at("change mode of", dir))?;
     private.create(layout.meta()).map_err(FileError::at("create", layout.meta()))?;
-    let _lock = state::lock(&layout)?;
+    let _lock = lock::take(&layout)?;
     if layout.is_complete() {
         return Err(Error::refused(Kind::PathNotEmpty, format!("clone '{}' exists already", dir.display())));
     }
     clear(&layout)?;
     skeleton::create(&layout, snapshot, options)
-}
-
-/// What is asked of a directory before anything in it is removed.
-///
-/// It is ours if it holds at most `meta` and `data`, `meta` only files of ours, and the mark that says so. Before the
-/// mark is made there is nothing but an empty `meta`, or one with an empty lock.
-fn refuse_foreign(layout: &Layout) -> Result<()> {
-    let foreign = |path: &Path| {
-        let message = format!("'{}' is not a clone: '{}' is not of one", layout.root.display(), path.display());
-        Err(Error::refused(Kind::PathNotEmpty, message))
-    };
-    for (path, meta) in entries(&layout.root)? {
-        if meta.is_dir() && promote::is_trial(&path) && std::fs::remove_dir(&path).is_ok() {
-            continue;
-        }
-        if !(meta.is_dir() && (path == layout.meta() || path == layout.data())) {
-            return foreign(&path);
-        }
-    }
-    let mut is_begun = false;
-    if layout.meta().is_dir() {
-        for (path, meta) in entries(&layout.meta())? {
-            let is_known = path.file_name().is_some_and(|name| state::META_NAMES.iter().any(|known| name == *known));
-            if !(is_known && meta.is_file()) {
-                return foreign(&path);
-            }
-            is_begun |= path != layout.file("lock") || meta.len() > 0;
-        }
-    }
-    if (is_begun || layout.data().is_dir()) && !state::is_marked(layout) {
-        return foreign(&layout.root);
-    }
-    Ok(())
-}
-
-/// What a directory holds; links are not followed.
-fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(FileError::at("list", directory))? {
-        let path = entry.map_err(FileError::at("list", directory))?.path();
-        let meta = std::fs::symlink_metadata(&path).map_err(FileError::at("stat", &path))?;
-        found.push((path, meta));
-    }
-    Ok(found)
 }
 
 /// Removes what a creation that died has left. The lock file stays: it is held.
@@ -275,12 +233,11 @@ pub fn serve_traced(
 /// What a clone is of.
 ///
 /// # Errors
-/// `PathMissing` if `dir` is no complete clone, `FileInvalid` if its record is damaged.
+/// `PathMissing` if `dir` is no complete clone, `LockAcquire` if it is being made, `PathOpen` if it is closed to this user;
+/// `FileInvalid` if its record is damaged.
 pub fn info(dir: &Path) -> Result<CloneInfo> {
     let layout = Layout::new(dir);
-    if !layout.is_complete() {
-        return Err(Error::refused(Kind::PathMissing, format!("'{}' is not a complete clone", dir.display())));
-    }
+    foreign::check_complete(&layout)?;
     CloneInfo::load(&layout)
 }
 
@@ -313,9 +270,19 @@ pub fn hydration(dir: &Path) -> Result<Option<Hydration>> {
 /// # Errors
 /// `LockAcquire` if somebody does.
 pub fn check_free(dir: &Path) -> Result<()> {
-    let layout = Layout::new(dir);
-    // Looking makes no lock where there is none.
-    if layout.file("lock").exists() { state::lock(&layout).map(drop) } else { Ok(()) }
+    if is_held(dir)? {
+        let text = format!("clone '{}' is in use by another process", dir.display());
+        return Err(Error::refused(Kind::LockAcquire, text));
+    }
+    Ok(())
+}
+
+/// Whether somebody serves or changes the clone at this moment. Looking keeps nobody from that.
+///
+/// # Errors
+/// What the file system said.
+pub fn is_held(dir: &Path) -> Result<bool> {
+    lock::is_held(&Layout::new(dir))
 }
 
 /// The complete clones in the directory `parent`, by name, each as [`info`] tells it.
@@ -334,17 +301,26 @@ pub fn list(parent: &Path) -> Result<Vec<(PathBuf, Result<CloneInfo>)>> {
     Ok(clones)
 }
 
+/// Succeeds if [`destroy`] would remove what is in `dir`: a clone, or the rest of one.
+///
+/// # Errors
+/// `PathNotEmpty` or `PathMissing` if it is something else, and what the file system said.
+pub fn try_destroy(dir: &Path) -> Result<()> {
+    foreign::check_own(&Layout::new(dir))
+}
+
 /// Removes a clone, complete or not, with everything written to it.
 ///
 /// # Errors
-/// `LockAcquire` while it is served, `PathNotEmpty` if `dir` is or holds something else: then nothing is removed, and
-/// what the file system said.
+/// `LockAcquire` while it is served, as [`try_destroy`] if `dir` is something else: then nothing is removed, and what the
+/// file system said.
 pub fn destroy(dir: &Path) -> Result<()> {
     let layout = Layout::new(dir);
-    refuse_foreign(&layout)?;
+    foreign::check_own(&layout)?;
     let meta = layout.meta();
     if meta.is_dir() {
-        let _lock = state::lock(&layout)?;
+        let _lock = lock::take(&layout)?;
+        foreign::remove_trials(&layout)?;
         // First the sign that it is whole, last the one that it is ours: whoever comes after a death can go on.
         let complete = layout.file("complete");
         if layout.is_complete() {

@@ -2,13 +2,15 @@
 //!
 //! `create` makes the directory and serves it, `mount` serves it again (after a reboot, or when the daemon died), `start` and
 //! `stop` do that and start and stop its server, `hydrate` fetches everything, `promote` makes an ordinary data directory of
-//! it, `list` and `info` show clones, `destroy` removes one with everything that was written to it.
+//! it, `list` and `info` show clones (`clone/show.rs`), `destroy` removes one with everything that was written to it.
 
 mod absent;
 pub(crate) mod instant;
-pub(super) mod life;
+mod life;
 pub(super) mod make;
+pub(super) mod server;
 mod settings;
+mod show;
 pub(super) mod told;
 mod traces;
 
@@ -16,49 +18,30 @@ use super::Context;
 use crate::daemon::{self, Served};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Command, Opt, OptionError, Settings, Source};
-use crate::render::{self, json};
-use crate::size::human_size;
-use crate::{mounts, repos, servers, zone};
+use crate::option::action::{OF_MAKING, OF_RESET};
+use crate::option::{Opt, OptionError, Settings, Source};
+use crate::{mounts, repos, servers};
 use pgkeep_engine::repository::{ChunkSource, Repository};
 use pgkeep_engine::view::{BackupSnapshot, ChunkCache, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_formats::repo::records::Commit;
-use pgkeep_fuse::clone::{self, CloneInfo, Hydration, HydrationState, OpenMode, Tracing};
+use pgkeep_fuse::clone::{self, CloneInfo, OpenMode, Tracing};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
 use rustix::process::Signal;
-use serde_json::json;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a server that is told to quit at once may take.
 const QUIT_WAIT: Duration = Duration::from_secs(10);
+/// How long processes of a server may take to notice that it died.
+const LEFT_WAIT: Duration = Duration::from_secs(3);
 /// How long the daemon may take to make everything durable after the unmount.
 const END_WAIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
-/// The unit of `st_blocks`, whatever the file system's blocks are.
-const STAT_BLOCK_BYTES: u64 = 512;
 /// Decoded chunks that are kept. What is fetched stays in the clone's files: only pages of one chunk that lie far apart,
 /// as those of an increment do, are found here again. There may be many clones on a host, each served by a process.
 const CHUNK_CACHE_BYTES: usize = 16 << 20;
-
-/// Options that say what a clone is made of and what its server is told.
-const OF_MAKING: [Opt; 10] = [
-    Opt::Set,
-    Opt::Type,
-    Opt::Target,
-    Opt::TargetAction,
-    Opt::TargetExclusive,
-    Opt::TargetTimeline,
-    Opt::RecoveryOption,
-    Opt::ArchiveTo,
-    Opt::Port,
-    Opt::SocketPath,
-];
-/// Those of them that `clone reset` takes.
-const OF_RESET: [Opt; 2] = [Opt::Port, Opt::SocketPath];
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     refuse_unused(context.settings)?;
@@ -71,14 +54,13 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         Some("reset") => life::reset(context),
         Some("hydrate") => life::hydrate(context),
         Some("promote") => life::promote(context),
-        Some("list") => list(context.settings),
-        Some("info") => info(context.settings),
+        Some("list") => show::list(context.settings),
+        Some("info") => show::info(context.settings),
         Some("destroy") => destroy(context.settings),
         _ => {
-            let message = format!("'{}' is not something to do with clones", context.settings.param(0).display());
-            Err(OptionError::new(Status::PARAM_INVALID, message)
-                .hint("it is 'create', 'mount', 'start', 'stop', 'reset', 'hydrate', 'promote', 'list', 'info' or 'destroy'")
-                .into())
+            // Actions that do not exist are refused with the command line.
+            let text = format!("'clone {}' is not implemented", context.settings.param(0).display());
+            Err(Error::refused(Kind::Assert, text).into())
         }
     }
 }
@@ -116,6 +98,31 @@ fn create(context: &Context<'_>) -> Result<Status, Failure> {
         return life::started(context, &dir(settings));
     }
     Ok(status)
+}
+
+/// What the clone in a directory is of.
+///
+/// # Errors
+/// What `clone::info` said, or, where the directory is something else that is known, what that is.
+fn known(dir: &Path) -> Result<CloneInfo, Failure> {
+    clone::info(dir).map_err(|error| taken_for_a_clone(dir).unwrap_or_else(|| error.into()))
+}
+
+/// What a directory is that somebody takes for a clone's: a mountpoint, a part of a clone, a cluster, a place of clones.
+fn taken_for_a_clone(dir: &Path) -> Option<Failure> {
+    let shown = dir.display();
+    let text = if let Ok(Some(own)) = mounts::clone_on(dir) {
+        format!("'{shown}' is where clone '{}' is mounted, not its own directory", own.display())
+    } else if let Some(own) = dir.ancestors().skip(1).find(|above| clone::info(above).is_ok()) {
+        format!("'{shown}' is a part of clone '{}', not its own directory", own.display())
+    } else if dir.join("PG_VERSION").is_file() {
+        format!("'{shown}' is an ordinary data directory, not a clone")
+    } else {
+        let clones = clone::list(dir).ok().filter(|clones| !clones.is_empty())?;
+        let names: Vec<_> = clones.iter().map(|(path, _)| format!("'{}'", path.display())).collect();
+        format!("'{shown}' is not a clone, but holds some: {}", names.join(", "))
+    };
+    Some(Error::refused(Kind::PathMissing, text).into())
 }
 
 /// The clone's directory, absolute.
@@ -185,7 +192,7 @@ fn mount(context: &Context<'_>) -> Result<Served, Failure> {
 fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Result<Served, Failure> {
     let settings = context.settings;
     let stanza = stanza(settings)?;
-    let info = clone::info(dir)?;
+    let info = known(dir)?;
     check_stanza(&info, stanza, dir)?;
     let recorded_on = Some(recorded(&info, "mountpoint")).filter(|m| !m.is_empty()).map(Path::new);
     let mountpoint = mountpoint.or(recorded_on).ok_or_else(|| required("mountpoint"))?;
@@ -194,6 +201,9 @@ fn mount_at(context: &Context<'_>, dir: &Path, mountpoint: Option<&Path>) -> Res
         clone::check_free(dir)?;
     }
     refuse_running(settings, dir)?;
+    if !clone::is_held(dir)? {
+        servers::forget_dead(&dir.join("data"))?;
+    }
     mounts::refuse_inside(settings, &mounts::resolved(mountpoint))?;
     let mountpoint = mounts::prepare(mountpoint)?;
     check_apart(dir, &mountpoint)?;
@@ -240,177 +250,47 @@ fn backup_of(settings: &Settings, dir: &Path, info: &CloneInfo) -> Result<(Arc<d
 
 /// A server of an earlier mount writes into whatever is mounted in its place, and keeps another from starting.
 fn refuse_running(settings: &Settings, dir: &Path) -> Result<(), Failure> {
+    let force = settings.flag(Opt::Force);
     match servers::of_clone(dir)? {
-        Some(pid) if settings.flag(Opt::Force) => quit(pid),
+        Some(pid) if force => quit(pid)?,
         Some(pid) => {
             let text = format!("a server, process {pid}, runs on clone '{}'; --force ends it", dir.display());
-            Err(Error::refused(Kind::PostgresRunning, text).into())
+            return Err(Error::refused(Kind::PostgresRunning, text).into());
         }
-        None => Ok(()),
+        None => {}
     }
-}
-
-/// A clone as it is now.
-struct State {
-    dir: PathBuf,
-    info: CloneInfo,
-    mounted: Vec<Mounted>,
-    /// The server's process, if one runs on it.
-    postmaster: Option<u32>,
-    hydration: Option<Hydration>,
-}
-
-fn state(dir: PathBuf, info: CloneInfo) -> Result<State, Failure> {
-    let mounted = mounts::of_source(&mounts::source_of(&dir))?;
-    let postmaster = servers::of_clone(&dir)?;
-    let hydration = clone::hydration(&dir)?;
-    Ok(State { dir, info, mounted, postmaster, hydration })
-}
-
-fn list(settings: &Settings) -> Result<Status, Failure> {
-    let dir = dir(settings);
-    let clones = match clone::info(&dir) {
-        Err(e) if e.kind() == Kind::PathMissing => clone::list(&dir)?,
-        info => vec![(dir, info)],
-    };
-    let mut status = Status::OK;
-    let mut states = Vec::new();
-    for (dir, info) in clones {
-        match info.map_err(Failure::from).and_then(|info| state(dir.clone(), info)) {
-            Ok(state) => states.push(state),
-            // The others are good all the same.
-            Err(e) => {
-                tracing::error!("{}", e.report(Some(Command::Clone)));
-                status = e.status();
-            }
+    let begun = Instant::now();
+    loop {
+        // Those of a server that has just died end by themselves, but for one that is busy.
+        let left = servers::left_on_clone(dir)?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() < LEFT_WAIT {
+            std::thread::sleep(PAUSE);
+        } else if force {
+            left.into_iter().try_for_each(quit)?;
+        } else {
+            let text =
+                format!("processes {left:?} of a server that died run on clone '{}'; --force ends them", dir.display());
+            return Err(Error::refused(Kind::PostgresRunning, text).into());
         }
     }
-    if settings.text(Opt::Output) == Some("json") {
-        render::print(&json::to_text(states.iter().map(of_state).collect()))?;
-        return Ok(status);
-    }
-    let text: String = states.iter().map(text_of).collect();
-    let none = text.is_empty() && status == Status::OK;
-    render::print(if none { "No clones exist in the directory.\n" } else { &text })?;
-    Ok(status)
-}
-
-fn info(settings: &Settings) -> Result<Status, Failure> {
-    let dir = dir(settings);
-    let state = state(dir.clone(), clone::info(&dir)?)?;
-    // What this user may not list is not counted, and then the sum says nothing.
-    let held = match held_bytes(&dir) {
-        Ok(held) => Some(held),
-        Err(e) => {
-            tracing::debug!("how much clone '{}' takes is not known: {e}", dir.display());
-            None
-        }
-    };
-    if settings.text(Opt::Output) == Some("json") {
-        let mut value = of_state(&state);
-        value["held"] = held.into();
-        render::print(&json::to_text(value))?;
-    } else {
-        let held = held.map_or_else(|| "not known".to_owned(), human_size);
-        render::print(&format!("{}    on disk: {held}\n", text_of(&state)))?;
-    }
-    Ok(Status::OK)
-}
-
-/// Bytes that the clone takes on its file system. What vanishes meanwhile takes none.
-fn held_bytes(dir: &Path) -> Result<u64, Failure> {
-    let failed = |what, path: &Path, e| Failure::file(FileError::at(what, path)(e));
-    let mut held = 0;
-    let mut directories = vec![dir.to_path_buf()];
-    while let Some(directory) = directories.pop() {
-        let entries = match std::fs::read_dir(&directory) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.map_err(|e| failed("list", &directory, e))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(|e| failed("list", &directory, e))?;
-            match entry.metadata() {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(failed("stat", &entry.path(), e)),
-                Ok(facts) => {
-                    held += facts.blocks() * STAT_BLOCK_BYTES;
-                    if facts.is_dir() {
-                        directories.push(entry.path());
-                    }
-                }
-            }
-        }
-    }
-    Ok(held)
-}
-
-fn of_state(s: &State) -> serde_json::Value {
-    let of = |name| recorded(&s.info, name);
-    let hydration = s
-        .hydration
-        .as_ref()
-        .map(|h| json!({ "state": h.state.as_str(), "done": h.done, "total": h.total, "error": h.error }));
-    json!({
-        "dir": s.dir.display().to_string(),
-        "stanza": of("stanza"),
-        "label": of("label"),
-        "repository": of("repository").parse::<u32>().ok(),
-        "type": of("type"),
-        "target": Some(of("target")).filter(|t| !t.is_empty()),
-        "port": of("port").parse::<u16>().ok(),
-        "socket": of("socket"),
-        "mountpoint": s.mounted.first().map(|m| m.on.display().to_string()),
-        "postmaster": s.postmaster,
-        "created": s.info.created,
-        "files": s.info.files,
-        "bytes": s.info.bytes,
-        "hydration": hydration,
-    })
-}
-
-fn text_of(s: &State) -> String {
-    let of = |name| recorded(&s.info, name);
-    let created = jiff::Timestamp::from_second(s.info.created).unwrap_or_default().to_zoned(zone::local());
-    let place = match (s.mounted.first(), s.postmaster) {
-        (Some(on), Some(pid)) => format!("mounted on {}, server {pid} on port {}", on.on.display(), of("port")),
-        (Some(on), None) => format!("mounted on {}, no server", on.on.display()),
-        (None, Some(pid)) => format!("not mounted, but server {pid} still runs on it"),
-        (None, None) => format!("not mounted, port {}", of("port")),
-    };
-    let hydration = match &s.hydration {
-        Some(h) if h.state == HydrationState::Done => {
-            "    hydration: done, all pages of the backup are here\n".to_owned()
-        }
-        Some(h) => format!(
-            "    hydration: {}, {} of {}{}\n",
-            h.state.as_str(),
-            human_size(h.done),
-            human_size(h.total),
-            h.error.as_ref().map_or_else(String::new, |e| format!(": {e}"))
-        ),
-        None => String::new(),
-    };
-    let target = match (of("type"), of("target")) {
-        (kind, "") => kind.to_owned(),
-        (kind, target) => format!("{kind} {target}"),
-    };
-    format!(
-        "clone: {}\n    backup: {} of stanza {}, repo{}, recovered to: {target}\n    size: {}, created {}\n    status: {place}\n{hydration}",
-        s.dir.display(),
-        of("label"),
-        of("stanza"),
-        of("repository"),
-        human_size(s.info.bytes),
-        created.strftime("%Y-%m-%d %H:%M:%S%:::z")
-    )
 }
 
 fn destroy(settings: &Settings) -> Result<Status, Failure> {
     let dir = dir(settings);
-    if !dir.is_dir() {
-        return Err(Error::refused(Kind::PathMissing, format!("there is no clone '{}'", dir.display())).into());
-    }
-    if !settings.flag(Opt::Force) && clone::info(&dir).is_ok_and(|info| is_restore(&info)) {
+    let info = clone::info(&dir);
+    let is_of_restore = info.as_ref().is_ok_and(is_restore);
+    // Before all else: nothing is done to what is no clone, nor to a server that runs below it. The rest of a clone goes.
+    clone::try_destroy(&dir).map_err(|refused| {
+        let why = match (info, refused) {
+            (Err(why), Error::File(_)) => why,
+            (_, refused) => refused,
+        };
+        taken_for_a_clone(&dir).unwrap_or_else(|| why.into())
+    })?;
+    if !settings.flag(Opt::Force) && is_of_restore {
         let text =
             format!("'{}' is a restore, with all that its server has written since; --force removes it", dir.display());
         return Err(Error::refused(Kind::OptionInvalidValue, text).into());

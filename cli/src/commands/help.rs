@@ -7,7 +7,8 @@ use crate::option::command::{COMMANDS, StanzaUse};
 use crate::option::def::{Group, Scope};
 use crate::option::lookup::{self, Lookup};
 use crate::option::{
-    self, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, idle, options_of,
+    self, Action, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, actions, idle,
+    options_of,
 };
 use crate::render;
 use crate::run::plain;
@@ -22,12 +23,13 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let params: Vec<_> = context.settings.params().iter().map(|p| p.to_string_lossy()).collect();
     let text = match params.as_slice() {
         [] => overview(program),
-        [command] => of_command(program, named(command)?),
+        [command] => of_command(program, named(command)?, None),
         [command, option, ..] => {
             let command = named(command)?;
-            // `help clone create`: what it does is in the command's help.
+            // `help clone create`, `help repair index`.
             if command.def().params.iter().any(|words| words.split('|').any(|word| word == option)) {
-                render::print(&of_command(program, command))?;
+                let action = actions(command).iter().find(|action| action.name == option);
+                render::print(&of_command(program, command, action))?;
                 return Ok(Status::OK);
             }
             of_option(program, command, option, &current(context.invocation, command)?)?
@@ -64,27 +66,45 @@ fn overview(program: &Program) -> String {
     text
 }
 
-fn of_command(program: &Program, command: Command) -> String {
+/// What a command takes, or one action of it.
+fn of_command(program: &Program, command: Command, action: Option<&Action>) -> String {
     let def = command.def();
-    let stanza = match def.stanza {
-        StanzaUse::Required => " --stanza=<name>",
-        StanzaUse::Optional => " [--stanza=<name>]",
-        StanzaUse::Never => "",
+    let mut text = match action {
+        None => format!("{}: {}\n", def.name, def.help),
+        Some(action) => {
+            let mut text = String::new();
+            paragraph(&mut text, 0, &format!("{} {}: {}", def.name, action.name, action.help));
+            text
+        }
     };
-    let mut text = format!("{}: {}\n\nUsage:\n    {}{stanza} [options] {}", def.name, def.help, program.name, def.name);
-    for (at, param) in def.params.iter().enumerate() {
-        let optional = at + def.optional >= def.params.len();
-        let param = if actions(command).is_empty() { param } else { &"action" };
-        let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
+    let stanza = match (def.stanza, action) {
+        (StanzaUse::Never, _) => "",
+        (StanzaUse::Required, _) | (_, Some(Action { reads: true, .. })) => " --stanza=<name>",
+        (StanzaUse::Optional, _) => " [--stanza=<name>]",
+    };
+    let _ = write!(text, "\nUsage:\n    {}{stanza} [options] {}", program.name, def.name);
+    if let Some(action) = action {
+        let _ = write!(text, " {}", action.name);
+        for opt in action.needs {
+            let _ = write!(text, " --{}=<path>", opt.def().name);
+        }
+    } else {
+        for (at, param) in def.params.iter().enumerate() {
+            let optional = at + def.optional >= def.params.len();
+            let param = if actions(command).is_empty() { param } else { &"action" };
+            let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
+        }
     }
     text.push('\n');
-    if !actions(command).is_empty() {
+    if action.is_none() && !actions(command).is_empty() {
         text.push_str("\nActions:\n");
+        for action in actions(command) {
+            entry(&mut text, action.name, 10, action.help);
+        }
+        let _ = writeln!(text, "\n'{} help {} <action>' lists what is about one of them.", program.name, def.name);
     }
-    for (action, help) in actions(command) {
-        entry(&mut text, action, 10, help);
-    }
-    let (options, inert): (Vec<_>, Vec<_>) = options_of(command).into_iter().partition(|d| d.effect.is_none());
+    let rows = action.map_or_else(|| options_of(command), |action| action.rows(command));
+    let (options, inert): (Vec<_>, Vec<_>) = rows.into_iter().partition(|d| d.effect.is_none());
     for heading in ["Command", "General", "Log", "Repository", "Stanza"] {
         let rows: Vec<_> = options.iter().filter(|d| heading_of(d) == heading).collect();
         if !rows.is_empty() {
@@ -105,7 +125,8 @@ fn of_command(program: &Program, command: Command) -> String {
             );
         }
     }
-    if !inert.is_empty() {
+    // Who asks about one action wants what counts for it.
+    if !inert.is_empty() && action.is_none() {
         let names: Vec<_> = inert.iter().map(typed_name).collect();
         text.push_str("\nAccepted for compatibility, without effect:\n");
         entry(&mut text, "", 0, &names.join(", "));
@@ -123,37 +144,6 @@ fn of_command(program: &Program, command: Command) -> String {
         }
     }
     text
-}
-
-/// What the words do that a command takes, and what each needs.
-fn actions(command: Command) -> &'static [(&'static str, &'static str)] {
-    match command {
-        Command::Clone => &[
-            (
-                "create",
-                "make a clone of a backup and mount it; needs --dir (an empty directory for what the clone writes), --mountpoint (an empty directory), and --stanza; --start starts its server as well, else the output tells how to",
-            ),
-            ("mount", "serve a clone again, after a reboot for example; needs --dir and --stanza"),
-            ("start", "the same, and start its server; waits until recovery has ended, if it is to end"),
-            ("stop", "end its server in order and unmount it; nothing is lost; needs --dir"),
-            (
-                "reset",
-                "make it anew as it was made and mount it; what was written to it is gone; needs --dir and --stanza; --force ends a server that runs on it, --start starts one",
-            ),
-            (
-                "hydrate",
-                "fetch everything it still lacks while it is used, and wait for it; needs --dir; --io-limit bounds it",
-            ),
-            (
-                "promote",
-                "hydrate it and make it an ordinary data directory in place of the mountpoint, which must be on the file system of --dir; its server is stopped for a moment",
-            ),
-            ("list", "list the clones in --dir"),
-            ("info", "show the clone in --dir"),
-            ("destroy", "unmount a clone and remove what it wrote; needs --dir; --force ends a server that runs on it"),
-        ],
-        _ => &[],
-    }
 }
 
 /// What a command is mostly used for.
@@ -243,6 +233,10 @@ fn of_option(program: &Program, command: Command, name: &str, settings: &Setting
     if let Some(effect) = def.effect.or_else(|| idle(def)) {
         fact("no effect", effect);
     }
+    for more in def.more {
+        text.push('\n');
+        paragraph(&mut text, 2, more);
+    }
     Ok(text)
 }
 
@@ -290,6 +284,24 @@ fn kind(ty: Type) -> String {
         Type::Hash => "key=value; may be repeated".to_owned(),
         Type::Enum(words) => words.join(", "),
     }
+}
+
+/// Writes words in lines that begin at a column.
+fn paragraph(text: &mut String, indent: usize, words: &str) {
+    let mut at = WIDTH;
+    for (number, word) in words.split(' ').enumerate() {
+        let len = word.chars().count();
+        if number == 0 || at + 1 + len > WIDTH {
+            let _ = write!(text, "{}{:indent$}", if number == 0 { "" } else { "\n" }, "");
+            at = indent;
+        } else {
+            text.push(' ');
+            at += 1;
+        }
+        text.push_str(word);
+        at += len;
+    }
+    text.push('\n');
 }
 
 /// Writes `  name   words`, the words broken at [`WIDTH`] and kept in their column.

@@ -15,7 +15,8 @@ pub(super) mod keeper;
 mod places;
 
 use super::Context;
-use super::clone::{life, told};
+use super::clone::server::{self, Ends};
+use super::clone::told;
 use super::programs::{Ended, Running};
 use crate::daemon;
 use crate::error::Failure;
@@ -111,8 +112,8 @@ impl Scratch {
     /// `DbConnect` with what the server said if it does not start, cannot reach the target or lets nobody in;
     /// `UserMissing` if no superuser is known.
     pub(super) fn start(&mut self, context: &Context<'_>) -> Result<Times, Failure> {
-        life::run_pg_ctl(context, &self.places.data, "start", None)?;
-        life::wait_recovered(context, &self.places.data)?;
+        server::run_pg_ctl(context, &self.places.data, "start", None)?;
+        server::wait_recovered(context, &self.places.data, Ends::AsPrimary)?;
         let recovered = self.begun.0.elapsed();
         self.role = self.find_role(context)?;
         let query = self.begun.0.elapsed();
@@ -121,7 +122,7 @@ impl Scratch {
 
     /// When the server noted that it was consistent.
     fn consistent(&self) -> Option<Duration> {
-        let log = life::log(&self.places.data).ok()?;
+        let log = server::log(&self.places.data).ok()?;
         let line = log.lines().find(|line| line.contains("consistent recovery state reached"))?;
         // `2026-11-21 10:00:00.123 GMT LOG:  consistent ...`
         let (time, _) = line.split_once(" GMT ")?;
@@ -145,7 +146,7 @@ impl Scratch {
         }
         // Whoever ran out of room may have given back what it had: then its words tell. Those of the server are in its log,
         // if it got so far.
-        let log = life::log(&self.places.data).unwrap_or_default();
+        let log = server::log(&self.places.data).unwrap_or_default();
         let is_full = |said: &&str| FULL.iter().any(|words| said.contains(words));
         places::check_left(&self.places.root, said.find(is_full).or_else(|| log.lines().find(is_full)))
     }

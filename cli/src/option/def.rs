@@ -94,6 +94,8 @@ pub struct Def {
     pub name: &'static str,
     /// One line of help: lower case, no final stop.
     pub help: &'static str,
+    /// What to know beyond that, in paragraphs: what it does exactly, when to change it, what it costs.
+    pub more: &'static [&'static str],
     /// What it means to some commands, where that differs; the first that fits counts.
     pub meanings: &'static [(Commands, &'static str)],
     /// How its value is read.
@@ -132,6 +134,7 @@ impl Def {
             opt: Opt::AllowRoot,
             name: "",
             help: "",
+            more: &[],
             meanings: &[],
             ty,
             group: Group::None,
@@ -187,6 +190,11 @@ impl Def {
 
     pub(super) const fn over(mut self, overrides: &'static [Override]) -> Self {
         self.overrides = overrides;
+        self
+    }
+
+    pub(super) const fn tells(mut self, more: &'static [&'static str]) -> Self {
+        self.more = more;
         self
     }
 

@@ -6,6 +6,7 @@
 //! pgBackRest's. Nothing here prints; what a person should know comes back as [`Notice`]s.
 //! Cost: well under a millisecond, because `archive-push` runs once per WAL segment.
 
+pub mod action;
 pub mod argv;
 pub mod command;
 mod compose;
@@ -15,6 +16,8 @@ mod error;
 mod files;
 pub mod ini;
 pub mod lookup;
+mod more;
+mod nearest;
 mod program;
 mod resolve;
 mod rules;
@@ -24,6 +27,7 @@ pub mod table;
 mod tests;
 mod value;
 
+pub use action::{Action, actions};
 pub use command::Command;
 pub use compose::{archive_command_of_clone, restore_command, restore_command_of_clone};
 pub use def::{Def, Type};

@@ -13,7 +13,7 @@ use super::program::Program;
 use super::settings::{Setting, Settings, Source};
 use super::table::{Opt, TABLE};
 use super::value::{self, Secret, Value};
-use super::{env, ini, rules};
+use super::{action, env, ini, rules};
 use crate::exit::Status;
 use std::borrow::Cow;
 use std::collections::btree_map::Entry;
@@ -209,10 +209,16 @@ fn check_params(command: Command, params: &[OsString]) -> Result<(), OptionError
     match def.params.get(params.len()) {
         Some(missing) if params.len() < needed => {
             let message = format!("command {} needs the parameter {missing}", def.name);
-            Err(OptionError::new(Status::PARAM_REQUIRED, message))
+            return Err(OptionError::new(Status::PARAM_REQUIRED, message));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    // Before all options: those of another action than was meant would be asked for.
+    for (words, typed) in def.params.iter().zip(params) {
+        action::check(command, words, &typed.to_string_lossy())
+            .map_err(|(message, hint)| OptionError::new(Status::PARAM_INVALID, message).hint(hint))?;
+    }
+    Ok(())
 }
 
 impl<'a> Draft<'a> {

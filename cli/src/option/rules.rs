@@ -1,5 +1,6 @@
 //! Rules that look at more than one option.
 
+use super::action::actions;
 use super::command::{COMMANDS, Command, StanzaUse};
 use super::def::{Def, Group};
 use super::error::OptionError;
@@ -62,6 +63,7 @@ pub(super) fn needs_other(def: &Def, index: u16) -> OptionError {
 /// Checks what belongs together once every value is known, adjusts what follows from another, and collects
 /// remarks on what is different here.
 pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> Result<(), OptionError> {
+    action_needs(settings)?;
     set_of_stanza(settings)?;
     timeouts(settings)?;
     hosts(settings)?;
@@ -72,6 +74,15 @@ pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> 
     cpu_limit(settings, draft);
     remarks(settings, draft);
     Ok(())
+}
+
+/// What an action of a command cannot do without.
+fn action_needs(settings: &Settings) -> Result<(), OptionError> {
+    let name = settings.param(0).to_string_lossy();
+    let Some(action) = actions(settings.command).iter().find(|action| action.name == name) else { return Ok(()) };
+    let Some(opt) = action.needs.iter().find(|opt| settings.value(**opt, 0).is_none()) else { return Ok(()) };
+    let message = format!("'{} {name}' needs option '{}'", settings.command.name(), opt.def().name);
+    Err(OptionError::new(Status::OPTION_REQUIRED, message).hint(action.hint(*opt)))
 }
 
 /// A label means something within one stanza only.

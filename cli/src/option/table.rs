@@ -5,6 +5,7 @@
 
 use super::command::Command as C;
 use super::def::{Commands, Def, Group, Override, Type};
+use super::more;
 use Group::{Pg, Repo};
 use pgkeep_fuse::clone::OpenMode;
 
@@ -167,7 +168,7 @@ options! {
     CloneOpenMode "clone-open-mode" "whether a clone's files bypass the serving process or are cached"
         = word(&OpenMode::NAMES, "auto").on(CLONE | RESTORE | SCRATCH);
     CloneTrace "clone-trace" "record what a clone reads first; fetch what earlier clones recorded"
-        = flag("y").on(CLONE | RESTORE);
+        = flag("y").on(CLONE | RESTORE).tells(&more::CLONE_TRACE);
     Cmd "cmd" "command that the server is told to call" = text().on(STORE);
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
     CompareWith "compare-with" "label of the backup that comes first (default: the one before)" = text().on(DIFF).typed();
@@ -189,8 +190,8 @@ options! {
         (BACKUP, "read and compare all files, whatever their times or WAL summaries say"),
         (RESTORE, "restore over what is there: keep what is right, replace and remove the rest"),
     ]);
-    Dir "dir" "directory that holds the clones' own data"
-        = Def::new(Type::AnyPath, None).on(CLONE | SCRATCH).typed().need(CLONE)
+    Dir "dir" "directory for what a clone writes; of list: one that holds clones"
+        = Def::new(Type::AnyPath, None).on(CLONE | SCRATCH).typed()
             .means(&[(SCRATCH, "directory in which the clone is made, and removed at the end")])
             .over(&[Override { commands: SCRATCH, ty: Type::AnyPath, default: Some("/var/tmp") }]);
     Database "database" "database to extract from (default: the only one beside postgres)" = text().on(EXTRACT).typed();
@@ -394,8 +395,8 @@ options! {
         = repo(word(&["auto", "fetch", "cache", "off"], "auto")).on(BACKUP);
     RepoDeltaCacheSize "repo-delta-cache-size" "size of what is kept of old pages in cache-path"
         = repo(Def::new(Type::Size(0, PIB), None)).on(BACKUP);
-    RepoCloneCacheSize "repo-clone-cache-size" "size of what clones keep of packs in cache-path"
-        = repo(Def::new(Type::Size(0, PIB), None)).on(CLONE | SCRATCH | MOUNT | RESTORE);
+    RepoCloneCacheSize "repo-clone-cache-size" "size of what clones keep of packs in cache-path (default: nothing)"
+        = repo(Def::new(Type::Size(0, PIB), None)).on(CLONE | SCRATCH | MOUNT | RESTORE).tells(&more::REPO_CLONE_CACHE_SIZE);
     RepoBundle "repo-bundle" "put small files together" = repo(flag("n")).on(BACKUP).ignored(PACKS);
     RepoBundleLimit "repo-bundle-limit" "greatest size of a small file" = repo(size(8 * KIB, PIB, "2MiB")).on(BACKUP).ignored(PACKS);
     RepoBundleSize "repo-bundle-size" "size of what is put together" = repo(size(MIB, PIB, "20MiB")).on(BACKUP).ignored(PACKS);
@@ -513,6 +514,7 @@ mod tests {
             for help in std::iter::once(&def.help).chain(def.meanings.iter().map(|(_, help)| help)) {
                 assert!(!help.ends_with('.') && help.len() < 80, "{}", def.name);
             }
+            assert!(def.more.iter().all(|text| text.ends_with('.')), "{}", def.name);
             for (commands, _) in def.meanings {
                 assert_eq!(commands & !def.commands, 0, "{} means something where it is not valid", def.name);
             }

@@ -23,6 +23,7 @@ use super::room;
 use super::settle::Queue;
 use super::state::{Hydration, HydrationState, Layout, Wish};
 use crate::errno::Outcome;
+use crate::size::human;
 use fuser::{Errno, FileType};
 use pgkeep_engine::limit::Limits;
 use pgkeep_engine::observe::Cancel;
@@ -269,7 +270,11 @@ impl Work {
                     round.total.store(bytes, Ordering::Release);
                     round.done.store(bytes, Ordering::Release);
                     let told = self.tell(&round, HydrationState::Done);
-                    tracing::info!("clone '{}' is hydrated: {} bytes", self.layout.root.display(), told.total);
+                    tracing::info!(
+                        "clone '{}' is hydrated: all {} of the backup are in its directory, which needs the repository no more",
+                        self.layout.root.display(),
+                        human(told.total)
+                    );
                     return true;
                 }
                 Look::Ended => return false,
@@ -279,7 +284,10 @@ impl Work {
                 Look::Lacks(_) => {}
             }
             if looks == 0 {
-                tracing::info!("hydrating clone '{}'", self.layout.root.display());
+                tracing::info!(
+                    "hydrating clone '{}': fetching all of the backup that it lacks",
+                    self.layout.root.display()
+                );
             } else {
                 std::thread::sleep(GLANCE);
             }
@@ -304,7 +312,14 @@ impl Work {
             }
             if round.has_failed() {
                 let told = self.tell(&round, HydrationState::Failed);
-                tracing::warn!("hydration waits {} s: {}", RETRY.as_secs(), told.error.unwrap_or_default());
+                tracing::warn!(
+                    "hydration of clone '{}' is tried again in {} s, {} of {} are there: {}",
+                    self.layout.root.display(),
+                    RETRY.as_secs(),
+                    human(told.done),
+                    human(told.total),
+                    told.error.unwrap_or_default()
+                );
                 self.sleep(RETRY);
                 return false;
             }
@@ -331,7 +346,7 @@ impl Work {
         let before = round.done.load(Ordering::Acquire);
         let absent = round.total.load(Ordering::Acquire).saturating_sub(before);
         if let Some(free) = self.lacks_room(absent)? {
-            round.fail_full(format!("{absent} bytes are to be fetched, and {}", self.free_beyond(free)));
+            round.fail_full(format!("{} are to be fetched, and {}", human(absent), self.free_beyond(free)));
             return Ok(false);
         }
         let next = AtomicUsize::new(0);
@@ -374,7 +389,10 @@ impl Work {
 
     fn free_beyond(&self, free: u64) -> String {
         let root = self.layout.root.display();
-        format!("the file system of '{root}' has {free} bytes beyond what is left free; it goes on when there is room")
+        format!(
+            "the file system of '{root}' has {} beyond what is left free; it goes on when there is room",
+            human(free)
+        )
     }
 
     /// Fetches what is absent of a file. One that was removed meanwhile needs nothing; whether it was the next look tells.

@@ -22,6 +22,7 @@ use super::skeleton;
 use super::state::{Layout, Wish};
 use super::trace::{Access, Load, REGION_BYTES, REGIONS_MAX, Recorder};
 use crate::errno::{Outcome, guard};
+use crate::size::human;
 use fuser::FileType;
 use pgkeep_engine::limit::Limits;
 use pgkeep_engine::observe::Cancel;
@@ -29,7 +30,7 @@ use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -213,10 +214,9 @@ struct Tally {
     /// Bytes that were looked at, here or not: what was fetched at an earlier mount counts too.
     looked: AtomicU64,
     fetched: AtomicU64,
-    pieces: AtomicUsize,
     failures: AtomicUsize,
-    /// Nothing more is fetched.
-    stopped: AtomicBool,
+    /// Nothing more is fetched, and why.
+    stopped: OnceLock<String>,
 }
 
 impl Work {
@@ -241,16 +241,27 @@ impl Work {
                 scope.spawn(|| guard("prefetch", || self.work(traces, &cursor, &tally)));
             }
         });
-        let (bytes, pieces) = (tally.fetched.load(Ordering::Acquire), tally.pieces.load(Ordering::Acquire));
-        let how = if self.is_over(&tally) { "; it was ended before all was there" } else { "" };
+        let fetched = human(tally.fetched.load(Ordering::Acquire));
         tracing::info!(
-            "clone '{}': fetched {bytes} bytes in {pieces} pieces that earlier clones needed first{how}",
-            self.root
+            "clone '{}': fetched {fetched} that earlier clones needed first{}",
+            self.root,
+            self.rest(&tally)
         );
     }
 
+    /// What becomes of what was not fetched.
+    fn rest(&self, tally: &Tally) -> String {
+        match tally.stopped.get() {
+            Some(why) => format!("; the rest comes when the server asks for it: {why}"),
+            None if self.ended.load(Ordering::Acquire) => {
+                "; the rest waits for the next mount, as this one has ended".to_owned()
+            }
+            None => String::new(),
+        }
+    }
+
     fn is_over(&self, tally: &Tally) -> bool {
-        self.ended.load(Ordering::Acquire) || tally.stopped.load(Ordering::Acquire)
+        self.ended.load(Ordering::Acquire) || tally.stopped.get().is_some()
     }
 
     fn work(&self, traces: &[Arc<Access>], cursor: &Mutex<Cursor>, tally: &Tally) {
@@ -271,20 +282,17 @@ impl Work {
     /// Fetches what is absent of a piece.
     fn fetch(&self, target: &Target<'_>, bytes: Range<u64>, tally: &Tally) {
         let base = &target.base;
-        let stop = |why: &str| {
-            if !tally.stopped.swap(true, Ordering::AcqRel) {
-                tracing::info!("clone '{}': nothing more is fetched that nobody asked for: {why}", self.root);
-            }
-        };
+        // The first reason counts.
+        let stop = |why: &str| _ = tally.stopped.set(why.to_owned());
         let length = bytes.end.saturating_sub(bytes.start);
         if tally.looked.fetch_add(length, Ordering::AcqRel) >= self.most {
-            return stop("it is enough");
+            return stop(&format!("{} is the most for this clone", human(self.most)));
         }
         if base.holds(bytes.clone()) {
             return;
         }
         if !has_room(&target.open) {
-            return stop("little room is left");
+            return stop("little room is left on its file system");
         }
         let longest = if self.near { YIELD_MAX_NEAR } else { YIELD_MAX };
         self.demand.give_way(longest, || self.ended.load(Ordering::Acquire));
@@ -293,13 +301,14 @@ impl Work {
         let fetched = base.absent_bytes(regions.start * REGION_BYTES..regions.end.saturating_mul(REGION_BYTES));
         match base.ensure_ahead(&target.open, bytes) {
             Ok(()) => {}
-            Err(full) if matches!(full.code(), libc::ENOSPC | libc::EDQUOT) => return stop("no space is left"),
+            Err(full) if matches!(full.code(), libc::ENOSPC | libc::EDQUOT) => {
+                return stop("no space is left on its file system");
+            }
             Err(_) if tally.failures.fetch_add(1, Ordering::AcqRel) + 1 >= FAILURES_MAX => {
-                return stop("fetching fails again and again");
+                return stop("the repository fails again and again");
             }
             Err(_) => return,
         }
-        tally.pieces.fetch_add(1, Ordering::AcqRel);
         tally.fetched.fetch_add(fetched, Ordering::AcqRel);
         self.limits.charge(usize::try_from(fetched).unwrap_or(usize::MAX));
         // Only the end of the clone ends this wait.

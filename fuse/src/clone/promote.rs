@@ -11,6 +11,7 @@
 use super::base::block_of;
 use super::recover;
 use super::state::{self, BASE_ATTRIBUTE, CloneInfo, FileTable, Layout};
+use super::{foreign, lock};
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
@@ -44,11 +45,9 @@ pub(super) fn refuse_begun(layout: &Layout) -> Result<()> {
 /// After a failure the clone is as it was, or the next call goes on.
 pub fn promote(dir: &Path, place: &Path) -> Result<()> {
     let layout = Layout::new(dir);
-    if !layout.is_complete() {
-        return Err(Error::refused(Kind::PathMissing, format!("'{}' is not a complete clone", dir.display())));
-    }
+    foreign::check_complete(&layout)?;
     let lock = if layout.file(MARK).exists() {
-        state::lock(&layout)?
+        lock::take(&layout)?
     } else {
         let opened = recover::open(&layout)?;
         check_place(&layout, place)?;

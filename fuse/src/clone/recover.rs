@@ -33,7 +33,7 @@ pub(super) struct Opened {
     pub(super) maps: Arc<Maps>,
     /// Whether the last session may have left writes that are not durable.
     pub(super) dirty: bool,
-    pub(super) lock: super::state::Held,
+    pub(super) lock: super::lock::Held,
 }
 
 /// Remembers, beyond this process, that the disk lost something.
@@ -66,10 +66,8 @@ impl Doubt {
 
 /// Locks a complete clone and brings its maps to a state that can be trusted.
 pub(super) fn open(layout: &Layout) -> Result<Opened> {
-    if !layout.is_complete() {
-        return Err(Error::refused(Kind::PathMissing, format!("'{}' is not a complete clone", layout.root.display())));
-    }
-    let lock = super::state::lock(layout)?;
+    super::foreign::check_complete(layout)?;
+    let lock = super::lock::take(layout)?;
     let info = CloneInfo::load(layout)?;
     let data = std::fs::metadata(layout.data()).map_err(FileError::at("open", layout.data()))?;
     if data.ino() != info.data_inode {

@@ -20,7 +20,7 @@
 use super::bitmap::Bitmap;
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use pgkeep_formats::codec::{Reader, Writer};
-use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
+use rustix::fs::{AtFlags, StatxFlags};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
@@ -33,8 +33,6 @@ pub(super) const STATE_VERSION: u64 = 1;
 /// Extended attribute of a base-backed file: its number in the table, in digits. It moves and dies with the inode, so
 /// renames and removals need no bookkeeping and survive crashes exactly as the names do.
 pub(super) const BASE_ATTRIBUTE: &str = "user.pgkeep.base";
-/// Content of `lock`: nobody else's file of that name has it.
-const LOCK_TEXT: &str = "pgkeep clone\n";
 /// Everything `meta` may hold.
 pub(super) const META_NAMES: [&str; 13] = [
     "lock",
@@ -383,48 +381,6 @@ impl FileTable {
     }
 }
 
-/// The clone's lock: held until this is dropped or the process dies.
-#[derive(Debug)]
-pub(super) struct Held(File);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // Closing alone would leave it to a child that was forked meanwhile and has not come to its exec. What cannot
-        // be unlocked is closed all the same.
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
-    }
-}
-
-/// Takes the clone's lock.
-pub(super) fn lock(layout: &Layout) -> Result<Held> {
-    let path = layout.file("lock");
-    let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(FileError::at("open", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {
-            if file.metadata().map_err(FileError::at("stat", &path))?.len() == 0 {
-                (&file).write_all(LOCK_TEXT.as_bytes()).map_err(FileError::at("write", &path))?;
-            }
-            Ok(Held(file))
-        }
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::refused(
-            Kind::LockAcquire,
-            format!("clone '{}' is in use by another process", layout.root.display()),
-        )),
-        Err(error) => Err(FileError::at("lock", &path)(error.into()).into()),
-    }
-}
-
-/// True if `lock` or the record says that this is a clone.
-pub(super) fn is_marked(layout: &Layout) -> bool {
-    let is_lock = std::fs::symlink_metadata(layout.file("lock"))
-        .is_ok_and(|meta| meta.is_file() && meta.len() <= LOCK_TEXT.len() as u64);
-    // Clones of versions before the mark have an empty lock, and a record unless their creation died.
-    is_lock
-        && (std::fs::read(layout.file("lock")).is_ok_and(|text| text == LOCK_TEXT.as_bytes())
-            || CloneInfo::load(layout).is_ok())
-}
-
 /// Syncs a directory, so that the names in it are durable.
 pub(super) fn sync_directory(path: &Path) -> Result<()> {
     File::open(path)
@@ -540,17 +496,5 @@ mod tests {
         assert_eq!(CloneInfo::load(&layout).unwrap_err().kind(), Kind::FileInvalid);
         std::fs::write(layout.file("clone.json"), b"{\"version\":99}").unwrap();
         assert_eq!(CloneInfo::load(&layout).unwrap_err().kind(), Kind::FeatureNotSupported);
-    }
-
-    #[test]
-    fn the_lock_is_exclusive() {
-        let (_dir, layout) = layout();
-        let held = lock(&layout).unwrap();
-        assert_eq!(lock(&layout).unwrap_err().kind(), Kind::LockAcquire);
-        // What a child has between its fork and its exec.
-        let inherited = held.0.try_clone().unwrap();
-        drop(held);
-        lock(&layout).unwrap();
-        drop(inherited);
     }
 }

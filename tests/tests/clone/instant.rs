@@ -61,6 +61,10 @@ fn a_server_runs_at_once_and_in_the_end_on_an_ordinary_directory() {
         world.ok(["clone", "info", &dir, "--output=json"]).json()["hydration"]["state"].clone()
     };
     wait_until("hydration", || state() == "done");
+    // Where its server listens is known as long as it runs.
+    let dir = format!("--dir={}", hidden(&target).display());
+    let told = world.ok(["clone", "info", &dir, "--output=json"]).json();
+    assert_eq!((&told["port"], told["postmaster"].is_u64()), (&cluster.port().into(), true), "{told}");
     // What is not the restore's own to say.
     for what in ["start", "reset"] {
         let run = world.expect(32, ["clone", what, &format!("--dir={}", hidden(&target).display())]);
@@ -128,7 +132,10 @@ fn looked_at_elsewhere_it_stays_a_restore_of_its_place() {
     let (target, look) = (world.path("looked"), world.path("look"));
     world.restore_to(&target, ["--instant", "--type=none"]);
     let dir = format!("--dir={}", hidden(&target).display());
-    world.ok(["clone", "stop", &dir]);
+    let run = world.ok(["clone", "stop", &dir]);
+    assert!(run.says("the restore of '") && run.says("until the same 'restore --instant' as before goes on"), "{run}");
+    let run = world.ok(["clone", "info", &dir]);
+    assert!(run.says("status: not mounted\n"), "{run}");
     world.ok(["clone", "mount", &dir, &format!("--mountpoint={}", look.display())]);
     let place = format!("--pg1-path={}", target.display());
     let run = world.expect(40, [place.as_str(), "--instant", "--type=none", "restore"]);

@@ -218,7 +218,7 @@ fn a_full_disk_ends_a_round_and_reads_go_on() {
     let free = free.f_bavail * free.f_frsize;
     fs::write(&room, vec![1; usize::try_from(free.saturating_sub(8 << 20)).unwrap()]).unwrap();
     let run = world.expect(42, places.args("hydrate"));
-    assert!(run.says("bytes are to be fetched, and"), "{run}");
+    assert!(run.says("MB are to be fetched, and "), "{run}");
     assert!(run.says(&format!("the file system of '{}' has", places.dir.display())), "{run}");
     assert!(below(places.mountpoint.join("base")) == expected);
     fs::remove_file(&room).unwrap();

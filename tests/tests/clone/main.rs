@@ -28,6 +28,7 @@ mod ordeal;
 mod places;
 mod power;
 mod sql;
+mod told;
 mod traces;
 
 use places::{Places, everything, wait_until, world};

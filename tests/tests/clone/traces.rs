@@ -44,10 +44,14 @@ fn prefetched(world: &World, places: &Places) -> u64 {
     let begin = format!("clone '{}': fetched ", places.dir.display());
     let told = || {
         let log = logged(world);
-        log.rsplit_once(&begin).and_then(|(_, rest)| rest.split_once(" bytes")?.0.parse().ok())
+        log.rsplit_once(&begin).and_then(|(_, rest)| Some(rest.split_once(" that earlier clones")?.0.to_owned()))
     };
     wait_until("the end of fetching", || told().is_some());
-    told().unwrap()
+    // As people read it: `12.5MB`.
+    let told = told().unwrap();
+    let (number, unit) = told.split_at(told.find(|c: char| c.is_ascii_alphabetic()).unwrap());
+    let power = ["B", "KB", "MB", "GB"].iter().position(|known| *known == unit).unwrap();
+    (number.parse::<f64>().unwrap() * 1024_f64.powi(i32::try_from(power).unwrap())) as u64
 }
 
 /// Starts a server on a clone, asks it, and ends both.

@@ -8,7 +8,8 @@
 //!
 //! Whatever ended it, a reboot or a kill, the same command goes on: it mounts again, or ends the promotion.
 
-use super::{is_restore, make, mount_at, open, recorded, settings, stanza, state, traces};
+use super::show::{Serving, state};
+use super::{is_restore, make, mount_at, open, recorded, settings, stanza, traces};
 use crate::commands::{Context, restore};
 use crate::daemon::{self, Served};
 use crate::error::Failure;
@@ -92,12 +93,12 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             );
             return Err(Error::refused(Kind::PathNotEmpty, text).into());
         }
-        if !now.mounted.is_empty() && clone::check_free(dir).is_err() {
+        if now.serving == Serving::Mounted {
             render::print(&format!("'{}' is served already\n{}", target.display(), told(settings, &places)))?;
             return Ok(Status::OK);
         }
         let done = now.hydration.is_some_and(|h| h.state == HydrationState::Done);
-        if done && now.mounted.is_empty() && now.postmaster.is_none() {
+        if done && now.mounted.is_empty() && now.server.is_none() {
             match promote(dir, target) {
                 Ok(()) => {
                     render::print(&format!("'{}' is an ordinary data directory now\n", target.display()))?;

@@ -2,7 +2,8 @@
 //!
 //! Commands are whole: absolute paths, quoted for a shell, under the user the server needs. They are for copying.
 
-use super::recorded;
+use super::show::State;
+use super::{is_restore, recorded};
 use crate::option::{Opt, Settings};
 use crate::render::json;
 use pgkeep_fuse::clone::CloneInfo;
@@ -45,13 +46,47 @@ pub(super) fn told(settings: &Settings, info: &CloneInfo, dir: &Path, mountpoint
     )
 }
 
+/// What `clone start` says of a server that has shut itself down at the target.
+pub(super) fn shut_down(dir: &Path, mountpoint: &Path) -> String {
+    format!(
+        "no server runs on clone '{}': it recovered to the target and shut itself down there, as --target-action=shutdown asks\n         to go on as a primary: {}\n",
+        dir.display(),
+        start_with(mountpoint, "-o '-c recovery_target_action=promote' ")
+    )
+}
+
+/// What `clone stop` says of what it has done.
+pub(super) fn stopped(was: &State) -> String {
+    let dir = was.dir.display();
+    let server = was.server.as_ref().map_or_else(
+        || "no server ran on it".to_owned(),
+        |server| format!("its server {} was stopped in order", server.pid),
+    );
+    match was.mounted.first() {
+        Some(mount) if is_restore(&was.info) => format!(
+            "the restore of '{0}' is interrupted: {server}, and nothing is at '{0}' until the same 'restore --instant' as \
+             before goes on\n",
+            mount.on.display()
+        ),
+        Some(mount) => format!(
+            "clone '{dir}' is stopped: {server}, and '{}' is not mounted any more; 'clone start' goes on\n",
+            mount.on.display()
+        ),
+        None => format!("clone '{dir}' was not mounted; {server}\n"),
+    }
+}
+
 /// The command that starts the server. Root lends it the owner of the data, as no server runs as root.
 fn start(mountpoint: &Path) -> String {
+    start_with(mountpoint, "")
+}
+
+fn start_with(mountpoint: &Path, more: &str) -> String {
     let program = pg_ctl_of(mountpoint).unwrap_or_else(|| PathBuf::from("pg_ctl"));
     let owner = std::fs::metadata(mountpoint).ok().filter(|m| m.uid() != 0 && rustix::process::geteuid().is_root());
     let lent = owner.map(|m| format!("setpriv --reuid={} --regid={} --init-groups ", m.uid(), m.gid()));
     format!(
-        "{}{} -D {} start",
+        "{}{} -D {} {more}start",
         lent.unwrap_or_default(),
         quoted(&program.display().to_string()),
         quoted(&mountpoint.display().to_string())

@@ -1,0 +1,22 @@
+//! What help tells of options that one line does not explain: what they do exactly, when to change them, what they cost.
+
+pub(super) const CLONE_TRACE: [&str; 3] = [
+    "What it does: the process that serves a new clone notes which regions of the backup its server reads in its first ten \
+     minutes, by names and numbers, no content, and stores that in the repository, for the stanza; the newest three are kept. \
+     The next clone of the stanza has what they name fetched as soon as it is mounted, before its server asks for it.",
+    "When to change it: set it to n where disks under clones are small, or clones of a stanza are used for quite different \
+     things. It is worth most where the repository answers late, as each page that is fetched by itself makes a query wait.",
+    "What it costs: each clone takes up to 128 MiB of disk for what earlier ones read (4 GiB if it is to be hydrated), and \
+     reads that much of the repository, which also keeps some KiB. Nothing depends on it: a record that cannot be read or \
+     written is told and left out.",
+];
+
+pub(super) const REPO_CLONE_CACHE_SIZE: [&str; 3] = [
+    "What it does: what clones, mounts, extract and diff read of the repository's packs is kept below cache-path, in \
+     cache/<repository>/packs, sealed as it is stored, up to this size; what was used longest ago goes first. All processes \
+     of one user on this host share it: a second clone asks the repository for nothing that the first has read.",
+    "When to change it: the default is nothing, as repositories are directories, whose disks are as fast. Choose a size if \
+     the directory is on a network: about as much as clones read of one backup, which 'clone info' tells as 'on disk'.",
+    "What it costs: that much disk below cache-path, of whose file system a twentieth is left free, at least 1 GiB, and one \
+     more write of what is read. drill does without, as it proves what the repository has.",
+];
