@@ -1,23 +1,17 @@
 //! A real PostgreSQL on a clone of a stopped cluster: it reads, writes, is killed with its file system, and recovers.
-#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
-mod support;
-
-use pgkeep_fuse::Owner;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Daemon, Place};
+
+use pgkeep_fuse::Owner;
+
+use crate::support::{Daemon, Place, run, spawn};
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// Only names the socket; nothing listens on the network.
 const PORT: &str = "54329";
-
-#[test]
-fn daemon() {
-    support::daemon_main();
-}
 
 /// A program of PostgreSQL, as the user PostgreSQL runs as.
 fn program(name: &str) -> Command {
@@ -27,17 +21,6 @@ fn program(name: &str) -> Command {
     command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "env", "-i", "HOME=/tmp", "LC_ALL=C"]);
     command.arg(format!("PATH={BIN}:/usr/bin:/bin")).arg(path);
     command
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
 }
 
 struct Server {
@@ -54,15 +37,10 @@ impl Server {
 
     fn start(&mut self) {
         let options = format!("-p {PORT} -k {} -c listen_addresses='' -c shared_buffers=16MB", self.socket.display());
-        let status = program("pg_ctl")
-            .arg("-D")
-            .arg(&self.data)
-            .arg("-l")
-            .arg(&self.log)
-            .args(["-w", "-t", "60", "-o", &options, "start"])
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
+        let mut command = program("pg_ctl");
+        command.arg("-D").arg(&self.data).arg("-l").arg(&self.log);
+        command.args(["-w", "-t", "60", "-o", &options, "start"]).stdout(Stdio::null());
+        let status = spawn(&mut command).wait().unwrap();
         assert!(status.success(), "{}", fs::read_to_string(&self.log).unwrap_or_default());
         let pid = fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
         self.postmaster = Some(pid.lines().next().unwrap().parse().unwrap());
@@ -116,7 +94,7 @@ impl Server {
     fn load(&self) -> Child {
         let mut command = self.client("pgbench");
         command.args(["-n", "-c", "4", "-T", "60", "postgres"]).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap()
+        spawn(&mut command)
     }
 }
 
