@@ -10,9 +10,7 @@ use crate::support::run;
 
 /// Runs a program that must succeed.
 pub(crate) fn command(program: &str, arguments: &[&dyn AsRef<OsStr>]) {
-    let mut command = Command::new(program);
-    arguments.iter().for_each(|argument| _ = command.arg(argument.as_ref()));
-    run(&mut command);
+    run(Command::new(program).args(arguments));
 }
 
 /// Mounts a disk in memory on a directory.

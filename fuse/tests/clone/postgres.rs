@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pgkeep_fuse::Owner;
+use pgkeep_fuse::clone::OpenMode;
 
 use crate::support::{Daemon, Place, run, spawn};
 
@@ -118,14 +119,28 @@ fn cluster(place: &Place) {
     fs::remove_file(place.path("socket/log")).unwrap();
 }
 
+// A test for each mode: they wait much, and so go on beside others.
+const _: () = assert!(OpenMode::NAMES.len() == 3);
+
 #[test]
-fn postgresql_runs_on_a_clone_and_recovers_when_both_are_killed() {
-    // The postmaster's parent leaves at once; this makes it ours, to be waited for.
-    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).unwrap();
-    Place::in_each_mode(runs_and_recovers);
+fn postgresql_runs_on_a_clone_and_recovers_when_both_are_killed_auto() {
+    runs_and_recovers("auto");
 }
 
-fn runs_and_recovers(place: Place) {
+#[test]
+fn postgresql_runs_on_a_clone_and_recovers_when_both_are_killed_cached() {
+    runs_and_recovers("cached");
+}
+
+#[test]
+fn postgresql_runs_on_a_clone_and_recovers_when_both_are_killed_plain() {
+    runs_and_recovers("plain");
+}
+
+fn runs_and_recovers(mode: &'static str) {
+    // The postmaster's parent leaves at once; this makes it ours, to be waited for.
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).unwrap();
+    let place = Place::in_mode(mode);
     cluster(&place);
     let begun = Instant::now();
     place.create();

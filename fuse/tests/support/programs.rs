@@ -21,7 +21,7 @@ pub fn spawn(command: &mut Command) -> Child {
 
 /// Runs a program that must succeed, and returns what it printed.
 pub fn run(command: &mut Command) -> String {
-    let child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let child = spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     let output = child.wait_with_output().unwrap();
     let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?}: {}\n{said}\n{complained}", output.status);

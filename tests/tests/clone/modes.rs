@@ -35,7 +35,7 @@ struct Use<'a> {
 impl Use<'_> {
     fn clone(&self, what: &str, more: &[&str]) {
         let mode = format!("--clone-open-mode={}", self.mode);
-        let command = self.places.command(self.world, what, &[more, &[&mode]].concat(), self.served);
+        let command = self.places.command(self.world, what, &[more, &[mode.as_str()]].concat(), self.served);
         let run = self.world.sandbox.finish(command);
         assert_eq!(run.code, Some(0), "{run}");
     }
