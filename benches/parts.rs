@@ -1,7 +1,7 @@
 //! What one core does in each step of a backup. Bound: CPU. Expected magnitude, 2024 server core: page checksum and keyed
 //! hash 5 GB/s and more, zstd 3 on heap pages 0.4 to 0.7 GB/s, decoding twice that, sealing 1.5 to 2.7 GB/s.
 //!
-//! `cargo bench --profile release -p pgkeep-benches --bench parts`
+//! `cargo bench --profile release -p pgkeep-benches --features criterion --bench parts`
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pgkeep_benches::heap;

@@ -19,26 +19,17 @@ what counts. "Cold" means that repository, clone and restore were taken out of t
     instant  `restore --instant` under pgbench until the directory is ordinary, beside a classic restore
     extract  a small table out of the backup: seconds, and how much of the repository was read for it
 """
-import argparse
 import json
-import os
-import shutil
-import statistics
 import time
 from pathlib import Path
 
 from instant import instant
-from place import Rig, Source, clean, commit, evict, fail, machine, random_reads, scan
+from place import FIRST_QUERY, Bench, arguments, clean, evict, fail, median, parsed, random_reads, scan
 
 MEASURES = ("start", "lookup", "random", "scan", "table", "pgbench", "ten", "instant", "extract")
 # A clone makes what it has fetched durable every ten seconds; a file that is whole is then read past the daemon by whoever opens it next.
 SETTLED_SECONDS = 12
 CLONES = 10
-FIRST_QUERY = "select abalance from pgbench_accounts where aid = 4711"
-
-
-def median(values):
-    return statistics.median(list(values))
 
 
 def turns(names, round_number):
@@ -223,71 +214,31 @@ def extract(a, rig, variants, path):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--scale", type=int, default=125, help="as pgbench's: 125 is a table of 1.6 GB and an index of 0.27 GB")
-    p.add_argument("--rounds", type=int, default=3)
+    p = arguments(__doc__, MEASURES, 125, 6653, "/var/tmp/pgkeep-clones", "/usr/lib/postgresql/17/bin")
     p.add_argument("--seconds", type=int, default=10, help="of each pgbench run")
     p.add_argument("--clients", type=int, default=4, help="of pgbench")
     p.add_argument("--reads", type=int, default=50_000, help="random ones")
     p.add_argument("--hydrate", action="store_true", help="pgbench on hydrated clones, restarted since")
-    p.add_argument("--only", default=",".join(MEASURES))
     p.add_argument("--variant", action="append", metavar="NAME=OPTIONS", help="clones made with these options; may be repeated")
-    p.add_argument("--daemon", choices=("root", "postgres"), default="root", help="who serves clones")
-    p.add_argument("--seed", type=int, default=20260101)
-    p.add_argument("--port", type=int, default=6653, help="this one and some behind it")
-    p.add_argument("--dir", default="/var/tmp/pgkeep-clones")
-    p.add_argument("--pg-bin", default="/usr/lib/postgresql/17/bin", help="directory of the server's programs, contrib with them")
-    p.add_argument("--pgkeep", default=str(Path(__file__).resolve().parents[2] / "target/release/pgkeep"))
     p.add_argument("--keep", action="store_true", help="leave cluster and repository under --dir; the next run with the same --scale begins with them")
-    p.add_argument("--out", help="file for the result as JSON")
-    a = p.parse_args()
-    if os.geteuid() != 0:
-        fail("must run as root, to become the server's account")
-    if unknown := set(a.only.split(",")) - set(MEASURES):
-        fail(f"there is no measure {', '.join(unknown)}")
+    a = parsed(p, MEASURES)
     variants = {name: options.split() for name, _, options in (v.partition("=") for v in a.variant or ["auto="])}
     run(a, variants)
 
 
 def run(a, variants):
-    from rig import Runner
     done = Path(a.dir) / f"made-{a.scale}"
     if not done.exists():
         clean(a.dir)
-    Path(a.dir).mkdir(parents=True, exist_ok=True)
-    os.chmod(a.dir, 0o755)
-    runner = Runner(a.dir, a.pg_bin)
-    os.chown(a.dir, runner.user.pw_uid, runner.user.pw_gid)
-    binary = runner.mkdir(runner.root / "bin", 0o755) / "pgkeep"
-    # A copy that no build replaces meanwhile.
-    binary.unlink(missing_ok=True)
-    shutil.copy(a.pgkeep, binary)
-    binary.chmod(0o755)
-    rig = Rig(runner, binary, a.port, a.daemon == "root")
-    result = {"settings": {k: v for k, v in vars(a).items() if k in ("scale", "rounds", "seconds", "clients", "reads", "hydrate", "variant", "daemon", "seed")}}
-    save = lambda: a.out and Path(a.out).write_text(json.dumps(result, indent=1) + "\n")
+    bench = Bench(a)
     measures = {"start": start, "lookup": lookup, "random": random_measure, "scan": scan_measure, "table": table, "pgbench": pgbench, "ten": ten, "instant": instant, "extract": extract}
     try:
         if not done.exists():
-            source = Source(runner, "cluster", a.port)
-            try:
-                source.init()
-                source.fill(a.scale, a.seed)
-                rig.backup(source)
-                facts = {"machine": machine(rig, source), "table": source.table_path()}
-            finally:
-                source.stop("immediate")
-            done.write_text(json.dumps(facts))
-            # It is not needed any more, and takes as much room as all else.
-            clean(source.home)
+            done.write_text(json.dumps(bench.back_up(lambda source: {"table": source.table_path()})))
         facts = json.loads(done.read_text())
-        result["machine"] = facts["machine"] | {"commit": commit(Path(__file__).parent), "repository_bytes": sum(f.stat().st_size for f in rig.repo.rglob("*") if f.is_file())}
-        print(json.dumps(result["machine"]), flush=True)
-        for name in a.only.split(","):
-            result[name] = measures[name](a, rig, variants, facts["table"])
-            save()
+        bench.measure(facts, measures, variants, facts["table"])
     finally:
-        rig.clean()
+        bench.rig.clean()
         if not a.keep:
             clean(a.dir)
 

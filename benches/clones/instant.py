@@ -8,10 +8,9 @@ import shutil
 import subprocess
 import time
 
-from place import Server, evict, fail
+from place import FIRST_QUERY, Server, evict, fail
 
 GLANCE = 0.1
-FIRST_QUERY = "select abalance from pgbench_accounts where aid = 4711"
 
 
 def instant(a, rig, variants, path):

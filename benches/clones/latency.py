@@ -15,22 +15,17 @@ taken out of the page cache before each clone.
     wal      how long the server replays WAL of a pgbench run behind the backup, by its own log, and bytes the daemon read meanwhile: with full-page images
              (which the first change of each page behind the backup's checkpoint has) and without, and with the server's settings of prefetching
 """
-import argparse
 import json
-import os
 import random
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import time
-from pathlib import Path
 
-from place import ROWS, Clone, Rig, Source, clean, commit, fail, machine
+from place import FIRST_QUERY, PROGRAMS, ROWS, Bench, Clone, arguments, clean, fail, median, parsed
 
 MEASURES = ("trace", "hydrate", "wal")
-FIRST_QUERY = "select abalance from pgbench_accounts where aid = 4711"
 WORK_LOOKUPS = 200
 WORK_ROWS = 40_000
 ENDED = "that earlier clones needed first"
@@ -43,10 +38,6 @@ WAL_VARIANTS = {
     # What pgkeep chooses.
     "chosen": {},
 }
-
-
-def median(values):
-    return statistics.median(list(values))
 
 
 class Store:
@@ -246,65 +237,28 @@ def stretches(a, rig, source):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--scale", type=int, default=30, help="as pgbench's: 30 is a table of 0.38 GB and an index of 0.06 GB")
-    p.add_argument("--rounds", type=int, default=3)
+    p = arguments(__doc__, MEASURES, 30, 6753, "/var/tmp/pgkeep-latency", "/usr/lib/postgresql/15/bin")
     p.add_argument("--delay-ms", type=int, default=30, help="of each read of the store")
     p.add_argument("--transactions", type=int, default=20_000, help="of pgbench behind the backup, for the measure wal")
-    p.add_argument("--only", default=",".join(MEASURES))
-    p.add_argument("--daemon", choices=("root", "postgres"), default="root", help="who serves clones")
-    p.add_argument("--seed", type=int, default=20260101)
-    p.add_argument("--port", type=int, default=6753, help="this one and some behind it")
-    p.add_argument("--dir", default="/var/tmp/pgkeep-latency")
-    p.add_argument("--pg-bin", default="/usr/lib/postgresql/15/bin", help="directory of the server's programs, contrib with them")
-    target = Path(__file__).resolve().parents[2] / "target/release"
-    p.add_argument("--pgkeep", default=str(target / "pgkeep"))
-    p.add_argument("--faulty-store", default=str(target / "faulty-store"))
-    p.add_argument("--out", help="file for the result as JSON")
-    a = p.parse_args()
-    if os.geteuid() != 0:
-        fail("must run as root, to become the server's account")
-    if unknown := set(a.only.split(",")) - set(MEASURES):
-        fail(f"there is no measure {', '.join(unknown)}")
-    run(a)
+    p.add_argument("--faulty-store", default=str(PROGRAMS / "faulty-store"))
+    run(parsed(p, MEASURES))
 
 
 def run(a):
-    from rig import Runner
     clean(a.dir)
-    Path(a.dir).mkdir(parents=True, exist_ok=True)
-    os.chmod(a.dir, 0o755)
-    runner = Runner(a.dir, a.pg_bin)
-    os.chown(a.dir, runner.user.pw_uid, runner.user.pw_gid)
-    programs = runner.mkdir(runner.root / "bin", 0o755)
-    # Copies that no build replaces meanwhile.
-    for program, name in ((a.pgkeep, "pgkeep"), (a.faulty_store, "faulty-store")):
-        shutil.copy(program, programs / name)
-        (programs / name).chmod(0o755)
-    rig = Rig(runner, programs / "pgkeep", a.port, a.daemon == "root")
-    result = {"settings": {k: v for k, v in vars(a).items() if k in ("scale", "rounds", "delay_ms", "transactions", "daemon", "seed")}}
-    measures = {"trace": trace, "hydrate": hydrate, "wal": wal}
+    bench = Bench(a)
+    rig, program = bench.rig, bench.program(a.faulty_store, "faulty-store")
+
+    def behind(source):
+        if "wal" in a.only.split(","):
+            stretches(a, rig, source)
+        return {}
+
     store = None
     try:
-        source = Source(runner, "cluster", a.port)
-        try:
-            source.init()
-            source.fill(a.scale, a.seed)
-            rig.backup(source)
-            if "wal" in a.only.split(","):
-                stretches(a, rig, source)
-            result["machine"] = machine(rig, source) | {"commit": commit(Path(__file__).parent)}
-        finally:
-            source.stop("immediate")
-        clean(source.home)
-        store = Store(rig, programs / "faulty-store", a.delay_ms)
-        result["machine"]["repository_bytes"] = sum(f.stat().st_size for f in rig.repo.rglob("*") if f.is_file())
-        print(json.dumps(result["machine"]), flush=True)
-        work = work_file(a, rig)
-        for name in a.only.split(","):
-            result[name] = measures[name](a, rig, work)
-            if a.out:
-                Path(a.out).write_text(json.dumps(result, indent=1) + "\n")
+        facts = bench.back_up(behind)
+        store = Store(rig, program, a.delay_ms)
+        bench.measure(facts, {"trace": trace, "hydrate": hydrate, "wal": wal}, work_file(a, rig))
     finally:
         rig.clean()
         if store:

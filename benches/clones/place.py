@@ -1,11 +1,15 @@
-"""What is measured: a cluster with one large table, its backup, servers on clones of it, and a server on a classic restore of it.
+"""What is measured: a cluster with one large table, its backup, servers on clones of it, and a server on a classic restore of it; and what all runs have
+in common, from their arguments to their results.
 
 The table is pgbench's. Its filler is not: pgbench writes blanks, which shrink twentyfold and make every fetch look cheap. Here it is text as in
 ../thirty-days/data.py, which shrinks some two and a half times; a hundred thousand texts are drawn and given to the rows in turn.
 """
+import argparse
 import json
 import os
 import random
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -13,9 +17,10 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "thirty-days"))
 from data import Text  # noqa: E402
-from rig import Cluster, clean, evict, fail, tree_bytes  # noqa: E402
+from rig import Cluster, Runner, clean, evict, fail, tree_bytes  # noqa: E402
 
 TEXTS = 100_000
+FIRST_QUERY = "select abalance from pgbench_accounts where aid = 4711"
 ROWS = 100_000  # of pgbench_accounts, for each unit of scale: some 12.8 MB, and 2.1 MB of index
 
 
@@ -282,4 +287,83 @@ def scan(path):
     return total / (time.perf_counter() - began) / 1e6
 
 
-__all__ = ["Clone", "Rig", "Server", "Source", "clean", "commit", "evict", "fail", "json", "machine", "random_reads", "scan", "tree_bytes"]
+def median(values):
+    return statistics.median(list(values))
+
+
+# What says where a run is made and not what it is.
+PLACES = ("only", "port", "dir", "pg_bin", "pgkeep", "faulty_store", "keep", "out")
+PROGRAMS = Path(__file__).resolve().parents[2] / "target/release"
+
+
+def arguments(description, measures, scale, port, place, pg_bin):
+    """The options of every bench of clones, with these defaults; it adds its own."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--scale", type=int, default=scale, help=f"as pgbench's: {scale} is a table of {scale * 0.0128:.2f} GB and an index of {scale * 0.0021:.2f} GB")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--only", default=",".join(measures))
+    p.add_argument("--daemon", choices=("root", "postgres"), default="root", help="who serves clones")
+    p.add_argument("--seed", type=int, default=20260101)
+    p.add_argument("--port", type=int, default=port, help="this one and some behind it")
+    p.add_argument("--dir", default=place)
+    p.add_argument("--pg-bin", default=pg_bin, help="directory of the server's programs, contrib with them")
+    p.add_argument("--pgkeep", default=str(PROGRAMS / "pgkeep"))
+    p.add_argument("--out", help="file for the result as JSON")
+    return p
+
+
+def parsed(p, measures):
+    """The arguments, if the bench can be run with them."""
+    a = p.parse_args()
+    if os.geteuid() != 0:
+        fail("must run as root, to become the server's account")
+    if unknown := set(a.only.split(",")) - set(measures):
+        fail(f"there is no measure {', '.join(unknown)}")
+    return a
+
+
+class Bench:
+    """One run: where it is made, the programs it is made with, and what was found."""
+
+    def __init__(self, a):
+        Path(a.dir).mkdir(parents=True, exist_ok=True)
+        os.chmod(a.dir, 0o755)
+        self.a, self.runner = a, Runner(a.dir, a.pg_bin)
+        os.chown(a.dir, self.runner.user.pw_uid, self.runner.user.pw_gid)
+        self.rig = Rig(self.runner, self.program(a.pgkeep, "pgkeep"), a.port, a.daemon == "root")
+        self.result = {"settings": {k: v for k, v in vars(a).items() if k not in PLACES}}
+
+    def program(self, path, name):
+        """A copy that no build replaces meanwhile."""
+        copy = self.runner.mkdir(self.runner.root / "bin", 0o755) / name
+        copy.unlink(missing_ok=True)
+        shutil.copy(path, copy)
+        copy.chmod(0o755)
+        return copy
+
+    def back_up(self, behind):
+        """Makes the cluster and its backup, and removes the cluster, which takes as much room as all else. What `behind` returns of the cluster once it was
+        backed up is returned with what the machine is."""
+        source = Source(self.runner, "cluster", self.a.port)
+        try:
+            source.init()
+            source.fill(self.a.scale, self.a.seed)
+            self.rig.backup(source)
+            facts = behind(source) | {"machine": machine(self.rig, source)}
+        finally:
+            source.stop("immediate")
+        clean(source.home)
+        return facts
+
+    def measure(self, facts, measures, *more):
+        """Takes the measures that were asked for, in their order, and keeps what was found after each."""
+        size = sum(f.stat().st_size for f in self.rig.repo.rglob("*") if f.is_file())
+        self.result["machine"] = facts["machine"] | {"commit": commit(Path(__file__).parent), "repository_bytes": size}
+        print(json.dumps(self.result["machine"]), flush=True)
+        for name in self.a.only.split(","):
+            self.result[name] = measures[name](self.a, self.rig, *more)
+            if self.a.out:
+                Path(self.a.out).write_text(json.dumps(self.result, indent=1) + "\n")
+
+
+__all__ = ["FIRST_QUERY", "PROGRAMS", "ROWS", "Bench", "Clone", "Server", "arguments", "clean", "evict", "fail", "median", "parsed", "random_reads", "scan"]

@@ -9,8 +9,9 @@ use pgkeep_fuse::{MountOptions, tree};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
-use support::{DirectorySnapshot, Place, noise};
+use support::{DirectorySnapshot, Place, noise, run};
 
 struct Labels {
     root: PathBuf,
@@ -57,13 +58,7 @@ fn backups_are_listed_read_and_never_written() {
     assert_eq!(fs::read(mnt.join("latest/linked")).unwrap(), b"15\n");
     assert!(fs::symlink_metadata(mnt.join("latest/linked")).unwrap().is_file());
     assert_eq!(fs::metadata(mnt.join("latest/nothing")).unwrap_err().kind(), std::io::ErrorKind::NotFound);
-    let status = std::process::Command::new("diff")
-        .arg("-r")
-        .arg(base.join("20260101-000000F"))
-        .arg(mnt.join("20260101-000000F"))
-        .status()
-        .unwrap();
-    assert!(status.success());
+    run(Command::new("diff").arg("-r").arg(base.join("20260101-000000F")).arg(mnt.join("20260101-000000F")));
 
     for result in [
         fs::write(mnt.join("new"), ""),

@@ -11,10 +11,10 @@ mod inodes;
 mod passthrough;
 
 use std::{
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -23,7 +23,7 @@ use std::{
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 
-use crate::seed::Seed;
+use crate::{mounts, seed::Seed};
 
 /// Threads that take requests; none of them ever waits.
 const THREADS: usize = 4;
@@ -108,13 +108,13 @@ impl Faulty {
 
     /// As [`Self::fail`], each read with this probability.
     pub fn fail_some(&self, pattern: &str, probability: f64) {
-        let mut failing = self.faults.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = lock(&self.faults.failing);
         failing.push((pattern.to_owned(), probability));
     }
 
     /// Ends every fault.
     pub fn heal(&self) {
-        self.faults.failing.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.faults.failing).clear();
         self.set_delay(Duration::ZERO);
         self.set_name_delay(Duration::ZERO);
         self.hang(false);
@@ -130,16 +130,7 @@ impl Drop for Faulty {
     fn drop(&mut self) {
         self.heal();
         let Some(session) = self.session.take() else { return };
-        // Out of sight at once, even if somebody has a file open there.
-        let detached = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH);
-        let gone = match detached {
-            Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
-            Err(rustix::io::Errno::PERM) => by_helper(&self.mountpoint),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = gone {
-            eprintln!("cannot unmount {}: {error}", self.mountpoint.display());
-        }
+        mounts::detach(&self.mountpoint);
         let begun = Instant::now();
         while !session.guard.is_finished() && begun.elapsed() < PATIENCE {
             thread::sleep(Duration::from_millis(5));
@@ -149,9 +140,9 @@ impl Drop for Faulty {
     }
 }
 
-fn by_helper(mountpoint: &Path) -> io::Result<()> {
-    let status = std::process::Command::new("fusermount3").args(["-u", "-z", "--"]).arg(mountpoint).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("fusermount3: {status}"))) }
+/// What a request that panicked has left is as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn micros(time: Duration) -> u64 {
@@ -186,20 +177,20 @@ impl Faults {
     }
 
     fn set_hung(&self, hung: bool) {
-        *self.hung.lock().unwrap_or_else(PoisonError::into_inner) = hung;
+        *lock(&self.hung) = hung;
         self.changed.notify_all();
     }
 
     /// Runs a request when its time has come: here if that is now, else on a thread of its own.
     fn pass(self: &Arc<Self>, delay_us: &AtomicU64, work: impl FnOnce() + Send + 'static) {
         let delay = Duration::from_micros(delay_us.load(Ordering::Acquire));
-        if delay.is_zero() && !*self.hung.lock().unwrap_or_else(PoisonError::into_inner) {
+        if delay.is_zero() && !*lock(&self.hung) {
             return work();
         }
         let faults = Arc::clone(self);
         thread::spawn(move || {
             thread::sleep(delay);
-            let mut hung = faults.hung.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hung = lock(&faults.hung);
             if *hung {
                 faults.waiting.fetch_add(1, Ordering::AcqRel);
                 while *hung {
@@ -214,10 +205,10 @@ impl Faults {
 
     /// Whether a read of the file at this path fails.
     fn fails(&self, path: &Path) -> bool {
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let failing = lock(&self.failing);
         let path = path.to_string_lossy();
         failing.iter().filter(|(pattern, _)| path.contains(pattern)).any(|(_, probability)| {
-            let mut seed = self.seed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seed = lock(&self.seed);
             (seed.below(1 << 32) as f64) < probability * (1_u64 << 32) as f64
         })
     }

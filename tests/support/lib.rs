@@ -8,13 +8,16 @@
 
 pub mod account;
 pub mod faulty;
+pub mod mounts;
 pub mod offline;
 pub mod pg;
 pub mod sandbox;
 pub mod seed;
 pub mod tree;
+mod wait;
 pub mod world;
 
 pub use pg::{Cluster, Mode, Work, majors};
 pub use sandbox::{Run, Running, Sandbox};
+pub use wait::{PATIENCE, wait_until};
 pub use world::World;

@@ -5,6 +5,7 @@
 mod cluster;
 mod data;
 mod load;
+mod template;
 
 pub use cluster::{Builder, Cluster, Mode};
 pub use data::Fingerprint;
@@ -25,6 +26,11 @@ pub fn majors() -> Vec<u32> {
         .collect()
 }
 
+/// What is kept from run to run.
+fn cache() -> PathBuf {
+    std::env::var_os("PGKEEP_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/pgkeep-test"), PathBuf::from)
+}
+
 /// The programs of one major version.
 #[derive(Debug, Clone)]
 pub struct Binaries {
@@ -38,9 +44,8 @@ impl Binaries {
     /// # Panics
     /// When they are not installed; the message names the script that does it.
     pub fn find(major: u32) -> Self {
-        let cache = std::env::var_os("PGKEEP_TEST_CACHE")
-            .map_or_else(|| PathBuf::from("/var/cache/pgkeep-test"), PathBuf::from);
-        let places = [PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")), cache.join(format!("pg/{major}/bin"))];
+        let places =
+            [PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")), cache().join(format!("pg/{major}/bin"))];
         match places.iter().find(|dir| dir.join("postgres").exists()) {
             Some(dir) => Self { major, dir: dir.clone() },
             None => panic!("PostgreSQL {major} is not installed: run scripts/setup --pg {major}"),

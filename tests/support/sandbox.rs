@@ -5,7 +5,7 @@ mod running;
 
 use std::{
     ffi::OsStr,
-    fmt, fs, io,
+    fmt, fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,7 +13,9 @@ use std::{
 
 use crate::{
     account::{self, Scratch},
+    mounts::{self, mount},
     pg::Cluster,
+    tree,
 };
 
 pub use binary::pgkeep_binary;
@@ -58,6 +60,15 @@ impl Sandbox {
         self.root().join("repo")
     }
 
+    /// The largest pack of the repository, which holds what is large: pages of tables.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn largest_pack(&self) -> PathBuf {
+        let packs = tree::files(&self.repo().join("packs"));
+        packs.into_iter().max_by_key(|(_, bytes)| *bytes).expect("there is no pack").0
+    }
+
     /// `spool-path`.
     pub fn spool(&self) -> PathBuf {
         self.root().join("spool")
@@ -88,7 +99,6 @@ impl Sandbox {
     /// # Panics
     /// When the tests do not run as root, who alone may mount.
     pub fn small_disk(&self, name: &str, bytes: u64) -> PathBuf {
-        assert!(rustix::process::getuid().is_root(), "a test that mounts a file system must run as root");
         let dir = self.dir(name);
         mount(&["-t", "tmpfs", "-o", &format!("size={bytes},mode=0700"), "pgkeep-test"], &dir);
         account::give(&dir);
@@ -211,24 +221,9 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         // A failed test may leave a mount: detached, so that removing the directory reaches no foreign tree.
         for point in self.mounts() {
-            if let Err(error) = detach(&point) {
-                eprintln!("cannot unmount {}: {error}", point.display());
-            }
+            mounts::detach(&point);
         }
     }
-}
-
-fn mount(args: &[&str], point: &Path) {
-    let out = Command::new("/bin/mount").args(args).arg(point).output().expect("cannot run mount");
-    assert!(out.status.success(), "mount {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
-fn detach(point: &Path) -> io::Result<()> {
-    if rustix::process::getuid().is_root() {
-        return Ok(rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH)?);
-    }
-    let status = Command::new("fusermount3").args(["-u", "-z"]).arg(point).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("fusermount3: {status}"))) }
 }
 
 /// What one command did.

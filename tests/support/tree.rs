@@ -1,12 +1,28 @@
 //! Compares two directory trees byte by byte: names, kinds, modes, link targets, sizes, contents.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::Read,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
+
+/// All files below a directory, with their sizes.
+///
+/// # Panics
+/// When a directory cannot be read.
+pub fn files(dir: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut found = BTreeMap::new();
+    for name in names(dir) {
+        let path = dir.join(name);
+        match metadata(&path) {
+            facts if facts.is_dir() => found.append(&mut files(&path)),
+            facts => _ = found.insert(path, facts.len()),
+        }
+    }
+    found
+}
 
 /// The differences between two trees, one line each, by path; none means equal.
 ///

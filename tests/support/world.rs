@@ -190,6 +190,19 @@ impl World {
         self.cluster.binaries().with_clients(&self.path("pg-bin"))
     }
 
+    /// Arguments for a command that makes a clone of its own below `dir`: where, and the server's programs, unless these
+    /// arguments say so.
+    pub fn scratch_args(&self, command: &str, dir: &Path, more: &[&str]) -> Vec<String> {
+        let mut args = vec![command.to_owned()];
+        for (option, value) in [("--dir=", dir.to_owned()), ("--pg-bin=", self.pg_bin())] {
+            if !more.iter().any(|arg| arg.starts_with(option)) {
+                args.push(format!("{option}{}", value.display()));
+            }
+        }
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        args
+    }
+
     /// A path in the sandbox that does not exist yet.
     pub fn path(&self, name: &str) -> PathBuf {
         self.sandbox.root().join(name)

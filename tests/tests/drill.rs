@@ -5,16 +5,11 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Stdio,
-    thread,
-    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::Value;
-use support::{Cluster, World, account, majors, sandbox::Run};
-
-/// Reached only when something hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+use support::{Cluster, World, account, majors, sandbox::Run, wait_until};
 
 struct Ground {
     world: World,
@@ -28,15 +23,7 @@ impl Ground {
     }
 
     fn args(&self, more: &[&str]) -> Vec<String> {
-        let mut args = vec!["drill".to_owned()];
-        if !more.iter().any(|arg| arg.starts_with("--dir=")) {
-            args.push(format!("--dir={}", self.dir.display()));
-        }
-        if !more.iter().any(|arg| arg.starts_with("--pg-bin=")) {
-            args.push(format!("--pg-bin={}", self.world.pg_bin().display()));
-        }
-        args.extend(more.iter().map(|arg| (*arg).to_owned()));
-        args
+        self.world.scratch_args("drill", &self.dir, more)
     }
 
     fn drill(&self, code: i32, more: &[&str]) -> Run {
@@ -187,21 +174,6 @@ fn a_wrong_answer_fails_with_what_differs() {
     assert_eq!(ground.told().len(), 3);
 }
 
-/// Largest file below a directory.
-fn largest(dir: &Path) -> PathBuf {
-    let mut waiting = vec![dir.to_path_buf()];
-    let mut found = (0, PathBuf::new());
-    while let Some(dir) = waiting.pop() {
-        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-            match entry.metadata().unwrap() {
-                facts if facts.is_dir() => waiting.push(entry.path()),
-                facts => found = found.max((facts.len(), entry.path())),
-            }
-        }
-    }
-    found.1
-}
-
 #[test]
 fn a_damaged_pack_fails_and_is_known_to() {
     let world = World::new(15);
@@ -209,7 +181,7 @@ fn a_damaged_pack_fails_and_is_known_to() {
     world.backup("full");
     world.archive_now();
     let ground = Ground::of(world);
-    let pack = largest(&ground.world.sandbox.repo().join("packs"));
+    let pack = ground.world.sandbox.largest_pack();
     let whole = fs::read(&pack).unwrap();
     // Here and there, so that some of it is read whatever is read.
     let file = File::options().write(true).open(&pack).unwrap();
@@ -263,20 +235,15 @@ fn an_unreachable_target_fails_and_a_killed_drill_leaves_nothing() {
     assert_eq!(result(&ground.told()[0], "recovery"), "failed");
 
     let running = ground.world.spawn(ground.args(&[]));
-    let deadline = Instant::now() + PATIENCE;
     let has_server = || {
         let dirs = fs::read_dir(&ground.dir).unwrap().flatten();
         dirs.map(|d| d.path()).any(|dir| dir.join("clone/data/postmaster.pid").exists())
     };
-    while !has_server() {
-        assert!(Instant::now() < deadline, "no server");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("a server", has_server);
     running.kill9();
-    while fs::read_dir(&ground.dir).unwrap().next().is_some() || !ground.world.sandbox.mounts().is_empty() {
-        assert!(Instant::now() < deadline, "something is left");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("the end of everything", || {
+        fs::read_dir(&ground.dir).unwrap().next().is_none() && ground.world.sandbox.mounts().is_empty()
+    });
     assert_eq!(ground.told().len(), 1, "a drill that was killed has no outcome");
 }
 

@@ -14,6 +14,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+mod programs;
+
+pub use programs::{alone, run, spawn};
+
 /// A directory seen as a backup: links are followed, as a backup does.
 pub struct DirectorySnapshot {
     root: PathBuf,
@@ -190,7 +194,8 @@ impl Place {
     }
 
     pub fn create(&self) {
-        clone::create(&self.clone_dir(), &DirectorySnapshot::new(&self.base()), &Default::default()).unwrap();
+        let snapshot = DirectorySnapshot::new(&self.base());
+        alone(|| clone::create(&self.clone_dir(), &snapshot, &Default::default())).unwrap();
     }
 
     /// Makes the clone believe that the host went down: its record names another boot.
@@ -207,7 +212,8 @@ impl Place {
     }
 
     pub fn serve_snapshot(&self, snapshot: DirectorySnapshot) -> pgkeep_fuse::Session {
-        clone::serve(&self.clone_dir(), Arc::new(snapshot), &self.mountpoint(), &options(self.mode)).unwrap()
+        let (snapshot, options) = (Arc::new(snapshot), options(self.mode));
+        alone(|| clone::serve(&self.clone_dir(), snapshot, &self.mountpoint(), &options)).unwrap()
     }
 }
 
@@ -267,7 +273,7 @@ impl Daemon {
                 Ok(())
             });
         }
-        let mut child = command.spawn().unwrap();
+        let mut child = spawn(&mut command);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap() == "serving"), "the daemon did not start");
         std::thread::spawn(move || lines.for_each(drop));

@@ -11,7 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -19,6 +19,8 @@ use std::{
 
 use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, RenameFlags, TimeOrNow};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+
+use super::lock;
 
 pub(super) const ROOT: u64 = 1;
 
@@ -31,15 +33,18 @@ struct Node {
     lookups: u64,
 }
 
-pub(super) enum Open {
+/// Names of a directory as they were when it was opened.
+pub(super) type Listed = Vec<(u64, FileType, OsString)>;
+
+enum Open {
     File(Arc<File>),
-    Directory(Arc<Vec<(u64, FileType, OsString)>>),
+    Directory(Arc<Listed>),
 }
 
 /// All of them, and what is open.
 pub(super) struct Inner {
     nodes: Mutex<HashMap<u64, Node>>,
-    pub(super) open: Mutex<HashMap<u64, Open>>,
+    open: Mutex<HashMap<u64, Open>>,
     next: AtomicU64,
 }
 
@@ -105,13 +110,11 @@ impl Inner {
     }
 
     pub(super) fn fd(&self, number: u64) -> Answer<Arc<OwnedFd>> {
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(&number).map(|node| Arc::clone(&node.fd)).ok_or(Errno::ESTALE)
+        lock(&self.nodes).get(&number).map(|node| Arc::clone(&node.fd)).ok_or(Errno::ESTALE)
     }
 
     pub(super) fn path(&self, number: u64) -> PathBuf {
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(&number).map(|node| node.path.clone()).unwrap_or_default()
+        lock(&self.nodes).get(&number).map(|node| node.path.clone()).unwrap_or_default()
     }
 
     /// Finds a name and counts the look-up.
@@ -120,7 +123,7 @@ impl Inner {
         let fd = rustix::fs::openat(&*self.fd(parent)?, name, flags, Mode::empty()).map_err(failed)?;
         let stat = rustix::fs::fstat(&fd).map_err(failed)?;
         let path = self.path(parent).join(name);
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = lock(&self.nodes);
         let new = Node { fd: Arc::new(fd), path: PathBuf::new(), lookups: 0 };
         let node = nodes.entry(stat.st_ino).or_insert(new);
         node.lookups += 1;
@@ -129,7 +132,7 @@ impl Inner {
     }
 
     pub(super) fn forget(&self, number: u64, count: u64) {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = lock(&self.nodes);
         if let Some(node) = nodes.get_mut(&number) {
             node.lookups = node.lookups.saturating_sub(count);
             if node.lookups == 0 && number != ROOT {
@@ -142,17 +145,28 @@ impl Inner {
         Ok(attributes(number, &rustix::fs::fstat(&*self.fd(number)?).map_err(failed)?))
     }
 
-    pub(super) fn keep(&self, open: Open) -> FileHandle {
+    fn keep(&self, open: Open) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, open);
+        lock(&self.open).insert(number, open);
         FileHandle(number)
     }
 
     pub(super) fn file(&self, handle: FileHandle) -> Answer<Arc<File>> {
-        match self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&handle.0) {
+        match lock(&self.open).get(&handle.0) {
             Some(Open::File(file)) => Ok(Arc::clone(file)),
             _ => Err(Errno::EBADF),
         }
+    }
+
+    pub(super) fn listed(&self, handle: FileHandle) -> Answer<Arc<Listed>> {
+        match lock(&self.open).get(&handle.0) {
+            Some(Open::Directory(listed)) => Ok(Arc::clone(listed)),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    pub(super) fn close(&self, handle: FileHandle) {
+        lock(&self.open).remove(&handle.0);
     }
 
     pub(super) fn open_file(&self, number: u64, flags: i32) -> Answer<FileHandle> {
@@ -161,9 +175,14 @@ impl Inner {
         Ok(self.keep(Open::File(Arc::new(fd.into()))))
     }
 
-    pub(super) fn open_directory(&self, number: u64) -> Answer<FileHandle> {
+    /// A directory, opened anew to be listed or synced.
+    pub(super) fn readable(&self, number: u64) -> Answer<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&*self.fd(number)?, ".", flags, Mode::empty()).map_err(failed)?;
+        rustix::fs::openat(&*self.fd(number)?, ".", flags, Mode::empty()).map_err(failed)
+    }
+
+    pub(super) fn open_directory(&self, number: u64) -> Answer<FileHandle> {
+        let fd = self.readable(number)?;
         let mut listed = Vec::new();
         for entry in rustix::fs::Dir::read_from(&fd).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -204,13 +223,18 @@ impl Inner {
         self.give(parent, name, owner)
     }
 
+    /// Removes a name; the flags say whether of a directory.
+    pub(super) fn remove(&self, parent: u64, name: &OsStr, flags: AtFlags) -> Answer<()> {
+        rustix::fs::unlinkat(&*self.fd(parent)?, name, flags).map_err(failed)
+    }
+
     pub(super) fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: RenameFlags) -> Answer<()> {
         let (old, new) = (self.fd(from.0)?, self.fd(to.0)?);
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         rustix::fs::renameat_with(&*old, from.1, &*new, to.1, flags).map_err(failed)?;
         let moved = rustix::fs::statat(&*new, to.1, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         let path = self.path(to.0).join(to.1);
-        if let Some(node) = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&moved.st_ino) {
+        if let Some(node) = lock(&self.nodes).get_mut(&moved.st_ino) {
             node.path = path;
         }
         Ok(())

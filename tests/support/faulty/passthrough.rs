@@ -1,12 +1,12 @@
 //! The file system itself: what the kernel asks is done to the source, once the faults let it pass.
 
 use std::{
-    ffi::OsStr,
+    ffi::{CString, OsStr},
     io,
     os::unix::fs::FileExt,
     path::Path,
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -17,10 +17,10 @@ use fuser::{
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
     ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD};
 
 use super::Faults;
-use super::inodes::{Answer, Inner, New, Open, ROOT, again, failed, read};
+use super::inodes::{Answer, Inner, New, ROOT, again, failed, read};
 
 /// Nothing is remembered by the kernel.
 const TTL: Duration = Duration::ZERO;
@@ -70,9 +70,16 @@ fn empty(reply: ReplyEmpty, answer: Answer<()>) {
     }
 }
 
-fn opened(reply: ReplyOpen, answer: Answer<FileHandle>) {
+fn data(reply: ReplyData, answer: Answer<Vec<u8>>) {
     match answer {
-        Ok(handle) => reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO),
+        Ok(bytes) => reply.data(&bytes),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn opened(reply: ReplyOpen, answer: Answer<FileHandle>, flags: FopenFlags) {
+    match answer {
+        Ok(handle) => reply.opened(handle, flags),
         Err(error) => reply.error(error),
     }
 }
@@ -122,10 +129,7 @@ impl Filesystem for Passthrough {
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
         self.at_once(move |inner| {
             let target = inner.fd(number.0).and_then(|fd| rustix::fs::readlinkat(&*fd, "", Vec::new()).map_err(failed));
-            match target {
-                Ok(target) => reply.data(target.to_bytes()),
-                Err(error) => reply.error(error),
-            }
+            data(reply, target.map(CString::into_bytes));
         });
     }
 
@@ -137,18 +141,14 @@ impl Filesystem for Passthrough {
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
         self.at_once(move |inner| {
-            let parent = inner.fd(parent.0);
-            let done = parent.and_then(|fd| rustix::fs::unlinkat(&*fd, &name, AtFlags::empty()).map_err(failed));
-            empty(reply, done);
+            empty(reply, inner.remove(parent.0, &name, AtFlags::empty()));
         });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
         self.at_once(move |inner| {
-            let parent = inner.fd(parent.0);
-            let done = parent.and_then(|fd| rustix::fs::unlinkat(&*fd, &name, AtFlags::REMOVEDIR).map_err(failed));
-            empty(reply, done);
+            empty(reply, inner.remove(parent.0, &name, AtFlags::REMOVEDIR));
         });
     }
 
@@ -188,7 +188,7 @@ impl Filesystem for Passthrough {
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let delay = &self.faults.name_delay_us;
-        self.later(delay, move |inner| opened(reply, inner.open_file(number.0, flags.0)));
+        self.later(delay, move |inner| opened(reply, inner.open_file(number.0, flags.0), FopenFlags::FOPEN_DIRECT_IO));
     }
 
     fn create(
@@ -227,10 +227,7 @@ impl Filesystem for Passthrough {
             if faults.fails(&inner.path(number.0)) {
                 return reply.error(Errno::EIO);
             }
-            match inner.file(handle).and_then(|file| read(&file, offset, size)) {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(error),
-            }
+            data(reply, inner.file(handle).and_then(|file| read(&file, offset, size)));
         });
     }
 
@@ -271,7 +268,7 @@ impl Filesystem for Passthrough {
         reply: ReplyEmpty,
     ) {
         // Nobody waits for it.
-        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
+        self.inner.close(handle);
         reply.ok();
     }
 
@@ -282,17 +279,14 @@ impl Filesystem for Passthrough {
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.at_once(move |inner| match inner.open_directory(number.0) {
-            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
-            Err(error) => reply.error(error),
-        });
+        self.at_once(move |inner| opened(reply, inner.open_directory(number.0), FopenFlags::empty()));
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         self.at_once(move |inner| {
-            let listed = match inner.open.lock().unwrap_or_else(PoisonError::into_inner).get(&handle.0) {
-                Some(Open::Directory(listed)) => Arc::clone(listed),
-                _ => return reply.error(Errno::EBADF),
+            let listed = match inner.listed(handle) {
+                Ok(listed) => listed,
+                Err(error) => return reply.error(error),
             };
             for (at, (number, kind, name)) in listed.iter().enumerate().skip(offset as usize) {
                 if reply.add(INodeNo(*number), at as u64 + 1, *kind, name) {
@@ -304,18 +298,13 @@ impl Filesystem for Passthrough {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
+        self.inner.close(handle);
         reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         self.at_once(move |inner| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let synced = inner.fd(number.0).and_then(|fd| {
-                let fd = rustix::fs::openat(&*fd, ".", flags, Mode::empty()).map_err(failed)?;
-                rustix::fs::fsync(&fd).map_err(failed)
-            });
-            empty(reply, synced);
+            empty(reply, inner.readable(number.0).and_then(|fd| rustix::fs::fsync(&fd).map_err(failed)));
         });
     }
 

@@ -17,7 +17,7 @@ use std::{
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Binaries;
+use super::{Binaries, template};
 use crate::account::{self, Scratch};
 
 /// How long a server may take to start or stop, with recovery, on a busy machine. Reached only when something hangs.
@@ -82,7 +82,7 @@ impl Builder {
         self
     }
 
-    /// Runs `initdb` in a directory of its own. The server is not started.
+    /// A new cluster in a directory of its own, made by `initdb` or a copy of what that made. The server is not started.
     ///
     /// # Panics
     /// When the major is not installed or `initdb` fails.
@@ -91,17 +91,15 @@ impl Builder {
         let data = account::private_dir(&home.path().join("data"));
         let mut cluster = Cluster::at(self.major, home, data);
         cluster.tcp = self.tcp;
-        let mut initdb = account::command(cluster.binaries.own("initdb"));
-        initdb.arg("-D").arg(&cluster.data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]);
         // The cluster is empty and about to be filled: its first fsync can wait for the first checkpoint.
-        initdb.arg("--no-sync");
+        let mut args = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"].to_vec();
         match (self.checksums, self.major) {
-            (true, _) => _ = initdb.arg("--data-checksums"),
-            (false, 18..) => _ = initdb.arg("--no-data-checksums"),
+            (true, _) => args.push("--data-checksums"),
+            (false, 18..) => args.push("--no-data-checksums"),
             (false, _) => {}
         }
-        let out = initdb.args(&self.initdb_args).output().expect("cannot run initdb");
-        assert!(out.status.success(), "initdb failed:\n{}", String::from_utf8_lossy(&out.stderr));
+        args.extend(self.initdb_args.iter().map(String::as_str));
+        template::initdb(&cluster.binaries, &args, &cluster.data);
         for (name, value) in SETTINGS {
             cluster.configure(name, value);
         }

@@ -67,9 +67,7 @@ fn a_clone_with_a_stanza_of_its_own_is_backed_up_and_cloned_in_turn() {
     let second = Places::new(&world, "second");
     let args = second.args("create").into_iter().chain(["--stanza=branch".to_owned()]);
     world.sandbox.run_ok(args);
-    let mut again = Cluster::adopt(MAJOR, &second.mountpoint);
-    again.start();
-    again.wait_promoted();
+    let mut again = second.server();
     assert_eq!(data(&again), expected);
     again.stop(Mode::Fast);
     clone.stop(Mode::Fast);

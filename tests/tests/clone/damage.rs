@@ -7,10 +7,9 @@ use std::{
 };
 
 use rustix::fs::{Advice, fadvise};
-use support::{Cluster, Mode, World};
+use support::{Mode, World, tree};
 
-use crate::MAJOR;
-use crate::places::{Places, everything, world};
+use crate::places::{Places, everything, logged, restored, world};
 
 const PAGE: usize = 8192;
 /// What one chunk of a relation holds at most.
@@ -45,16 +44,17 @@ fn read(clone: &Path, restored: &Path, advice: Advice) -> Vec<(PathBuf, usize)> 
     found
 }
 
-/// The largest pack, which holds what is large: pages of tables.
-fn largest_pack(world: &World) -> PathBuf {
-    let mut packs: Vec<_> = everything(&world.sandbox.repo().join("packs")).into_iter().collect();
-    packs.sort_by_key(|(_, (_, bytes))| bytes.len());
-    packs.pop().unwrap().0
+/// A clone of the newest backup, and a restore of it to compare with.
+fn clone_and_restore(world: &World, name: &str) -> (Places, PathBuf) {
+    let restored = restored(world);
+    let places = Places::new(world, name);
+    places.create(world, &[]);
+    (places, restored)
 }
 
 /// Each page that cannot be read is told: in which backup, file and pages, and why.
 fn assert_told(world: &World, label: &str, pages: &[(PathBuf, usize)], why: &str) {
-    let log = fs::read_to_string(world.sandbox.logs().join("demo-clone.log")).unwrap();
+    let log = logged(world);
     for (path, number) in pages {
         let of = format!(" of '{}' of backup {label}: ", path.display());
         let told = log.lines().any(|line| {
@@ -70,11 +70,8 @@ fn assert_told(world: &World, label: &str, pages: &[(PathBuf, usize)], why: &str
 #[test]
 fn of_a_damaged_pack_only_the_pages_of_its_damaged_chunk_are_lost() {
     let (world, label) = world();
-    let restored = world.path("restored");
-    world.restore_to(&restored, ["--type=none"]);
-    let places = Places::new(&world, "flipped");
-    places.create(&world, &[]);
-    let pack = largest_pack(&world);
+    let (places, restored) = clone_and_restore(&world, "flipped");
+    let pack = world.sandbox.largest_pack();
     let whole = fs::read(&pack).unwrap();
     let mut damaged = whole.clone();
     let middle = damaged.len() / 2;
@@ -90,9 +87,7 @@ fn of_a_damaged_pack_only_the_pages_of_its_damaged_chunk_are_lost() {
     assert_eq!(unreadable(&places.mountpoint, &restored), lost);
     fs::write(&pack, &whole).unwrap();
     assert_eq!(unreadable(&places.mountpoint, &restored), []);
-    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
-    clone.start();
-    clone.wait_promoted();
+    let mut clone = places.server();
     clone.amcheck();
     clone.stop(Mode::Fast);
     world.ok(places.args("destroy"));
@@ -103,18 +98,14 @@ fn what_an_increment_has_lost_takes_no_page_of_older_packs_with_it() {
     let (world, _) = world();
     let first = world.path("first");
     world.restore_to(&first, ["--type=none"]);
-    let before = everything(&world.sandbox.repo().join("packs"));
+    let packs = || tree::files(&world.sandbox.repo().join("packs"));
+    let before = packs();
     world.cluster.psql("UPDATE pgbench_accounts SET abalance = 1 WHERE aid % 9973 = 0");
     world.cluster.checkpoint();
     let label = world.backup("incr");
-    let restored = world.path("restored");
-    world.restore_to(&restored, ["--type=none"]);
-    let places = Places::new(&world, "increment");
-    places.create(&world, &[]);
-    for (path, (_, content)) in everything(&world.sandbox.repo().join("packs")) {
-        if !content.is_empty() && !before.contains_key(&path) {
-            fs::remove_file(path).unwrap();
-        }
+    let (places, restored) = clone_and_restore(&world, "increment");
+    for path in packs().keys().filter(|path| !before.contains_key(*path)) {
+        fs::remove_file(path).unwrap();
     }
     let lost = unreadable(&places.mountpoint, &restored);
     assert!(!lost.is_empty(), "the increment held nothing");
@@ -131,11 +122,8 @@ fn what_an_increment_has_lost_takes_no_page_of_older_packs_with_it() {
 #[test]
 fn without_a_pack_the_pages_in_it_are_lost_until_it_is_back() {
     let (world, label) = world();
-    let restored = world.path("restored");
-    world.restore_to(&restored, ["--type=none"]);
-    let places = Places::new(&world, "gone");
-    places.create(&world, &[]);
-    let (pack, away) = (largest_pack(&world), world.path("away"));
+    let (places, restored) = clone_and_restore(&world, "gone");
+    let (pack, away) = (world.sandbox.largest_pack(), world.path("away"));
     fs::rename(&pack, &away).unwrap();
     let lost = read(&places.mountpoint, &restored, Advice::Random);
     assert!(!lost.is_empty(), "nothing was in the pack");

@@ -5,13 +5,9 @@ use std::{
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
 };
 
-use support::{Sandbox, account};
-
-use crate::PATIENCE;
+use support::{Sandbox, account, mounts, wait_until};
 
 /// `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN` are one number.
 const SHUTDOWN: libc::c_ulong = 0x8004_587d;
@@ -37,12 +33,11 @@ impl Disk {
     /// # Panics
     /// When a program is missing or the tests do not run as root.
     pub(crate) fn new(sandbox: &Sandbox, kind: &str, bytes: u64) -> Self {
-        assert!(rustix::process::getuid().is_root(), "a test that mounts a file system must run as root");
         let disk = Self { image: sandbox.root().join("disk.image"), point: sandbox.dir("disk") };
         File::create(&disk.image).unwrap().set_len(bytes).unwrap();
         let program = format!("/sbin/mkfs.{kind}");
         assert!(Path::new(&program).exists(), "there is no {program}: run scripts/setup");
-        run(Command::new(program).arg("-q").arg(&disk.image));
+        mounts::run(Command::new(program).arg("-q").arg(&disk.image));
         disk.mount();
         _ = fs::remove_dir(disk.point.join("lost+found")); // ext4 has one
         account::give(&disk.point);
@@ -54,7 +49,7 @@ impl Disk {
     }
 
     fn mount(&self) {
-        run(Command::new("/bin/mount").args(["-o", "loop"]).arg(&self.image).arg(&self.point));
+        mounts::mount(&["-o", "loop", self.image.to_str().unwrap()], &self.point);
     }
 
     /// Nothing reaches the disk any more.
@@ -68,11 +63,12 @@ impl Disk {
 
     /// What a host finds when it is back. Nobody may use the disk any more.
     pub(crate) fn mount_again(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = rustix::mount::unmount(&self.point, rustix::mount::UnmountFlags::empty()) {
-            assert!(error == rustix::io::Errno::BUSY && Instant::now() < deadline, "cannot unmount the disk: {error}");
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_until("the end of the disk's use", || {
+            match rustix::mount::unmount(&self.point, rustix::mount::UnmountFlags::empty()) {
+                Err(rustix::io::Errno::BUSY) => false,
+                unmounted => unmounted.map(|()| true).expect("cannot unmount the disk"),
+            }
+        });
         self.mount();
     }
 }
@@ -82,9 +78,4 @@ impl Drop for Disk {
         // A clone's mount may lie on it: the sandbox takes away what is left.
         _ = rustix::mount::unmount(&self.point, rustix::mount::UnmountFlags::DETACH);
     }
-}
-
-fn run(command: &mut Command) {
-    let out = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
-    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
 }

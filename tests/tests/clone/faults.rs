@@ -1,7 +1,7 @@
 //! Clones whose repository is slow, out of reach for a while, or answers with errors.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -9,7 +9,7 @@ use postgres::error::SqlState;
 use support::{Cluster, Mode, Sandbox, World, faulty::Faulty, world::data};
 
 use crate::MAJOR;
-use crate::places::{Places, wait_until};
+use crate::places::{Places, logged, restored, wait_until};
 
 /// How long the store is out of reach: longer than any pause or patience of who serves a clone.
 const OUTAGE: Duration = Duration::from_secs(8);
@@ -45,15 +45,16 @@ impl Rig {
     fn clone(&self, name: &str) -> (Places, Cluster) {
         let places = Places::new(&self.world, name);
         places.create(&self.world, &[]);
-        let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
-        clone.start();
-        clone.wait_promoted();
+        let clone = places.server();
         clone.psql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS i; CHECKPOINT");
         (places, clone)
     }
 
-    fn log(&self) -> String {
-        fs::read_to_string(self.world.sandbox.logs().join("demo-clone.log")).unwrap_or_default()
+    /// Checks a clone, and removes it.
+    fn end(&self, places: &Places, mut clone: Cluster) {
+        clone.amcheck();
+        clone.stop(Mode::Fast);
+        self.world.ok(places.args("destroy"));
     }
 }
 
@@ -64,13 +65,11 @@ fn a_slow_store_makes_a_clone_slow_and_nothing_else() {
     rig.faulty.set_delay(Duration::from_millis(50));
     rig.faulty.set_name_delay(Duration::from_millis(5));
     let before = rig.faulty.reads();
-    let (places, mut clone) = rig.clone("slow");
+    let (places, clone) = rig.clone("slow");
     clone.psql("DROP TABLE kept");
     assert_eq!(data(&clone), expected);
     assert!(rig.faulty.reads() > before + 10, "{} reads", rig.faulty.reads() - before);
-    clone.amcheck();
-    clone.stop(Mode::Fast);
-    rig.world.ok(places.args("destroy"));
+    rig.end(&places, clone);
 }
 
 #[test]
@@ -114,16 +113,14 @@ fn what_hangs_is_waited_for_and_the_rest_goes_on() {
     clone.start();
     assert_eq!(clone.psql(SUM), expected);
     assert_eq!(clone.psql("SELECT count(*) FROM kept WHERE i > 0"), "1000");
-    clone.amcheck();
-    clone.stop(Mode::Fast);
-    rig.world.ok(places.args("destroy"));
+    rig.end(&places, clone);
 }
 
 #[test]
 fn queries_fail_while_the_store_does_and_need_no_remount_afterwards() {
     let rig = Rig::new();
     let expected = rig.world.cluster.psql(SUM);
-    let (places, mut clone) = rig.clone("broken");
+    let (places, clone) = rig.clone("broken");
     let table = rig.world.cluster.psql("SELECT pg_relation_filepath('pgbench_accounts')");
     let mut client = clone.connect();
     // What the server needs to run these queries at all, such as pages of its catalog, comes in before.
@@ -138,7 +135,7 @@ fn queries_fail_while_the_store_does_and_need_no_remount_afterwards() {
         assert!(told.message().contains("Input/output error"), "{told}");
         assert_eq!(client.query_one("SELECT count(*) FROM kept", &[]).unwrap().get::<_, i64>(0), 1000);
     }
-    let (log, of) = (rig.log(), format!("of '{table}' of backup {}: ", rig.label));
+    let (log, of) = (logged(&rig.world), format!("of '{table}' of backup {}: ", rig.label));
     let line = log.lines().find(|line| line.contains("cannot fetch pages ") && line.contains(&of));
     let line = line.unwrap_or_else(|| panic!("no line names what could not be fetched\n{log}"));
     let why = line.split_once(&of).unwrap().1;
@@ -164,16 +161,13 @@ fn queries_fail_while_the_store_does_and_need_no_remount_afterwards() {
     println!("answered after {failed} failures");
     rig.faulty.heal();
     assert_eq!(clone.psql(index), right);
-    clone.amcheck();
-    clone.stop(Mode::Fast);
-    rig.world.ok(places.args("destroy"));
+    rig.end(&places, clone);
 }
 
 #[test]
 fn hydration_says_why_it_fails_and_goes_on_by_itself() {
     let rig = Rig::new();
-    let classic = rig.world.path("classic");
-    rig.world.restore_to(&classic, ["--type=none"]);
+    let classic = restored(&rig.world);
     let places = Places::new(&rig.world, "waits");
     places.create(&rig.world, &[]);
     rig.faulty.fail("packs/");

@@ -8,7 +8,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Cluster, Mode, World, world::data};
 
-use crate::places::{everything, wait_until, world};
+use crate::places::{below, wait_until, world};
 use crate::{MAJOR, account};
 
 /// Where the clone is as long as there is one.
@@ -115,10 +115,6 @@ fn without_a_server_it_becomes_what_a_restore_brings_even_if_its_daemon_is_kille
     let run = world.restore_to(&target, ["--instant", "--type=none"]);
     assert!(run.says("can be used") || run.says("is an ordinary data directory now"), "{run}");
     wait_until("an ordinary directory", || is_ordinary(&world, &target));
-    let below = |dir: &Path| {
-        let all = everything(dir).into_iter();
-        all.map(|(path, what)| (path.strip_prefix(dir).unwrap().to_owned(), what)).collect::<Vec<_>>()
-    };
     let (classic, instant) = (below(&classic), below(&target));
     for (a, b) in classic.iter().zip(&instant) {
         assert!(a == b, "{} and {} differ: modes {:o} and {:o}", a.0.display(), b.0.display(), a.1.0, b.1.0);

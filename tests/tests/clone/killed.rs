@@ -5,8 +5,8 @@ use std::{thread, time::Duration};
 use rustix::process::Signal;
 use support::tree;
 
-use crate::ordeal::{self, Ordeal, Served, When, rounds};
-use crate::places::{Places, wait_until};
+use crate::ordeal::{self, Ordeal, When, rounds};
+use crate::places::{Places, Served, restored, wait_ended, wait_until};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -30,7 +30,7 @@ fn under_load(served: Served) {
         ordeal.transfers_until(when, |_| {
             if victim != Victim::Server {
                 rustix::process::kill_process(daemon, Signal::KILL).unwrap();
-                wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+                wait_ended(daemon);
             }
         });
         match victim {
@@ -66,8 +66,7 @@ fn under_load_whoever_is_killed_past_the_daemon() {
 fn a_promotion_that_is_killed_is_ended_by_the_next() {
     let world = ordeal::world();
     let mut seed = support::seed::Seed::new();
-    let restored = world.path("restored");
-    world.restore_to(&restored, ["--type=none"]);
+    let restored = restored(&world);
     for round in 0..2 * rounds() {
         let places = Places::new(&world, &format!("p{round}"));
         places.create(&world, &[]);

@@ -1,6 +1,7 @@
 //! Started, stopped, hydrated, promoted, and what comes between.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
     path::PathBuf,
@@ -8,10 +9,10 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Cluster, Mode, World, world::data};
+use support::{Cluster, Mode, PATIENCE, World, world::data};
 
-use crate::places::{Places, everything, wait_until, world};
-use crate::{MAJOR, PATIENCE};
+use crate::MAJOR;
+use crate::places::{Places, below, restored, wait_until, world};
 
 #[test]
 fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory() {
@@ -36,7 +37,7 @@ fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory
     };
     // Recovery has ended when the command has.
     assert_eq!(sql("SELECT pg_is_in_recovery()"), "f");
-    assert!(state(&world, &places)["hydration"].is_null());
+    assert!(places.info(&world)["hydration"].is_null());
 
     // A table changes while everything is fetched, one is dropped, one is truncated, and one is made.
     sql(
@@ -48,7 +49,7 @@ fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory
     sql("UPDATE pgbench_accounts SET filler = 'x' WHERE aid % 7 = 0");
     let run = running.wait();
     assert_eq!(run.code, Some(0), "{run}");
-    let hydration = &state(&world, &places)["hydration"];
+    let hydration = &places.info(&world)["hydration"];
     assert_eq!(hydration["state"], "done", "{hydration}");
     assert_eq!(hydration["done"], hydration["total"], "{hydration}");
     let expected = sql("SELECT sum(abalance), count(*) FROM pgbench_accounts WHERE filler <> 'x'");
@@ -57,7 +58,7 @@ fn a_clone_is_started_hydrated_under_load_and_becomes_an_ordinary_data_directory
     world.ok(places.args("stop"));
     let away = world.path("repo.away");
     fs::rename(world.sandbox.repo(), &away).unwrap();
-    assert!(!places.is_mounted(&world) && state(&world, &places)["postmaster"].is_null());
+    assert!(!places.is_mounted(&world) && places.info(&world)["postmaster"].is_null());
     let started = world.ok(places.args("start").into_iter().chain([pg_bin.clone()]));
     assert!(started.says("to connect: psql") && started.says("is served without its backup"), "{started}");
     fs::rename(&away, world.sandbox.repo()).unwrap();
@@ -87,8 +88,8 @@ fn what_is_not_served_is_neither_hydrated_nor_promoted_and_nothing_is_lost() {
     let (world, _) = world();
     let places = Places::new(&world, "w");
     places.create(&world, &[]);
-    let expected = restored(&world);
-    let base = |places: &Places| below(places.mountpoint.join("base"));
+    let expected = expected(&world);
+    let base = |places: &Places| below(&places.mountpoint.join("base"));
     world.ok(places.args("stop"));
     let run = world.expect(73, places.args("hydrate"));
     assert!(run.says("is not served") && run.says("clone '"), "{run}");
@@ -110,65 +111,52 @@ fn what_is_not_served_is_neither_hydrated_nor_promoted_and_nothing_is_lost() {
     assert!(places.mountpoint.join("PG_VERSION").is_file() && !places.dir.exists());
 }
 
-fn state(world: &World, places: &Places) -> serde_json::Value {
-    world.ok(places.args("info").into_iter().chain(["--output=json".to_owned()])).json()
-}
-
 fn is_done(world: &World, places: &Places) -> bool {
-    state(world, places)["hydration"]["state"] == "done"
+    places.info(world)["hydration"]["state"] == "done"
 }
 
-/// Files of a clone and of a restore of the same backup, by their names below the directory.
-fn below(dir: PathBuf) -> Vec<(PathBuf, (u32, Vec<u8>))> {
-    everything(&dir).into_iter().map(|(path, what)| (path.strip_prefix(&dir).unwrap().to_owned(), what)).collect()
-}
-
-/// A restore of the only backup, without recovery.
-fn restored(world: &World) -> Vec<(PathBuf, (u32, Vec<u8>))> {
-    let target = world.path("restored");
-    world.restore_to(&target, ["--type=none"]);
-    below(target.join("base"))
+/// What a clone of the only backup holds in the end, if no server has used it.
+fn expected(world: &World) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    below(&restored(world).join("base"))
 }
 
 #[test]
 fn hydration_goes_on_after_the_death_of_the_daemon() {
     let (world, _) = world();
-    let expected = restored(&world);
+    let expected = expected(&world);
     let places = Places::new(&world, "k");
     places.create(&world, &[]);
     // Slow enough to be in the middle for some seconds, and without anybody who waits for it.
     let running = world.spawn(places.args("hydrate").into_iter().chain(["--io-limit=1MiB".to_owned()]));
-    let done = |world: &World| state(world, &places)["hydration"]["done"].as_u64().unwrap_or_default();
+    let done = |world: &World| places.info(world)["hydration"]["done"].as_u64().unwrap_or_default();
     let before = done(&world);
     wait_until("the begin of hydration", || done(&world) > before);
     kill_process(places.daemon(), Signal::KILL).unwrap();
     let run = running.wait();
     assert_eq!(run.code, Some(73), "{run}");
     assert!(run.says("is not served: it goes on once it is mounted"), "{run}");
-    assert_ne!(state(&world, &places)["hydration"]["state"], "done");
+    assert_ne!(places.info(&world)["hydration"]["state"], "done");
     world.ok(places.args("mount"));
     // Without a limit it is there soon.
     world.ok(places.args("hydrate"));
     assert!(is_done(&world, &places));
     world.ok(places.args("promote"));
-    assert!(below(places.mountpoint.join("base")) == expected);
+    assert!(below(&places.mountpoint.join("base")) == expected);
 }
 
 #[test]
 fn what_cannot_be_fetched_is_told_and_the_rest_is_fetched() {
     let (world, _) = world();
-    let expected = restored(&world);
+    let expected = expected(&world);
     let places = Places::new(&world, "d");
     places.create(&world, &[]);
     // A pack in the middle is away.
-    let mut packs: Vec<_> = everything(&world.sandbox.repo().join("packs")).into_iter().collect();
-    packs.sort_by_key(|(_, (_, bytes))| bytes.len());
-    let (largest, _) = packs.pop().unwrap();
+    let largest = world.sandbox.largest_pack();
     let away = world.path("away");
     fs::rename(&largest, &away).unwrap();
     let run = world.expect(42, places.args("hydrate"));
     assert!(run.says("cannot fetch '") && run.says("it is tried again"), "{run}");
-    let failed = &state(&world, &places)["hydration"];
+    let failed = &places.info(&world)["hydration"];
     assert_eq!(failed["state"], "failed");
     assert!(failed["done"].as_u64() < failed["total"].as_u64() && failed["error"].is_string(), "{failed}");
     // Not whole, so not to be promoted, and nothing has happened to it.
@@ -177,13 +165,13 @@ fn what_cannot_be_fetched_is_told_and_the_rest_is_fetched() {
     fs::rename(&away, &largest).unwrap();
     world.ok(places.args("hydrate"));
     world.ok(places.args("promote"));
-    assert!(below(places.mountpoint.join("base")) == expected);
+    assert!(below(&places.mountpoint.join("base")) == expected);
 }
 
 #[test]
 fn a_promotion_that_was_cut_off_is_ended_by_the_next() {
     let (world, _) = world();
-    let expected = restored(&world);
+    let expected = expected(&world);
     // What is left after each step: the mark alone; the skeleton in its place and the rest of the clone still there.
     for (step, name) in ["p", "q"].into_iter().enumerate() {
         let places = Places::new(&world, name);
@@ -199,14 +187,14 @@ fn a_promotion_that_was_cut_off_is_ended_by_the_next() {
             assert!(run.says("is being promoted: 'clone promote' ends that"), "{run}");
         }
         world.ok(places.args("promote"));
-        assert!(below(places.mountpoint.join("base")) == expected && !places.dir.exists(), "step {step}");
+        assert!(below(&places.mountpoint.join("base")) == expected && !places.dir.exists(), "step {step}");
     }
 }
 
 #[test]
 fn a_full_disk_ends_a_round_and_reads_go_on() {
     let (world, _) = world();
-    let expected = restored(&world);
+    let expected = expected(&world);
     let disk = world.sandbox.small_disk("disk", 192 << 20);
     let mut places = Places::new(&world, "f");
     places.dir = disk.join("clone");
@@ -220,10 +208,10 @@ fn a_full_disk_ends_a_round_and_reads_go_on() {
     let run = world.expect(42, places.args("hydrate"));
     assert!(run.says("MB are to be fetched, and "), "{run}");
     assert!(run.says(&format!("the file system of '{}' has", places.dir.display())), "{run}");
-    assert!(below(places.mountpoint.join("base")) == expected);
+    assert!(below(&places.mountpoint.join("base")) == expected);
     fs::remove_file(&room).unwrap();
     wait_until("hydration", || is_done(&world, &places));
-    assert!(below(places.mountpoint.join("base")) == expected);
+    assert!(below(&places.mountpoint.join("base")) == expected);
     // Another file system: told before the server or the mount is touched.
     let run = world.expect(32, places.args("promote"));
     assert!(run.says("are on different file systems") && places.is_mounted(&world), "{run}");
@@ -307,7 +295,7 @@ fn a_clone_is_reset_to_what_it_was_made_from() {
     let run = world.run(places.args("reset").into_iter().chain(["--force".to_owned()]));
     assert_ne!(run.code, Some(0), "{run}");
     assert!(places.dir.join("meta/complete").exists() && places.is_mounted(&world));
-    assert!(state(&world, &places)["postmaster"].is_u64());
+    assert!(places.info(&world)["postmaster"].is_u64());
     fs::rename(&away, world.sandbox.repo()).unwrap();
     world.ok(places.args("stop"));
     world.ok(places.args("destroy"));

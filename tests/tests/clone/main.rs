@@ -31,26 +31,15 @@ mod sql;
 mod told;
 mod traces;
 
-use places::{Places, everything, wait_until, world};
+use places::{Places, everything, logged, wait_ended, wait_until, world};
 
 /// The major all these run with: what differs between majors is the restore's to test.
 const MAJOR: u32 = 15;
-/// Reached only when something hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names and sizes of all objects of the repository but WAL, which the source goes on to archive, and what clones record
 /// of what they needed first.
 fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![world.sandbox.repo()];
-    while let Some(dir) = waiting.pop() {
-        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-            match entry.metadata().unwrap() {
-                facts if facts.is_dir() => waiting.push(entry.path()),
-                facts => _ = found.insert(entry.path(), facts.len()),
-            }
-        }
-    }
+    let mut found = tree::files(&world.sandbox.repo());
     found.retain(|path, _| !["wal", "traces"].iter().any(|part| path.starts_with(world.sandbox.repo().join(part))));
     found
 }
@@ -80,9 +69,7 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     let port = told["port"].as_u64().unwrap();
     assert!(port >= 5433, "{told}");
 
-    let mut clone = Cluster::adopt(MAJOR, &at_target.mountpoint);
-    clone.start();
-    clone.wait_promoted();
+    let mut clone = at_target.server();
     assert!(data(&clone) == first.data);
     assert_eq!(marks(&clone), [0u32; 0]);
     for (name, value) in [("archive_mode", "off"), ("primary_conninfo", ""), ("recovery_init_sync_method", "fsync")] {
@@ -97,9 +84,7 @@ fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     // A second clone beside it, to the end of the archive, by its own settings alone.
     let auto = fs::read_to_string(newest.mountpoint.join("postgresql.auto.conf")).unwrap();
     assert!(auto.contains(&format!("port = '{port}'\nlisten_addresses = 'localhost'\n")), "{auto}");
-    let mut other = Cluster::adopt(MAJOR, &newest.mountpoint);
-    other.start();
-    other.wait_promoted();
+    let mut other = newest.server();
     assert!(data(&other) == last);
     assert_eq!(marks(&other), [1, 2]);
     other.amcheck();
@@ -135,9 +120,7 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     world.archive_now();
     let places = Places::new(&world, "m");
     places.create(&world, &[]);
-    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
-    clone.start();
-    clone.wait_promoted();
+    let mut clone = places.server();
     clone.psql("CREATE TABLE kept AS SELECT generate_series(1, 10000) AS i");
     kill_process(places.daemon(), Signal::KILL).unwrap();
     wait_until("the end of the mount", || fs::read_dir(&places.mountpoint).is_err());
@@ -159,13 +142,13 @@ fn a_clone_whose_daemon_died_is_mounted_again() {
     // Asked to end, the daemon unmounts by itself; so it does when somebody else unmounts.
     let daemon = places.daemon();
     kill_process(daemon, Signal::TERM).unwrap();
-    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    wait_ended(daemon);
     assert!(!places.is_mounted(&world));
     world.ok(places.args("mount"));
     let daemon = places.daemon();
     pgkeep_fuse::unmount(&places.mountpoint).unwrap();
-    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
-    let log = fs::read_to_string(world.sandbox.logs().join("demo-clone.log")).unwrap();
+    wait_ended(daemon);
+    let log = logged(&world);
     assert_eq!(log.matches("is not mounted any more").count(), 2, "{log}");
     world.ok(places.args("mount"));
     clone.start();
@@ -224,16 +207,14 @@ fn a_clone_in_use_is_never_taken_away() {
     let (world, _) = world();
     let places = Places::new(&world, "m");
     places.create(&world, &[]);
-    let mut clone = Cluster::adopt(MAJOR, &places.mountpoint);
-    clone.start();
-    clone.wait_promoted();
+    let mut clone = places.server();
     clone.psql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS i");
 
     // Asked to end, the daemon stops the server first, in order.
     let daemon = places.daemon();
     kill_process(daemon, Signal::TERM).unwrap();
     assert!(clone.wait_end(), "the server runs on");
-    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    wait_ended(daemon);
     assert!(!places.is_mounted(&world));
     assert!(clone.log().contains("received fast shutdown request"), "{}", clone.log_tail());
     assert!(!places.dir.join("data/postmaster.pid").exists());
@@ -245,11 +226,11 @@ fn a_clone_in_use_is_never_taken_away() {
     let run = world.expect(100, places.args("destroy"));
     assert!(run.says("is used by processes"), "{run}");
     kill_process(daemon, Signal::TERM).unwrap();
-    let log = || fs::read_to_string(world.sandbox.logs().join("demo-clone.log")).unwrap();
+    let log = || logged(&world);
     wait_until("the daemon's notice", || log().contains("is served until it can be unmounted"));
     assert!(places.is_mounted(&world));
     drop(held);
-    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    wait_ended(daemon);
     assert!(!places.is_mounted(&world));
 
     // A server without a mount is found all the same.
@@ -266,7 +247,7 @@ fn a_clone_in_use_is_never_taken_away() {
     let run = world.expect(38, other.args("create"));
     assert!(run.says("takes") && !other.dir.exists(), "{run}");
     clone.kill9();
-    wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+    wait_ended(daemon);
     world.ok(places.args("mount"));
     clone.start();
     assert_eq!(clone.psql("SELECT count(*) FROM kept"), "1000");
@@ -309,7 +290,7 @@ fn a_clone_is_started_where_it_is_mounted_whatever_its_files_include() {
         clone.stop(Mode::Fast);
         let daemon = places.daemon();
         pgkeep_fuse::unmount(clone.data_dir()).unwrap();
-        wait_until("the daemon's end", || rustix::process::test_kill_process(daemon).is_err());
+        wait_ended(daemon);
     }
     assert!(fs::read(world.cluster.data_dir().join("postmaster.pid")).unwrap() == before);
     world.ok(places.args("destroy"));

@@ -1,12 +1,12 @@
 //! However a clone's files are opened, and whoever serves it, its server finds what it has written.
 
-use std::{fs, os::unix::process::CommandExt as _};
+use std::fs;
 
 use rustix::process::{Signal, kill_process};
 use support::{Cluster, Mode, World, pg};
 
 use crate::MAJOR;
-use crate::places::{Places, wait_until, world_of};
+use crate::places::{Places, Served, Served::*, wait_until, world_of};
 
 #[test]
 fn a_clone_keeps_what_was_committed_however_its_files_are_opened() {
@@ -14,12 +14,12 @@ fn a_clone_keeps_what_was_committed_however_its_files_are_opened() {
         let (world, _) = world_of(major);
         world.archive_now();
         // Root alone can have files opened past the serving process. It comes last: its log file is closed to others.
-        let ways = [("plain", false), ("cached", true), ("auto", false), ("auto", true)];
+        let ways = [("plain", ByPostgres), ("cached", ByRoot), ("auto", ByPostgres), ("auto", ByRoot)];
         // What differs between majors differs most past the serving process.
         let skipped = if major == MAJOR || pg::majors().len() > 2 { 0 } else { 3 };
-        for (number, (mode, as_root)) in ways.into_iter().enumerate().skip(skipped) {
-            println!("{major}, {mode}, served by root: {as_root}");
-            Use { places: Places::new(&world, &format!("w{number}")), world: &world, major, mode, as_root }.all();
+        for (number, (mode, served)) in ways.into_iter().enumerate().skip(skipped) {
+            println!("{major}, {mode}, served {served:?}");
+            Use { places: Places::new(&world, &format!("w{number}")), world: &world, major, mode, served }.all();
         }
     }
 }
@@ -29,17 +29,13 @@ struct Use<'a> {
     places: Places,
     major: u32,
     mode: &'a str,
-    as_root: bool,
+    served: Served,
 }
 
 impl Use<'_> {
     fn clone(&self, what: &str, more: &[&str]) {
         let mode = format!("--clone-open-mode={}", self.mode);
-        let more = more.iter().map(|s| (*s).to_owned()).chain([mode]);
-        let mut command = self.world.pgkeep(self.places.args(what).into_iter().chain(more));
-        if self.as_root {
-            command.uid(0).gid(0);
-        }
+        let command = self.places.command(self.world, what, &[more, &[mode.as_str()]].concat(), self.served);
         let run = self.world.sandbox.finish(command);
         assert_eq!(run.code, Some(0), "{run}");
     }
@@ -59,7 +55,7 @@ impl Use<'_> {
         server.start();
         server.wait_promoted();
         // Where the test runs Linux offers passthrough.
-        let syncs = if self.as_root && self.mode == "auto" { "open_datasync" } else { "fdatasync" };
+        let syncs = if self.served == ByRoot && self.mode == "auto" { "open_datasync" } else { "fdatasync" };
         assert_eq!(server.psql("SHOW wal_sync_method"), syncs);
         let sums = "SELECT sum(abalance) || ' ' || (SELECT sum(i) FROM kept) FROM pgbench_accounts";
         server.psql("CREATE TABLE kept AS SELECT generate_series(1, 100000) AS i");

@@ -21,7 +21,7 @@ fn what_would_change_nothing_is_refused() {
 #[test]
 fn clones_get_ports_of_their_own_and_keep_them_while_they_do_not_run() {
     let (world, _) = world();
-    let info = |places: &Places| world.ok(places.args("info").into_iter().chain(["--output=json".to_owned()])).json();
+    let info = |places: &Places| places.info(&world);
     let (one, two) = (Places::new(&world, "one"), Places::new(&world, "two"));
     one.create(&world, &[]);
     two.create(&world, &["--type=immediate"]);

@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::process::CommandExt as _,
     path::Path,
     process::Command,
     sync::{
@@ -22,7 +21,7 @@ use support::{Cluster, Mode, Run, Running, World, account, seed::Seed};
 
 use crate::MAJOR;
 use crate::disk::Disk;
-use crate::places::{Places, everything, wait_until};
+use crate::places::{Places, Served, everything, restored, wait_until};
 
 const SCALE: u32 = 2;
 const CLIENTS: u64 = 3;
@@ -35,13 +34,6 @@ const ROUNDS: u32 = 3;
 pub(crate) fn rounds() -> u32 {
     std::env::var("PGKEEP_TEST_ROUNDS")
         .map_or(ROUNDS, |text| text.parse().unwrap_or_else(|_| panic!("PGKEEP_TEST_ROUNDS: '{text}' is not a number")))
-}
-
-/// Who serves the clone: as root Linux lets files past the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Served {
-    ByRoot,
-    ByPostgres,
 }
 
 /// When a blow falls.
@@ -106,12 +98,7 @@ impl Ordeal {
 
     /// A command on the clone, by who serves it.
     pub(crate) fn command(&self, what: &str, more: &[&str]) -> Command {
-        let more = more.iter().map(|arg| (*arg).to_owned());
-        let mut command = self.world.pgkeep(self.places.args(what).into_iter().chain(more));
-        if self.served == Served::ByRoot {
-            command.uid(0).gid(0);
-        }
-        command
+        self.places.command(&self.world, what, more, self.served)
     }
 
     pub(crate) fn ok(&self, what: &str, more: &[&str]) -> Run {
@@ -190,8 +177,7 @@ impl Ordeal {
 
     /// Ends the server, has all fetched, makes it an ordinary directory, and checks that.
     pub(crate) fn end_as_ordinary(&mut self) {
-        let restored = self.world.path("restored");
-        self.world.restore_to(&restored, ["--type=none"]);
+        let restored = restored(&self.world);
         self.clone.stop(Mode::Fast);
         self.assert_no_zeroed_page(&restored);
         self.ok("hydrate", &[]);

@@ -3,16 +3,18 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::MetadataExt as _,
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
 };
 
-use rustix::process::Pid;
-use support::{World, sandbox::Run};
+use rustix::process::{Pid, test_kill_process};
+use serde_json::Value;
+use support::{Cluster, World, sandbox::Run};
 
-use crate::{MAJOR, PATIENCE};
+pub(crate) use support::wait_until;
+
+use crate::MAJOR;
 
 /// A world with one backup, and two marks behind it in the archive.
 pub(crate) fn world() -> (World, String) {
@@ -26,6 +28,13 @@ pub(crate) fn world_of(major: u32) -> (World, String) {
     world.cluster.pgbench_init(2);
     let label = world.backup("full");
     (world, label)
+}
+
+/// Who serves a clone: as root Linux lets files past the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Served {
+    ByRoot,
+    ByPostgres,
 }
 
 /// Where one clone is.
@@ -51,6 +60,29 @@ impl Places {
         world.ok(self.args("create").into_iter().chain(more.iter().map(|s| (*s).to_owned())))
     }
 
+    /// A command on it, by who serves it.
+    pub(crate) fn command(&self, world: &World, what: &str, more: &[&str], served: Served) -> Command {
+        let more = more.iter().map(|arg| (*arg).to_owned());
+        let mut command = world.pgkeep(self.args(what).into_iter().chain(more));
+        if served == Served::ByRoot {
+            command.uid(0).gid(0);
+        }
+        command
+    }
+
+    /// What `clone info` tells of it.
+    pub(crate) fn info(&self, world: &World) -> Value {
+        world.ok(self.args("info").into_iter().chain(["--output=json".to_owned()])).json()
+    }
+
+    /// Its server, past recovery.
+    pub(crate) fn server(&self) -> Cluster {
+        let mut server = Cluster::adopt(MAJOR, &self.mountpoint);
+        server.start();
+        server.wait_promoted();
+        server
+    }
+
     /// The process that serves it.
     pub(crate) fn daemon(&self) -> Pid {
         support::sandbox::serving(&format!("--dir={}", self.dir.display()))
@@ -61,12 +93,21 @@ impl Places {
     }
 }
 
-pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        thread::sleep(Duration::from_millis(10));
-    }
+/// Waits until a process that served a clone is gone.
+pub(crate) fn wait_ended(daemon: Pid) {
+    wait_until("the daemon's end", || test_kill_process(daemon).is_err());
+}
+
+/// What those who serve clones have logged.
+pub(crate) fn logged(world: &World) -> String {
+    fs::read_to_string(world.sandbox.logs().join("demo-clone.log")).unwrap_or_default()
+}
+
+/// A restore of the newest backup, without recovery.
+pub(crate) fn restored(world: &World) -> PathBuf {
+    let target = world.path("restored");
+    world.restore_to(&target, ["--type=none"]);
+    target
 }
 
 /// All below a directory, with modes and contents.
@@ -82,4 +123,9 @@ pub(crate) fn everything(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
         found.insert(path, (facts.mode(), content));
     }
     found
+}
+
+/// The same, by names below the directory.
+pub(crate) fn below(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    everything(dir).into_iter().map(|(path, what)| (path.strip_prefix(dir).unwrap().to_owned(), what)).collect()
 }

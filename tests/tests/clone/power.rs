@@ -3,14 +3,14 @@
 //! Each test cuts at random moments, a few times; `PGKEEP_TEST_ROUNDS` says how many, `PGKEEP_TEST_SEED` repeats a run as
 //! far as the machine does.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
-use rustix::process::{Signal, kill_process, test_kill_process};
+use rustix::process::{Signal, kill_process};
 use support::{Sandbox, World, seed::Seed, tree};
 
 use crate::disk::{Disk, Lost};
-use crate::ordeal::{self, Ordeal, Served, When, rounds};
-use crate::places::{Places, wait_until};
+use crate::ordeal::{self, Ordeal, When, rounds};
+use crate::places::{Places, Served, restored, wait_ended};
 
 /// The smallest that mkfs.xfs makes, and more than a clone needs.
 const DISK_BYTES: u64 = 512 << 20;
@@ -23,7 +23,7 @@ fn lost(seed: &mut Seed) -> Lost {
 fn back(places: &Places, disk: &Disk) {
     let daemon = places.daemon();
     kill_process(daemon, Signal::KILL).unwrap();
-    wait_until("the daemon's end", || test_kill_process(daemon).is_err());
+    wait_ended(daemon);
     pgkeep_fuse::unmount(&places.mountpoint).unwrap();
     disk.mount_again();
 }
@@ -75,6 +75,7 @@ fn under_load_on_xfs_past_the_daemon() {
 /// A clone on a disk, without a server, and a restore to compare it with.
 struct Quiet {
     places: Places,
+    restored: PathBuf,
     disk: Disk,
     world: World,
 }
@@ -85,12 +86,12 @@ impl Quiet {
         let disk = Disk::new(&world.sandbox, kind, DISK_BYTES);
         let places = Places { dir: disk.point().join("clone"), mountpoint: disk.point().join("data") };
         places.create(&world, &[]);
-        world.restore_to(&world.path("restored"), ["--type=none"]);
-        Self { places, disk, world }
+        let restored = restored(&world);
+        Self { places, restored, disk, world }
     }
 
     fn assert_same(&self) {
-        tree::assert_same(&self.world.path("restored").join("base"), &self.places.mountpoint.join("base"), |_| false);
+        tree::assert_same(&self.restored.join("base"), &self.places.mountpoint.join("base"), |_| false);
     }
 
     fn sandbox(&self) -> &Sandbox {

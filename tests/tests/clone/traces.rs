@@ -18,10 +18,9 @@ use pgkeep_formats::{
     repo::records::{Trace, TraceRun},
 };
 use rustix::process::{Signal, kill_process};
-use support::{Cluster, Mode, World, faulty::Faulty};
+use support::{Mode, World, faulty::Faulty};
 
-use crate::MAJOR;
-use crate::places::{Places, wait_until, world};
+use crate::places::{Places, logged, wait_until, world};
 
 const QUERY: &str = "SELECT sum(hashtext(b::text)) || ' ' || (SELECT abalance FROM pgbench_accounts WHERE aid = 77777) \
                      FROM pgbench_branches b";
@@ -31,12 +30,6 @@ fn traces(world: &World) -> Vec<PathBuf> {
     let mut found: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     found.sort_unstable();
     found
-}
-
-/// What the serving processes have logged.
-fn logged(world: &World) -> String {
-    let logs = fs::read_dir(world.sandbox.logs()).unwrap().map(|entry| entry.unwrap().path());
-    logs.map(|path| fs::read_to_string(path).unwrap_or_default()).collect()
 }
 
 /// How much was fetched for a clone before it was asked for, once that is over.
@@ -56,9 +49,7 @@ fn prefetched(world: &World, places: &Places) -> u64 {
 
 /// Starts a server on a clone, asks it, and ends both.
 fn used(world: &World, places: &Places) -> String {
-    let mut server = Cluster::adopt(MAJOR, &places.mountpoint);
-    server.start();
-    server.wait_promoted();
+    let mut server = places.server();
     let answer = server.psql(QUERY);
     server.stop(Mode::Fast);
     world.ok(places.args("stop"));

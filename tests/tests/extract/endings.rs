@@ -1,27 +1,11 @@
 //! Ends in the middle: by signals, of the command and of the process that serves the clone.
 
-use std::{
-    fs,
-    path::PathBuf,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Cluster, sandbox::Running};
+use support::{Cluster, sandbox::Running, wait_until};
 
 use crate::{conninfo, places::Shop};
-
-/// Reached only when something hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
 
 /// The scratch directory, once there is one.
 fn scratch(shop: &Shop) -> Option<PathBuf> {

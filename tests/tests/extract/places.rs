@@ -60,15 +60,7 @@ impl Shop {
 
     /// The arguments to take something out at the time.
     pub(crate) fn args(&self, more: &[&str], target: &[&str]) -> Vec<String> {
-        let mut args = vec!["extract".to_owned()];
-        if !more.iter().any(|arg| arg.starts_with("--dir=")) {
-            args.push(format!("--dir={}", self.dir.display()));
-        }
-        if !more.iter().any(|arg| arg.starts_with("--pg-bin=")) {
-            args.push(format!("--pg-bin={}", self.world.pg_bin().display()));
-        }
-        args.extend(more.iter().chain(target).map(|arg| (*arg).to_owned()));
-        args
+        self.world.scratch_args("extract", &self.dir, &[more, target].concat())
     }
 
     pub(crate) fn then(&self) -> [String; 2] {

@@ -1,26 +1,20 @@
 //! Random use of a clone, with its daemon killed now and then, against the same use of a plain directory.
-#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
-mod support;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use pgkeep_fuse::clone::OpenMode;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use rustix::fs::{FallocateFlags, RenameFlags};
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use support::{Daemon, Place, noise};
+
+use crate::support::{Daemon, Place, noise};
 
 /// Sequences tried; each mounts at least twice.
 const CASES: u32 = 36;
 const PAGE: u64 = 8192;
 const SIZE_MAX: u64 = 3 << 20;
-
-#[test]
-fn daemon() {
-    support::daemon_main();
-}
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -242,7 +236,6 @@ fn run(steps: &[Step], mode: &'static str) {
 proptest! {
     #![proptest_config(Config { cases: CASES, failure_persistence: None, max_shrink_iters: 200, ..Config::default() })]
 
-    // One test for all modes: a child of another one's, until it executes its program, would hold this one's locks.
     #[test]
     fn a_clone_behaves_like_a_plain_directory(mode in 0..3usize, steps in proptest::collection::vec(step(), 1..60)) {
         run(&steps, OpenMode::NAMES[mode]);

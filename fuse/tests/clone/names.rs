@@ -1,14 +1,13 @@
 //! Names, links and permissions on a clone, compared with a plain directory, outcome by outcome.
-#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
-mod support;
-
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use std::fmt::Debug;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use support::{Place, noise};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+
+use crate::support::{Place, noise};
 
 /// Two users who are not root and not each other.
 const ONE: u32 = 40_001;

@@ -1,25 +1,22 @@
-//! A clone on a disk that takes no more data and says so late, a file system on a loop device over a full tmpfs; and one on
+//! A clone on a disk that is full and says so, or says so late: a file system on a loop device over a full tmpfs; and one on
 //! a disk that reads must not fill.
-#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
 
-mod support;
-
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use support::{Place, noise};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
+
+use crate::PAGE;
+use crate::backup::fill;
+use crate::host::{command, mount_memory};
+use crate::support::{Place, noise};
 
 /// Room for what a session writes beside pages.
 const RECORDS_BYTES: u64 = 128 << 10;
 const IMAGE_BYTES: u64 = 48 << 20;
-
-fn command(program: &str, arguments: &[&std::ffi::OsStr]) {
-    let output = std::process::Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// The memory behind the disk; mounted as long as this lives.
 struct Memory {
@@ -29,11 +26,7 @@ struct Memory {
 impl Memory {
     fn mount(path: &Path, bytes: u64) -> Self {
         fs::create_dir(path).unwrap();
-        let options = format!("size={bytes}");
-        command(
-            "mount",
-            &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), options.as_ref(), "tmpfs".as_ref(), path.as_ref()],
-        );
+        mount_memory(bytes, path);
         Self { path: path.to_path_buf() }
     }
 
@@ -60,17 +53,17 @@ fn create_on_thin_disk(place: &Place) -> Memory {
     let memory = Memory::mount(&place.path("memory"), IMAGE_BYTES + (1 << 20));
     let image = memory.path.join("image");
     File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
-    command("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), "-b".as_ref(), "4096".as_ref(), image.as_ref()]);
+    command("mkfs.ext4", &[&"-q", &"-F", &"-b", &"4096", &image]);
     let whole = OpenOptions::new().write(true).open(&image).unwrap();
     fallocate(&whole, FallocateFlags::empty(), 0, IMAGE_BYTES).unwrap();
     drop(whole);
     let dir = place.clone_dir();
     fs::create_dir(&dir).unwrap();
-    command("mount", &["-o".as_ref(), "loop,noinit_itable".as_ref(), image.as_ref(), dir.as_ref()]);
+    command("mount", &[&"-o", &"loop,noinit_itable", &image, &dir]);
     fs::remove_dir(dir.join("lost+found")).unwrap();
     place.create();
-    command("sync", &["-f".as_ref(), dir.as_ref()]);
-    command("fstrim", &[dir.as_ref()]);
+    command("sync", &[&"-f", &dir]);
+    command("fstrim", &[&dir]);
     memory.exhaust();
     memory
 }
@@ -197,4 +190,41 @@ fn reads_leave_the_servers_room_alone() {
         drop(file);
         session.unmount().unwrap();
     });
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_still_reads() {
+    Place::in_each_mode(a_full_disk);
+}
+
+fn a_full_disk(place: Place) {
+    fill(&place);
+    let dir = place.clone_dir();
+    fs::create_dir(&dir).unwrap();
+    mount_memory(2 << 20, &dir);
+    place.create();
+    let session = place.serve();
+    let path = place.mountpoint().join("base/5/large");
+    let mut born = File::create(place.mountpoint().join("born")).unwrap();
+    let error = (0..1000).find_map(|_| born.write_all(&noise(5, 4096)).err()).expect("the disk is full");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    let large = OpenOptions::new().write(true).open(&path).unwrap();
+    let error = large.write_all_at(&noise(6, PAGE), 300 * PAGE as u64).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert!(fs::read(&path).unwrap() == noise(2, 3 << 20));
+    drop(born);
+    fs::remove_file(place.mountpoint().join("born")).unwrap();
+    // The kernel tells of the last close when it likes, and only then is there room.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = large.write_all_at(&noise(6, PAGE), 300 * PAGE as u64) {
+        assert!(error.raw_os_error() == Some(libc::ENOSPC) && Instant::now() < deadline, "{error}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Not more: fetched pages that are kept would leave no room for the session's end.
+    let mut page = vec![0; PAGE];
+    File::open(&path).unwrap().read_exact_at(&mut page, 300 * PAGE as u64).unwrap();
+    assert!(page == noise(6, PAGE));
+    drop(large);
+    session.unmount().unwrap();
 }

@@ -1,13 +1,11 @@
 //! A clone made and served by a user whom file modes bind.
-#![allow(clippy::unwrap_used, reason = "a test that fails here has found something")]
-
-mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use support::{Place, noise};
+
+use crate::support::{Place, noise, run};
 
 const UNPRIVILEGED: &str = "PGKEEP_TEST_UNPRIVILEGED";
 /// `nobody`: fuse's helper wants a user it finds the name of.
@@ -22,16 +20,10 @@ fn modes_hinder_neither_making_nor_serving_a_clone() {
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let program = dir.path().join("program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let output = Command::new(program)
-        .args(["--exact", "unprivileged", "--nocapture"])
-        .current_dir("/")
-        .env(UNPRIVILEGED, "1")
-        .uid(USER)
-        .gid(USER)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let mut command = Command::new(program);
+    command.args(["--exact", "unprivileged::unprivileged", "--nocapture"]).current_dir("/");
+    let said = run(command.env(UNPRIVILEGED, "1").uid(USER).gid(USER));
+    assert!(said.contains("1 passed"), "{said}");
 }
 
 /// The other side of the test above.
