@@ -15,6 +15,19 @@ fn every_major_starts_with_checksums() {
 }
 
 #[test]
+fn new_clusters_are_alike_but_for_their_identifiers() {
+    for major in majors() {
+        let identifier = || {
+            let mut cluster = Cluster::builder(major).init();
+            // Which it does only if all of its files agree on who it is.
+            cluster.start();
+            cluster.psql("SELECT system_identifier FROM pg_control_system()")
+        };
+        assert_ne!(identifier(), identifier());
+    }
+}
+
+#[test]
 fn fingerprints_see_changes_and_survive_a_crash() {
     for major in majors() {
         let mut cluster = Cluster::builder(major).init();
