@@ -217,6 +217,7 @@ def main():
     p = arguments(__doc__, MEASURES, 125, 6653, "/var/tmp/pgkeep-clones", "/usr/lib/postgresql/17/bin")
     p.add_argument("--seconds", type=int, default=10, help="of each pgbench run")
     p.add_argument("--clients", type=int, default=4, help="of pgbench")
+    p.add_argument("--rate", type=int, help="transactions a second that pgbench is held to beside an instant restore; without it does what it can")
     p.add_argument("--reads", type=int, default=50_000, help="random ones")
     p.add_argument("--hydrate", action="store_true", help="pgbench on hydrated clones, restarted since")
     p.add_argument("--variant", action="append", metavar="NAME=OPTIONS", help="clones made with these options; may be repeated")

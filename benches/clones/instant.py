@@ -50,7 +50,8 @@ def one(a, rig):
         while server.sql("select pg_is_in_recovery()") != "f":
             time.sleep(0.02)
         # As many transactions as there are rows in the history, which is empty in the backup.
-        load = subprocess.Popen([str(c) for c in [*rig.runner.prefix(), rig.runner.pg_bin / "pgbench", *server.where(), "-n", "-c", a.clients, "-j", "2", "-T", "36000", "postgres"]],
+        rate = ["-R", a.rate] if a.rate else []
+        load = subprocess.Popen([str(c) for c in [*rig.runner.prefix(), rig.runner.pg_bin / "pgbench", *server.where(), "-n", "-c", a.clients, "-j", "2", *rate, "-T", "36000", "postgres"]],
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while state(rig, hidden) != "done":
             time.sleep(GLANCE)
