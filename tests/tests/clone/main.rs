@@ -18,6 +18,7 @@ mod branch;
 mod damage;
 mod disk;
 mod faults;
+mod full;
 mod instant;
 mod kept;
 mod killed;
