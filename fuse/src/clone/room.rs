@@ -6,15 +6,16 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most that is left by what nobody has asked for.
 const UNASKED_MAX: u64 = 1 << 30;
 /// Most that is left by reads: four WAL segments of the usual size.
 const ASKED_MAX: u64 = 64 << 20;
-/// How long an answer of the file system is taken for true. What the clone itself keeps meanwhile is counted.
-const AGE_MAX: Duration = Duration::from_secs(1);
+/// How long an answer of the file system is taken for true. What the clone itself keeps meanwhile is counted, and what others
+/// can write in such a time is less than what is left.
+const AGE_MAX: Duration = Duration::from_millis(20);
 
 /// A file system's size and what is free of it, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +65,8 @@ struct Known {
     asked: Option<Instant>,
     /// Bytes that may be kept until the file system is asked again.
     left: u64,
+    /// Bytes that were allowed and may not be on the file system yet.
+    under_way: u64,
     /// The end of it was told.
     told: bool,
 }
@@ -73,18 +76,22 @@ impl Room {
         Self { root, known: Mutex::default() }
     }
 
-    /// True if so many bytes may be kept in `file`; they are counted then. Asks the file system at most once a second.
-    pub(super) fn take(&self, file: &File, bytes: u64) -> bool {
+    /// Allows so many bytes to be kept in `file`, or not. The file system is asked if what it said is not quite new.
+    pub(super) fn take(&self, file: &File, bytes: u64) -> Option<Taken<'_>> {
         self.take_of(bytes, Instant::now(), || Space::of(file))
     }
 
-    fn take_of(&self, bytes: u64, now: Instant, ask: impl FnOnce() -> std::io::Result<Space>) -> bool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_of(&self, bytes: u64, now: Instant, ask: impl FnOnce() -> std::io::Result<Space>) -> Option<Taken<'_>> {
+        let mut known = self.lock();
         if known.asked.is_none_or(|at| now.duration_since(at) >= AGE_MAX) {
             known.asked = Some(now);
             match ask() {
                 Ok(space) => {
-                    known.left = space.beyond_asked();
+                    known.left = space.beyond_asked().saturating_sub(known.under_way);
                     // Told again only if there was some room in between, not at each page to and fro.
                     known.told &= space.free < 2 * space.reserve_asked();
                 }
@@ -97,7 +104,8 @@ impl Room {
         }
         if let Some(left) = known.left.checked_sub(bytes) {
             known.left = left;
-            return true;
+            known.under_way += bytes;
+            return Some(Taken { room: self, bytes });
         }
         let was_told = std::mem::replace(&mut known.told, true);
         drop(known);
@@ -108,7 +116,19 @@ impl Room {
                 self.root.display()
             );
         }
-        false
+        None
+    }
+}
+
+/// Bytes that are about to be kept, as long as this lives.
+pub(super) struct Taken<'a> {
+    room: &'a Room,
+    bytes: u64,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.room.lock().under_way -= self.bytes;
     }
 }
 
@@ -135,28 +155,39 @@ mod tests {
     #[test]
     fn what_is_kept_counts_until_the_file_system_is_asked_again() {
         let (room, begin) = (Room::new("clone".into()), Instant::now());
-        let unasked = || -> std::io::Result<Space> { panic!("asked twice in a second") };
-        assert!(room.take_of(MIB, begin, || small(4 * MIB)));
-        assert!(room.take_of(MIB, begin, unasked));
-        assert!(!room.take_of(1, begin + AGE_MAX / 2, unasked));
+        let unasked = || -> std::io::Result<Space> { panic!("asked again at once") };
+        assert!(room.take_of(MIB, begin, || small(4 * MIB)).is_some());
+        assert!(room.take_of(MIB, begin, unasked).is_some());
+        assert!(room.take_of(1, begin + AGE_MAX / 2, unasked).is_none());
         // Others have taken it, and then given it back.
-        assert!(!room.take_of(1, begin + AGE_MAX, || small(2 * MIB)));
-        assert!(room.take_of(MIB, begin + 2 * AGE_MAX, || small(50 * MIB)));
+        assert!(room.take_of(1, begin + AGE_MAX, || small(2 * MIB)).is_none());
+        assert!(room.take_of(MIB, begin + 2 * AGE_MAX, || small(50 * MIB)).is_some());
+    }
+
+    #[test]
+    fn what_is_on_its_way_to_the_file_system_counts_whenever_that_is_asked() {
+        let (room, begin) = (Room::new("clone".into()), Instant::now());
+        let slow = room.take_of(2 * MIB, begin, || small(5 * MIB));
+        assert!(slow.is_some());
+        assert!(room.take_of(2 * MIB, begin + AGE_MAX, || small(5 * MIB)).is_none());
+        assert!(room.take_of(MIB, begin + AGE_MAX, || small(5 * MIB)).is_some());
+        drop(slow);
+        assert!(room.take_of(2 * MIB, begin + 2 * AGE_MAX, || small(5 * MIB)).is_some());
     }
 
     #[test]
     fn the_end_of_the_room_is_told_once_until_there_was_some_again() {
         let (room, begin) = (Room::new("clone".into()), Instant::now());
-        let told = || room.known.lock().unwrap().told;
-        assert!(!room.take_of(1, begin, || small(0)) && told());
-        assert!(!room.take_of(1, begin + AGE_MAX, || small(0)) && told());
-        assert!(room.take_of(1, begin + 2 * AGE_MAX, || small(3 * MIB)) && told());
-        assert!(room.take_of(1, begin + 3 * AGE_MAX, || small(4 * MIB)) && !told());
+        let told = || room.lock().told;
+        assert!(room.take_of(1, begin, || small(0)).is_none() && told());
+        assert!(room.take_of(1, begin + AGE_MAX, || small(0)).is_none() && told());
+        assert!(room.take_of(1, begin + 2 * AGE_MAX, || small(3 * MIB)).is_some() && told());
+        assert!(room.take_of(1, begin + 3 * AGE_MAX, || small(4 * MIB)).is_some() && !told());
     }
 
     #[test]
     fn a_file_system_that_does_not_answer_is_left_to_the_write() {
         let room = Room::new("clone".into());
-        assert!(room.take_of(MIB, Instant::now(), || Err(std::io::ErrorKind::Unsupported.into())));
+        assert!(room.take_of(MIB, Instant::now(), || Err(std::io::ErrorKind::Unsupported.into())).is_some());
     }
 }

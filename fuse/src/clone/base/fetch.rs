@@ -116,7 +116,8 @@ impl BaseFile {
             let end = range.end.min(self.limit()).div_ceil(BLOCK_BYTES).min(first + BLOCKS_MAX);
             if let Some(flight) = self.take_off(first..end.max(first + 1)) {
                 let bytes = self.absent_bytes(flight.blocks.start * BLOCK_BYTES..flight.blocks.end * BLOCK_BYTES);
-                if !self.shared.room.take(&open.file, bytes) && wanted != Wanted::ToKeep {
+                let taken = self.shared.room.take(&open.file, bytes);
+                if taken.is_none() && wanted != Wanted::ToKeep {
                     return Err(Errno::ENOSPC);
                 }
                 self.fetch(open, &flight.blocks, &mut needed, wanted)?;
