@@ -370,7 +370,7 @@ impl BaseFile {
             let kept: Vec<_> =
                 edges.into_iter().filter(|page| touched.contains(page) && !covered.contains(page)).collect();
             for page in &kept {
-                self.ensure_now(open, page * self.page..page * self.page + 1, Wanted::ToKeep, None)?;
+                self.ensure_now(open, page * self.page..page * self.page + 1, Wanted::ToKeep)?;
             }
             let generation = self.generation();
             if kept.iter().any(|page| !self.durable.covers(*page..page + 1)) {

@@ -61,10 +61,7 @@ impl Handle {
         let Some(base) = self.base() else { return self.read_native(offset, size) };
         for _ in 0..READ_TRIES {
             let generation = base.generation();
-            let mut fetched = Vec::new();
-            match base.ensure_now(&self.open, range.clone(), Wanted::ToRead, Some(&mut fetched)) {
-                // Straight from the backup: whatever the disk does with them, they are right.
-                Ok(()) if !fetched.is_empty() => return Ok(fetched),
+            match base.ensure_now(&self.open, range.clone(), Wanted::ToRead) {
                 Ok(()) => {
                     let bytes = self.read_native(offset, size)?;
                     if base.vouches(&self.open, range.clone(), generation) {

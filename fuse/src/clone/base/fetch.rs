@@ -44,36 +44,14 @@ pub(in crate::clone) enum Wanted {
     Ahead,
 }
 
-/// The bytes that somebody waits for, and where they are put if a fetch has all of them in its hands: reading them again
-/// from the sparse file would be one more copy of everything.
-struct Needed<'a> {
-    range: Range<u64>,
-    bytes: Option<&'a mut Vec<u8>>,
-}
-
-impl Needed<'_> {
-    /// Takes the bytes out of base bytes from `start` on.
-    fn take(&mut self, start: u64, base: &[u8]) {
-        let within = self.range.start.checked_sub(start).zip(self.range.end.checked_sub(start));
-        let within = within.and_then(|(from, upto)| usize::try_from(from).ok().zip(usize::try_from(upto).ok()));
-        if let Some(out) = &mut self.bytes
-            && let Some(bytes) = within.and_then(|(from, upto)| base.get(from..upto))
-        {
-            out.clear();
-            out.extend_from_slice(bytes);
-        }
-    }
-}
-
 impl BaseFile {
     /// As [`Self::ensure`], for a request that waits for it: hydration gives way. ENOSPC also if it is to be read only and
-    /// what the disk has left is for others. `bytes` is for those of the range: they are there in the end, or nothing is.
+    /// what the disk has left is for others.
     pub(in crate::clone) fn ensure_now(
         self: &Arc<Self>,
         open: &Arc<OpenFile>,
         range: Range<u64>,
         wanted: Wanted,
-        bytes: Option<&mut Vec<u8>>,
     ) -> Outcome<()> {
         self.shared.recorder.read(&self.entry.path, &self.seen, range.start..range.end.min(self.limit()));
         if self.holds(range.clone()) {
@@ -83,17 +61,17 @@ impl BaseFile {
         let _waiting = self.shared.demand.enter();
         // Before this thread begins: the others need not wait for it.
         self.expect(open, &range);
-        self.ensure_for(open, Needed { range, bytes }, wanted)
+        self.ensure_for(open, range, wanted)
     }
 
     /// Fetches what is absent of `range`. Blocks on the store. EROFS if nothing can be kept in the sparse file.
     pub(in crate::clone) fn ensure(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
-        self.ensure_for(open, Needed { range, bytes: None }, Wanted::ToKeep)
+        self.ensure_for(open, range, Wanted::ToKeep)
     }
 
     /// As [`Self::ensure`], for what nobody has asked for yet.
     pub(in crate::clone) fn ensure_ahead(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>) -> Outcome<()> {
-        self.ensure_for(open, Needed { range, bytes: None }, Wanted::Ahead)
+        self.ensure_for(open, range, Wanted::Ahead)
     }
 
     /// Fetches what is absent of some blocks that are expected to be read.
@@ -103,8 +81,7 @@ impl BaseFile {
         }
     }
 
-    fn ensure_for(self: &Arc<Self>, open: &Arc<OpenFile>, mut needed: Needed<'_>, wanted: Wanted) -> Outcome<()> {
-        let range = needed.range.clone();
+    fn ensure_for(self: &Arc<Self>, open: &Arc<OpenFile>, range: Range<u64>, wanted: Wanted) -> Outcome<()> {
         while let Some(page) = self.bits.first_absent(self.pages(range.clone())) {
             if self.has_failed() {
                 return Err(Errno::EIO);
@@ -120,7 +97,7 @@ impl BaseFile {
                 if taken.is_none() && wanted != Wanted::ToKeep {
                     return Err(Errno::ENOSPC);
                 }
-                self.fetch(open, &flight.blocks, &mut needed, wanted)?;
+                self.fetch(open, &flight.blocks, &range, wanted)?;
             }
         }
         Ok(())
@@ -148,16 +125,16 @@ impl BaseFile {
         self: &Arc<Self>,
         open: &Arc<OpenFile>,
         blocks: &Range<u64>,
-        needed: &mut Needed<'_>,
+        needed: &Range<u64>,
         wanted: Wanted,
     ) -> Outcome<()> {
         let bytes = blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES;
         let Some(all) = self.absent(bytes.clone()) else { return Ok(()) };
-        let result = match self.fetch_pages(open, &all, needed) {
+        let result = match self.fetch_pages(open, &all) {
             // What is around them may be of other chunks: damage there must not reach further than it does.
             Err(Failure::Base(place, error)) if wanted != Wanted::Ahead && is_of_content(&error) => {
-                match self.absent(needed.range.start.max(bytes.start)..needed.range.end.min(bytes.end)) {
-                    Some(few) if few != all => self.fetch_pages(open, &few, needed),
+                match self.absent(needed.start.max(bytes.start)..needed.end.min(bytes.end)) {
+                    Some(few) if few != all => self.fetch_pages(open, &few),
                     _ => Err(Failure::Base(place, error)),
                 }
             }
@@ -187,12 +164,7 @@ impl BaseFile {
     }
 
     /// Fetches these pages with one read of the backup.
-    fn fetch_pages(
-        self: &Arc<Self>,
-        open: &Arc<OpenFile>,
-        pages: &Range<u64>,
-        needed: &mut Needed<'_>,
-    ) -> Result<(), Failure> {
+    fn fetch_pages(self: &Arc<Self>, open: &Arc<OpenFile>, pages: &Range<u64>) -> Result<(), Failure> {
         let start = pages.start * self.page;
         let stop = (pages.end * self.page).min(self.entry.size);
         let bytes = usize::try_from(stop - start).map_err(|_| Failure::Disk(Errno::EIO))?;
@@ -202,7 +174,7 @@ impl BaseFile {
             }
             let buffer = buffer.get_mut(..bytes).ok_or(Failure::Disk(Errno::EIO))?;
             self.read_base(start, buffer).map_err(|error| Failure::Base(self.place(start..stop), error))?;
-            let result = self.fill_in(&open.file, start, buffer, needed);
+            let result = self.fill_in(&open.file, start, buffer);
             // Also if it stopped half way: what it has written is present.
             self.enqueue(open);
             if self.entry.size >= LARGE_BYTES && self.bits.is_full() {
@@ -212,8 +184,8 @@ impl BaseFile {
         })
     }
 
-    /// Writes what is still absent of the base's bytes from `start`. Where that is all somebody needs, those are the bytes.
-    fn fill_in(&self, file: &File, start: u64, buffer: &[u8], needed: &mut Needed<'_>) -> Outcome<()> {
+    /// Writes what is still absent of the base's bytes from `start`.
+    fn fill_in(&self, file: &File, start: u64, buffer: &[u8]) -> Outcome<()> {
         let _fill = lock(&self.fill);
         let stop = start + buffer.len() as u64;
         let times = self.times(file);
@@ -229,7 +201,6 @@ impl BaseFile {
             file.write_all_at(bytes, at).map_err(errno::io)?;
             self.bits.set(run);
             self.unrecorded.store(true, Ordering::Release);
-            needed.take(at, bytes);
         }
         if let Some(times) = times {
             self.restore_times(file, &times);
