@@ -5,8 +5,8 @@
 //!
 //! *Order.* First what servers on earlier clones needed first ([`super::prefetch`]). Then files in the order of their
 //! names, which is that in which packs were filled; within a file from its begin.
-//! *Demand goes first*: before each region the threads wait for as long as requests of the server wait for pages, but no
-//! longer than [`YIELD_MAX`], so that a busy server does not keep it from ending.
+//! *Demand goes first*: before each region the threads wait while requests of the server that wait for pages need their
+//! cores, all of them at most, but no longer than [`YIELD_MAX`], so that a busy server does not keep it from ending.
 //! *Failures*: a file that cannot be fetched is told and left for the next round, after [`RETRY`]. A round that has no room
 //! does not begin, or ends: a part of the file system is left to others, the clone's own server before all.
 //! *Done* means durable: a last look finds the durable maps of all files full. It is looked again when the clone is mounted.
@@ -16,6 +16,7 @@
 
 use super::backing::Backing;
 use super::base::BaseFile;
+use super::disk;
 use super::names::look_up;
 use super::nodes::{OpenFile, ROOT};
 use super::prefetch::Prefetching;
@@ -34,8 +35,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Threads that fetch: one decodes while another waits for the disk.
-const THREADS: usize = 2;
+/// Fewest and most threads that fetch: one decodes while another waits for the disk. As many as there are cores in between.
+const THREADS: (usize, usize) = (2, 8);
 /// Between two looks for a wish.
 const GLANCE: Duration = Duration::from_millis(250);
 /// Before a round is tried again after a failure.
@@ -45,7 +46,7 @@ const TELL: Duration = Duration::from_millis(500);
 /// Bytes fetched between two looks at demand; what one miss fetches.
 const REGION: u64 = 1 << 20;
 /// Longest wait for demand before a region is fetched all the same.
-const YIELD_MAX: Duration = Duration::from_millis(250);
+const YIELD_MAX: Duration = Duration::from_millis(50);
 /// Directories deep the walk goes; PostgreSQL's deepest has five.
 const DEPTH_MAX: usize = 64;
 /// Looks in a row that find something not durable though nothing was absent: some seconds.
@@ -66,10 +67,10 @@ impl Demand {
         Waiting(self)
     }
 
-    /// Waits while there are any, but no longer than `most`.
-    pub(super) fn give_way(&self, most: Duration, until: impl Fn() -> bool) {
+    /// Waits while there are more than `beside`, but no longer than `most`.
+    pub(super) fn give_way(&self, beside: usize, most: Duration, until: impl Fn() -> bool) {
         let begun = Instant::now();
-        while self.0.load(Ordering::Acquire) > 0 && begun.elapsed() < most && !until() {
+        while self.0.load(Ordering::Acquire) > beside && begun.elapsed() < most && !until() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -350,16 +351,21 @@ impl Work {
             return Ok(false);
         }
         let next = AtomicUsize::new(0);
-        let working = AtomicUsize::new(THREADS);
+        let cores = std::thread::available_parallelism().map_or(THREADS.0, std::num::NonZero::get);
+        let threads = cores.clamp(THREADS.0, THREADS.1);
+        let working = AtomicUsize::new(threads);
         std::thread::scope(|scope| {
-            for _ in 0..THREADS {
-                scope.spawn(|| {
-                    let _working = Working(&working);
+            for number in 0..threads {
+                // The first goes on while one core is left to it, the last while nobody waits.
+                let beside = cores.saturating_sub(number + 1);
+                let (next, working, found) = (&next, &working, &found);
+                scope.spawn(move || {
+                    let _working = Working(working);
                     while let Some(file) = found.files.get(next.fetch_add(1, Ordering::Relaxed))
                         && !self.is_ended()
                         && !round.is_over()
                     {
-                        self.file(file, round, limits);
+                        self.file(file, round, limits, beside);
                     }
                 });
             }
@@ -395,8 +401,8 @@ impl Work {
         )
     }
 
-    /// Fetches what is absent of a file. One that was removed meanwhile needs nothing; whether it was the next look tells.
-    fn file(&self, file: &Held<'_>, round: &Round, limits: &Limits) {
+    /// Fetches what is absent of a file, beside so many requests that wait. One that was removed meanwhile needs nothing; whether it was the next look tells.
+    fn file(&self, file: &Held<'_>, round: &Round, limits: &Limits, beside: usize) {
         let (base, open) = match open(&self.backing, file.number) {
             Ok(Some(found)) => found,
             Ok(None) => return,
@@ -419,11 +425,12 @@ impl Work {
                 }
                 Err(error) => return round.fail(base.path(), error),
             }
-            self.demand.give_way(YIELD_MAX, || self.is_ended());
+            self.demand.give_way(beside, YIELD_MAX, || self.is_ended());
             let before = base.held_bytes();
-            if let Err(error) = base.ensure(&open, region) {
+            if let Err(error) = base.ensure(&open, region.clone()) {
                 return round.fail(base.path(), error);
             }
+            disk::begin_writeback(&open.file, region);
             let fetched = base.held_bytes().saturating_sub(before);
             round.done.fetch_add(fetched, Ordering::AcqRel);
             // Waits for the limit after the fact: what came is what counts.

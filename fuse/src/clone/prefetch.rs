@@ -295,7 +295,7 @@ impl Work {
             return stop("little room is left on its file system");
         }
         let longest = if self.near { YIELD_MAX_NEAR } else { YIELD_MAX };
-        self.demand.give_way(longest, || self.ended.load(Ordering::Acquire));
+        self.demand.give_way(0, longest, || self.ended.load(Ordering::Acquire));
         // Whole regions come; if others fetch some of them at this moment both count them.
         let regions = bytes.start / REGION_BYTES..bytes.end.div_ceil(REGION_BYTES);
         let fetched = base.absent_bytes(regions.start * REGION_BYTES..regions.end.saturating_mul(REGION_BYTES));
