@@ -7,7 +7,6 @@
 
 use super::files::SyncScope;
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 /// Past the end of any file: nothing there to wait for.
@@ -41,18 +40,6 @@ impl Disk for Kernel {
     }
 }
 
-/// Has the kernel begin to write a range to the disk, for what will be waited for: left to itself it begins when memory is
-/// full or somebody waits, and the disk idles until then.
-pub(super) fn begin_writeback(file: &File, range: Range<u64>) {
-    let (Ok(start), Ok(length)) = (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)))
-    else {
-        return;
-    };
-    // SAFETY: a plain system call on a descriptor that is borrowed for its duration. What it says does not matter: without
-    // a flag to wait it leaves the note of a failure where it is, for whoever syncs or checks.
-    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,7 +49,6 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"x", 10).unwrap();
         Kernel.check(&file).unwrap();
-        begin_writeback(&file, 0..100);
         Kernel.sync(&file, SyncScope::Data).unwrap();
         Kernel.sync(&file, SyncScope::DataAndFacts).unwrap();
         Kernel.check(&file).unwrap();

@@ -16,7 +16,6 @@
 
 use super::backing::Backing;
 use super::base::BaseFile;
-use super::disk;
 use super::names::look_up;
 use super::nodes::{OpenFile, ROOT};
 use super::prefetch::Prefetching;
@@ -427,10 +426,9 @@ impl Work {
             }
             self.demand.give_way(beside, YIELD_MAX, || self.is_ended());
             let before = base.held_bytes();
-            if let Err(error) = base.ensure(&open, region.clone()) {
+            if let Err(error) = base.ensure(&open, region) {
                 return round.fail(base.path(), error);
             }
-            disk::begin_writeback(&open.file, region);
             let fetched = base.held_bytes().saturating_sub(before);
             round.done.fetch_add(fetched, Ordering::AcqRel);
             // Waits for the limit after the fact: what came is what counts.
