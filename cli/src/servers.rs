@@ -111,6 +111,12 @@ impl Noted {
         is_the_server(self.pid, self.started().filter(|_| !told))
     }
 
+    /// True if it has certainly ended, and its number is taken all the same.
+    fn is_zombie(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        self.owns(self.pid) && parse(&stat).is_some_and(|process| matches!(process.state, "Z" | "X"))
+    }
+
     /// True for a process of the file's owner.
     fn owns(&self, pid: u32) -> bool {
         std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == self.uid)
@@ -120,8 +126,10 @@ impl Noted {
     fn memory(&self) -> Option<(u32, u64)> {
         let (started, booted) = (self.started()?, booted()?);
         let mut words = self.line(7).split_ascii_whitespace();
-        let memory = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        (started + START_SLACK >= booted).then_some(memory)
+        // The key is a signed number of 32 bits that is written as an unsigned long.
+        let key = words.next()?.parse::<u64>().ok()? as u32;
+        let number = words.next()?.parse().ok()?;
+        (started + START_SLACK >= booted).then_some((key, number))
     }
 }
 
@@ -138,11 +146,13 @@ pub(crate) fn left_on_clone(dir: &Path) -> Result<Vec<u32>, Failure> {
 fn left_by(noted: &Noted) -> Vec<u32> {
     let Some((key, number)) = noted.memory() else { return Vec::new() };
     let has_it = |pid: &u32| {
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-        maps.lines().any(|line| is_memory(line, key, number))
+        // Names of libraries may be in any encoding.
+        let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        String::from_utf8_lossy(&maps).lines().any(|line| is_memory(line, key, number))
     };
     let stat = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let is_server = |pid: &u32| parse(&stat(*pid)).is_some_and(|process| process.name == "postgres");
+    let is_server =
+        |pid: &u32| parse(&stat(*pid)).is_some_and(|process| matches!(process.name, "postgres" | "postmaster"));
     let left: Vec<u32> =
         processes().into_iter().filter(|pid| noted.owns(*pid) && is_server(pid) && has_it(pid)).collect();
     // Those of a postmaster that lives are not left by one that died, whatever the numbers say.
@@ -157,25 +167,21 @@ fn is_memory(line: &str, key: u32, number: u64) -> bool {
     inode == Some(number) && fields.next() == Some(&format!("/SYSV{key:08x}"))
 }
 
-/// Removes the `postmaster.pid` of a server that has ended if its number is taken all the same: by a zombie that nobody has
-/// waited for, as in containers whose first process does not, or by another process. A server that is started takes any
-/// process of its user for the other server, and refuses.
+/// Removes the `postmaster.pid` of a server that has ended if it is a zombie that nobody has waited for, as in containers
+/// whose first process does not: a server that is started takes it for one that runs, and refuses. A number that another
+/// process has now is left to PostgreSQL, for what runs elsewhere under it cannot be seen from here.
 ///
-/// Nobody may be left of the server, see [`left_on_clone`]. While the number is taken no other server replaces the file, so
-/// it is the one that was read.
+/// Nobody may be left of the server, see [`left_on_clone`].
 ///
 /// # Errors
 /// As [`of_clone`]; `FileRemove` if it cannot be removed.
 pub(crate) fn forget_dead(data: &Path) -> Result<(), Failure> {
-    let Some(noted) = Noted::read(data)?.filter(|noted| !noted.is_alive() && left_by(noted).is_empty()) else {
+    let Some(noted) = Noted::read(data)?.filter(|noted| noted.is_zombie() && left_by(noted).is_empty()) else {
         return Ok(());
     };
-    if noted.owns(noted.pid) {
-        tracing::info!(
-            "removing '{}': server {} has ended, and its number is still taken",
-            noted.path.display(),
-            noted.pid
-        );
+    // Looking at all processes takes a while, in which the zombie may have gone and another server have come.
+    if Noted::read(data)?.is_some_and(|now| now.text == noted.text && now.is_zombie()) {
+        tracing::info!("removing '{}': server {} has ended, and is a zombie", noted.path.display(), noted.pid);
         std::fs::remove_file(&noted.path).map_err(|e| Failure::file(FileError::at("remove", &noted.path)(e)))?;
     }
     Ok(())
@@ -316,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_server_that_ended_goes_if_its_number_is_taken() {
+    fn the_file_of_a_server_goes_if_that_is_a_zombie() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("postmaster.pid");
         // A zombie: it has ended, and nobody has waited for it.
@@ -328,9 +334,12 @@ mod tests {
         std::fs::write(&path, format!("{}\n/x\n1\n5432\n", child.id())).unwrap();
         forget_dead(dir.path()).unwrap();
         assert!(!path.exists());
-        // One whose number is free is PostgreSQL's to judge, by what it says of shared memory.
+        // One whose number another process has, or nobody, is PostgreSQL's to judge, by what it says of shared memory.
         std::fs::write(&path, format!("{}\n/x\n1\n5432\n", child.id())).unwrap();
         child.wait().unwrap();
+        forget_dead(dir.path()).unwrap();
+        assert!(path.exists());
+        std::fs::write(&path, format!("{}\n/x\n1\n5432\n", std::process::id())).unwrap();
         forget_dead(dir.path()).unwrap();
         assert!(path.exists());
     }
@@ -342,7 +351,7 @@ mod tests {
         assert!(!is_memory(line, 0x0052_e2c1, 32770) && !is_memory(line, 1, 32769) && !is_memory("", 1, 1));
         let dir = tempfile::tempdir().unwrap();
         let noted = |started: u64| {
-            let text = format!("7\n/x\n{started}\n5432\n/tmp\n\n 4294967295     32769\nready   \n");
+            let text = format!("7\n/x\n{started}\n5432\n/tmp\n\n 18446744073709551615     32769\nready   \n");
             std::fs::write(dir.path().join("postmaster.pid"), text).unwrap();
             Noted::read(dir.path()).unwrap().unwrap()
         };

@@ -6,7 +6,7 @@
 use super::{BasePages, HASHES_KIND, open_footer, read_tail, section_head};
 use crate::crypto::Scope;
 use crate::repository::Repository;
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 use pgkeep_formats::FormatError;
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::layout;
@@ -29,6 +29,23 @@ impl PackContents {
     /// # Errors
     /// `Format` or `Checksum` if the pack is damaged; what the store said.
     pub fn read(repository: &Repository, pack: PackId, size: u64) -> Result<Self> {
+        match Self::read_once(repository, pack, size) {
+            // What was kept of a pack may be what is wrong, and the pack good.
+            Err(e)
+                if matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::Crypto)
+                    && repository.store().doubt(
+                        &layout::pack(pack),
+                        0,
+                        usize::try_from(size).unwrap_or(usize::MAX),
+                    ) =>
+            {
+                Self::read_once(repository, pack, size)
+            }
+            read => read,
+        }
+    }
+
+    fn read_once(repository: &Repository, pack: PackId, size: u64) -> Result<Self> {
         let name = layout::pack(pack);
         let (header, mut tail, trailer) = read_tail(repository, pack, size)?;
         let sealed_len = (trailer.footer_offset - trailer.hashes_offset) as usize;

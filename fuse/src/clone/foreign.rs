@@ -125,8 +125,11 @@ fn entries(directory: &Path) -> Result<Vec<(PathBuf, Metadata)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(FileError::at("list", directory))? {
         let path = entry.map_err(FileError::at("list", directory))?.path();
-        let meta = std::fs::symlink_metadata(&path).map_err(FileError::at("stat", &path))?;
-        found.push((path, meta));
+        match std::fs::symlink_metadata(&path) {
+            // Who serves the clone gives its records other names.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            meta => found.push((path.clone(), meta.map_err(FileError::at("stat", &path))?)),
+        }
     }
     Ok(found)
 }

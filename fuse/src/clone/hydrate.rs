@@ -5,8 +5,8 @@
 //!
 //! *Order.* First what servers on earlier clones needed first ([`super::prefetch`]). Then files in the order of their
 //! names, which is that in which packs were filled; within a file from its begin.
-//! *Demand goes first*: before each region the threads wait while requests of the server that wait for pages need their
-//! cores, all of them at most, but no longer than [`YIELD_MAX`], so that a busy server does not keep it from ending.
+//! *Demand goes first*: before each region the threads wait while requests of the server wait for pages, the first of them
+//! while there are several, but no longer than [`YIELD_MAX`], so that a busy server does not keep it from ending.
 //! *Failures*: a file that cannot be fetched is told and left for the next round, after [`RETRY`]. A round that has no room
 //! does not begin, or ends: a part of the file system is left to others, the clone's own server before all.
 //! *Done* means durable: a last look finds the durable maps of all files full. It is looked again when the clone is mounted.
@@ -355,8 +355,8 @@ impl Work {
         let working = AtomicUsize::new(threads);
         std::thread::scope(|scope| {
             for number in 0..threads {
-                // The first goes on while one core is left to it, the last while nobody waits.
-                let beside = cores.saturating_sub(number + 1);
+                // The first goes on beside one request, if there is a core for each, the others while nobody waits.
+                let beside = usize::from(number == 0 && cores > 1);
                 let (next, working, found) = (&next, &working, &found);
                 scope.spawn(move || {
                     let _working = Working(working);
@@ -400,7 +400,8 @@ impl Work {
         )
     }
 
-    /// Fetches what is absent of a file, beside so many requests that wait. One that was removed meanwhile needs nothing; whether it was the next look tells.
+    /// Fetches what is absent of a file, beside so many requests that wait. One that was removed meanwhile needs nothing;
+    /// whether it was the next look tells.
     fn file(&self, file: &Held<'_>, round: &Round, limits: &Limits, beside: usize) {
         let (base, open) = match open(&self.backing, file.number) {
             Ok(Some(found)) => found,

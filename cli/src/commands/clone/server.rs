@@ -5,6 +5,7 @@ use crate::commands::Context;
 use crate::commands::programs::Running;
 use crate::error::Failure;
 use crate::option::Opt;
+use crate::servers;
 use pgkeep_engine::pg::datadir;
 use pgkeep_engine::restore::recovery::{RecoveryType, TargetAction};
 use pgkeep_engine::{Error, FileError, Kind};
@@ -158,7 +159,7 @@ pub(in crate::commands) fn wait_recovered(
         if state == Some(DbState::InProduction) {
             return Ok(Recovered::GoesOn);
         }
-        if datadir::postmaster(data)?.is_none_or(|found| !found.alive) {
+        if servers::on(data)?.is_none() {
             if ends == Ends::ShutDown && is_shut_down(data) {
                 return Ok(Recovered::ShutDown);
             }
