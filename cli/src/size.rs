@@ -2,6 +2,7 @@
 //!
 //! Units of size are powers of 1024 however they are spelled, as in pgBackRest: `k`, `kb` and `kib` are one.
 
+pub use pgkeep_engine::size::human_size;
 use std::time::Duration;
 
 /// Splits a text into its leading whole number and what follows.
@@ -119,23 +120,6 @@ pub fn exact_cpus(share: CpuShare) -> String {
         "" => format!("{}{unit}", n / 1000),
         part => format!("{}.{part}{unit}", n / 1000),
     }
-}
-
-/// A number of bytes for people: `512B`, `1KB`, `1.2GB`. One decimal, left out when it is zero.
-#[must_use]
-pub fn human_size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KB", "MB", "GB", "TB", "PB"];
-    if bytes < 1024 {
-        return format!("{bytes}B");
-    }
-    let mut shown = (u128::from(bytes) * 10 + 512) / 1024;
-    let mut unit = 0;
-    while shown >= 10_240 && unit + 1 < UNITS.len() {
-        shown = (shown + 512) / 1024;
-        unit += 1;
-    }
-    let name = UNITS.get(unit).copied().unwrap_or("PB");
-    if shown % 10 == 0 { format!("{}{name}", shown / 10) } else { format!("{}.{}{name}", shown / 10, shown % 10) }
 }
 
 /// A number of bytes in the largest unit that shows it exactly, as an option takes it: `20MiB`.

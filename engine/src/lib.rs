@@ -20,6 +20,7 @@ pub mod pack;
 pub mod pg;
 pub mod repository;
 pub mod restore;
+pub mod size;
 pub mod stanza;
 pub mod stats;
 pub mod store;

@@ -11,6 +11,7 @@ mod ahead;
 mod backing;
 mod base;
 mod bitmap;
+mod demand;
 mod disk;
 mod files;
 mod foreign;
@@ -163,7 +164,7 @@ pub fn serve_traced(
         rustix::fs::open(&data, flags, Mode::empty()).map_err(|error| FileError::at("open", &data)(error.into()))?;
     let (maps, queue) = (opened.maps, Arc::new(settle::Queue::default()));
     let doubt = Arc::new(recover::Doubt::new(&layout));
-    let demand = Arc::new(hydrate::Demand::default());
+    let demand = Arc::new(demand::Demand::default());
     let ahead = Arc::new(ahead::Ahead::default());
     let label = opened.info.identity.iter().find(|(name, _)| name == "label").map(|(_, label)| label.clone());
     let keep = match tracing.keep {

@@ -13,7 +13,6 @@ mod memory;
 mod mount;
 mod owner;
 mod pool;
-mod size;
 pub mod tree;
 
 pub use mount::{IfUsed, Left, MountOptions, Mounted, Session, clear_stale, unmount};

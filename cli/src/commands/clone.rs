@@ -59,7 +59,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         Some("destroy") => destroy(context.settings),
         _ => {
             // Actions that do not exist are refused with the command line.
-            let text = format!("'clone {}' is not implemented", context.settings.param(0).display());
+            let text = format!("'clone {}' was taken for an action", context.settings.param(0).display());
             Err(Error::refused(Kind::Assert, text).into())
         }
     }

@@ -18,7 +18,7 @@ pub struct Action {
     /// It reads a repository.
     pub reads: bool,
     /// What else is about it, beside what is about every action.
-    pub options: &'static [Opt],
+    options: &'static [&'static [Opt]],
 }
 
 /// Options about reading a repository, beside those of repositories.
@@ -49,6 +49,9 @@ pub(crate) const OF_MAKING: [Opt; 10] = [
 /// Those of them that `clone reset` takes.
 pub(crate) const OF_RESET: [Opt; 2] = [Opt::Port, Opt::SocketPath];
 
+/// How a clone is served and its server started.
+const OF_SERVING: [Opt; 4] = [Opt::Force, Opt::PgBin, Opt::CloneOpenMode, Opt::CloneTrace];
+
 const CLONE: [Action; 10] = [
     Action {
         name: "create",
@@ -57,47 +60,21 @@ const CLONE: [Action; 10] = [
                tells how to",
         needs: &[Opt::Dir, Opt::Mountpoint],
         reads: true,
-        options: &[
-            Opt::Set,
-            Opt::Type,
-            Opt::Target,
-            Opt::TargetAction,
-            Opt::TargetExclusive,
-            Opt::TargetTimeline,
-            Opt::RecoveryOption,
-            Opt::ArchiveTo,
-            Opt::Port,
-            Opt::SocketPath,
-            Opt::Force,
-            Opt::Foreground,
-            Opt::Start,
-            Opt::PgBin,
-            Opt::CloneOpenMode,
-            Opt::CloneTrace,
-            Opt::Cmd,
-        ],
+        options: &[&OF_MAKING, &OF_SERVING, &[Opt::Foreground, Opt::Start, Opt::Cmd]],
     },
     Action {
         name: "mount",
         help: "serve a clone again, after a reboot for example; needs --dir and --stanza",
         needs: &[Opt::Dir],
         reads: true,
-        options: &[
-            Opt::Mountpoint,
-            Opt::Force,
-            Opt::Foreground,
-            Opt::Start,
-            Opt::PgBin,
-            Opt::CloneOpenMode,
-            Opt::CloneTrace,
-        ],
+        options: &[&OF_SERVING, &[Opt::Mountpoint, Opt::Foreground, Opt::Start]],
     },
     Action {
         name: "start",
         help: "the same, and start its server; waits until recovery has ended, if it is to end",
         needs: &[Opt::Dir],
         reads: true,
-        options: &[Opt::Mountpoint, Opt::Force, Opt::PgBin, Opt::CloneOpenMode, Opt::CloneTrace],
+        options: &[&OF_SERVING, &[Opt::Mountpoint]],
     },
     Action {
         name: "stop",
@@ -112,25 +89,14 @@ const CLONE: [Action; 10] = [
                --force ends a server that runs on it, --start starts one",
         needs: &[Opt::Dir],
         reads: true,
-        options: &[
-            Opt::Mountpoint,
-            Opt::Port,
-            Opt::SocketPath,
-            Opt::Force,
-            Opt::Foreground,
-            Opt::Start,
-            Opt::PgBin,
-            Opt::CloneOpenMode,
-            Opt::CloneTrace,
-            Opt::Cmd,
-        ],
+        options: &[&OF_RESET, &OF_SERVING, &[Opt::Mountpoint, Opt::Foreground, Opt::Start, Opt::Cmd]],
     },
     Action {
         name: "hydrate",
         help: "fetch everything it still lacks while it is used, and wait for it; needs --dir; --io-limit bounds it",
         needs: &[Opt::Dir],
         reads: false,
-        options: &[Opt::IoLimit],
+        options: &[&[Opt::IoLimit]],
     },
     Action {
         name: "promote",
@@ -138,14 +104,14 @@ const CLONE: [Action; 10] = [
                file system of --dir; its server is stopped for a moment",
         needs: &[Opt::Dir],
         reads: false,
-        options: &[Opt::Mountpoint, Opt::Force, Opt::PgBin],
+        options: &[&[Opt::Mountpoint, Opt::Force, Opt::PgBin]],
     },
     Action {
         name: "list",
         help: "list the clones in --dir; without it those that are mounted on this host",
         needs: &[],
         reads: false,
-        options: &[Opt::Dir],
+        options: &[&[Opt::Dir]],
     },
     Action { name: "info", help: "show the clone in --dir", needs: &[Opt::Dir], reads: false, options: &[] },
     Action {
@@ -153,7 +119,7 @@ const CLONE: [Action; 10] = [
         help: "unmount a clone and remove what it wrote; needs --dir; --force ends a server that runs on it",
         needs: &[Opt::Dir],
         reads: false,
-        options: &[Opt::Force],
+        options: &[&[Opt::Force]],
     },
 ];
 
@@ -167,6 +133,15 @@ pub fn actions(command: Command) -> &'static [Action] {
 }
 
 impl Action {
+    /// What is about it and not about every action.
+    fn own_options(&self) -> impl Iterator<Item = &Opt> {
+        self.options.iter().copied().flatten().chain(self.needs)
+    }
+
+    fn has(&self, opt: Opt) -> bool {
+        self.own_options().any(|own| *own == opt)
+    }
+
     /// What to give for an option it needs.
     pub(super) fn hint(&self, opt: Opt) -> &'static str {
         match (opt, self.name) {
@@ -183,10 +158,10 @@ impl Action {
     /// The rows of a command that are about this action, by name.
     #[must_use]
     pub fn rows(&self, command: Command) -> Vec<&'static Def> {
-        let is_of_some = |opt: &Opt| actions(command).iter().any(|a| a.options.contains(opt) || a.needs.contains(opt));
+        let is_of_some = |opt: Opt| actions(command).iter().any(|action| action.has(opt));
         let is_about = |def: &&Def| {
-            if is_of_some(&def.opt) {
-                return self.options.contains(&def.opt) || self.needs.contains(&def.opt);
+            if is_of_some(def.opt) {
+                return self.has(def.opt);
             }
             self.reads || !(def.group == Group::Repo || OF_READING.contains(&def.opt))
         };
@@ -216,7 +191,7 @@ mod tests {
         let names: Vec<_> = CLONE.iter().map(|action| action.name).collect();
         assert_eq!(Command::Clone.def().params, [names.join("|")]);
         for action in &CLONE {
-            for opt in action.options.iter().chain(action.needs) {
+            for opt in action.own_options() {
                 assert!(opt.def().is_valid_for(Command::Clone), "{} {}", action.name, opt.def().name);
             }
         }
@@ -227,7 +202,7 @@ mod tests {
         for action in &CLONE {
             for opt in OF_MAKING {
                 let used = action.name == "create" || action.name == "reset" && OF_RESET.contains(&opt);
-                assert_eq!(action.options.contains(&opt), used, "{} {}", action.name, opt.def().name);
+                assert_eq!(action.has(opt), used, "{} {}", action.name, opt.def().name);
             }
         }
         let has = |name: &str, opt| {

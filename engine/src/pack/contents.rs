@@ -6,7 +6,7 @@
 use super::{BasePages, HASHES_KIND, open_footer, read_tail, section_head};
 use crate::crypto::Scope;
 use crate::repository::Repository;
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 use pgkeep_formats::FormatError;
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::layout;
@@ -30,15 +30,8 @@ impl PackContents {
     /// `Format` or `Checksum` if the pack is damaged; what the store said.
     pub fn read(repository: &Repository, pack: PackId, size: u64) -> Result<Self> {
         match Self::read_once(repository, pack, size) {
-            // What was kept of a pack may be what is wrong, and the pack good.
-            Err(e)
-                if matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::Crypto)
-                    && repository.store().doubt(
-                        &layout::pack(pack),
-                        0,
-                        usize::try_from(size).unwrap_or(usize::MAX),
-                    ) =>
-            {
+            // Where its end begins is told by what may be wrong: the whole pack is doubted.
+            Err(e) if repository.may_read_again(&e, &layout::pack(pack), 0, size as usize) => {
                 Self::read_once(repository, pack, size)
             }
             read => read,
@@ -163,10 +156,11 @@ fn open_hashes(repository: &Repository, name: &str, header: &[u8], sealed: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
     use crate::crypto::{SessionSealer, Unlock};
     use crate::pack::{CONTENTS_BYTES_MAX, PackDomain, PackWriter, PackedChunk};
     use crate::repository::OpenOptions;
-    use crate::store::{MemoryStore, Store};
+    use crate::store::{Damage, FaultStore, MemoryStore, Store};
     use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
     use std::sync::Arc;
 
@@ -198,5 +192,28 @@ mod tests {
         let one = contents.weight() / chunks as usize;
         assert!((CONTENTS_BYTES_MAX..CONTENTS_BYTES_MAX + one).contains(&contents.weight()), "{}", contents.weight());
         assert!(contents.hashes(9) == [9; 64] && contents.bases(9)[63].chunk == name(9 * 64 + 63));
+    }
+
+    #[test]
+    fn what_was_kept_of_a_pack_does_not_stay_bad() {
+        let store = Arc::new(FaultStore::new(MemoryStore::new()));
+        let cache = tempfile::tempdir().unwrap();
+        let options = OpenOptions { key: 1, unlock: Unlock::None, cache: Some(cache.path().to_owned()) };
+        let repository = Repository::create(Arc::clone(&store) as Arc<dyn Store>, options, 1).unwrap();
+        let repository = repository.keeping_packs(64 << 20);
+        let sealer = SessionSealer::new(Arc::clone(repository.keyring())).unwrap();
+        let mut writer = PackWriter::new(&sealer, &PackDomain::Data, 1, 64 << 20);
+        let (kind, encoding) = (ChunkKind::Relation, Encoding::Zstd);
+        let chunk = PackedChunk { id: ChunkId([1; ChunkId::LEN]), kind, encoding, plain_len: 8192 };
+        writer.push(chunk, &[7; 100], &[], &[5]);
+        let pack = writer.finish(&sealer).unwrap();
+        let name = layout::pack(pack.facts.pack);
+        store.put_if_absent(&name, &pack.bytes).unwrap();
+        let read = || PackContents::read(&repository, pack.facts.pack, pack.facts.size);
+        store.damage(&name, Damage::Flip(HEADER_LEN - 1));
+        assert!(matches!(read().unwrap_err().kind(), Kind::Checksum | Kind::Format));
+        // It was the way here that was bad, and this is over.
+        store.heal();
+        assert_eq!(read().unwrap().hashes(0), [5]);
     }
 }

@@ -119,12 +119,11 @@ impl ChunkSource {
     /// `Checksum` naming the chunk and its pack if anything does not match.
     pub fn open(&self, id: &ChunkId, at: &ChunkAt, blob: &mut [u8]) -> Result<Vec<u8>> {
         let failure = match self.unseal(id, at, blob).and_then(|encoded| self.decode(id, at, encoded)) {
-            Err(e) if matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::Crypto) => e,
-            other => return other,
+            Err(e) => e,
+            opened => return opened,
         };
-        // What was kept of a pack may be what is wrong, and the pack good.
         let (pack, offset, len) = (layout::pack(at.pack.pack), at.offset.into(), at.stored_len as usize);
-        if !self.repository.store.doubt(&pack, offset, len) {
+        if !self.repository.may_read_again(&failure, &pack, offset, len) {
             return Err(failure);
         }
         let mut blob = self.repository.store.get(&pack, Range::Span { offset, len })?;

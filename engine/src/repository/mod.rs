@@ -185,6 +185,12 @@ impl Repository {
         self.key
     }
 
+    /// True if a part of an object that could not be used is worth being read once more: what was kept of it may be what is
+    /// wrong, and the object good.
+    pub(crate) fn may_read_again(&self, failure: &Error, key: &str, offset: u64, len: usize) -> bool {
+        matches!(failure.kind(), Kind::Checksum | Kind::Format | Kind::Crypto) && self.store.doubt(key, offset, len)
+    }
+
     /// Its store.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {

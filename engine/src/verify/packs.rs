@@ -353,11 +353,14 @@ impl Packs {
         }
         match self.repository.store().get(&name, Range::Tail { len: 1 }) {
             Ok(_) => Ok(()),
-            Err(e) if self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(pack) => {
-                findings.failure(&name, e.into())
-            }
-            Err(_) => Ok(()),
+            Err(StoreError::NotFound { .. }) if !self.is_first_missing(pack) => Ok(()),
+            Err(e) => findings.failure(&name, e.into()),
         }
+    }
+
+    /// True for a pack that was not told of as missing before.
+    fn is_first_missing(&self, pack: PackId) -> bool {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(pack)
     }
 
     /// True if all of them were listed.
@@ -412,8 +415,7 @@ impl Packs {
             Err(e) => {
                 let (flaw, detail) = flaw_of(e)?;
                 // A pack that is not there is one finding, not one for each chunk.
-                let first = || self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(key.0);
-                if flaw != Flaw::Missing || first() {
+                if flaw != Flaw::Missing || self.is_first_missing(key.0) {
                     findings.damage(name, flaw, detail);
                 }
                 false

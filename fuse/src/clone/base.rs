@@ -43,8 +43,8 @@ mod trust;
 
 use super::ahead::Ahead;
 use super::bitmap::Bitmap;
+use super::demand::Demand;
 use super::disk::Disk;
-use super::hydrate::Demand;
 use super::nodes::OpenFile;
 use super::recover::Doubt;
 use super::room::Room;

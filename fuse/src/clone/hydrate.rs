@@ -16,6 +16,7 @@
 
 use super::backing::Backing;
 use super::base::BaseFile;
+use super::demand::Demand;
 use super::names::look_up;
 use super::nodes::{OpenFile, ROOT};
 use super::prefetch::Prefetching;
@@ -23,10 +24,10 @@ use super::room;
 use super::settle::Queue;
 use super::state::{Hydration, HydrationState, Layout, Wish};
 use crate::errno::Outcome;
-use crate::size::human;
 use fuser::{Errno, FileType};
 use pgkeep_engine::limit::Limits;
 use pgkeep_engine::observe::Cancel;
+use pgkeep_engine::size::human_size;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -52,34 +53,6 @@ const DEPTH_MAX: usize = 64;
 const LOOKS_MAX: u32 = 20;
 /// Files that may wait to be made durable before hydration does it itself.
 const WAITING_MAX: usize = 64;
-
-/// Requests of the server that wait for pages.
-#[derive(Debug, Default)]
-pub(super) struct Demand(AtomicUsize);
-
-/// One such request.
-pub(super) struct Waiting<'a>(&'a Demand);
-
-impl Demand {
-    pub(super) fn enter(&self) -> Waiting<'_> {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        Waiting(self)
-    }
-
-    /// Waits while there are more than `beside`, but no longer than `most`.
-    pub(super) fn give_way(&self, beside: usize, most: Duration, until: impl Fn() -> bool) {
-        let begun = Instant::now();
-        while self.0.load(Ordering::Acquire) > beside && begun.elapsed() < most && !until() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
 
 /// The thread that looks for wishes; dropping it ends it, at the next region.
 pub(super) struct Hydrator {
@@ -273,7 +246,7 @@ impl Work {
                     tracing::info!(
                         "clone '{}' is hydrated: all {} of the backup are in its directory, which needs the repository no more",
                         self.layout.root.display(),
-                        human(told.total)
+                        human_size(told.total)
                     );
                     return true;
                 }
@@ -316,8 +289,8 @@ impl Work {
                     "hydration of clone '{}' is tried again in {} s, {} of {} are there: {}",
                     self.layout.root.display(),
                     RETRY.as_secs(),
-                    human(told.done),
-                    human(told.total),
+                    human_size(told.done),
+                    human_size(told.total),
                     told.error.unwrap_or_default()
                 );
                 self.sleep(RETRY);
@@ -346,7 +319,7 @@ impl Work {
         let before = round.done.load(Ordering::Acquire);
         let absent = round.total.load(Ordering::Acquire).saturating_sub(before);
         if let Some(free) = self.lacks_room(absent)? {
-            round.fail_full(format!("{} are to be fetched, and {}", human(absent), self.free_beyond(free)));
+            round.fail_full(format!("{} are to be fetched, and {}", human_size(absent), self.free_beyond(free)));
             return Ok(false);
         }
         let next = AtomicUsize::new(0);
@@ -396,7 +369,7 @@ impl Work {
         let root = self.layout.root.display();
         format!(
             "the file system of '{root}' has {} beyond what is left free; it goes on when there is room",
-            human(free)
+            human_size(free)
         )
     }
 

@@ -83,14 +83,8 @@ pub(super) fn is_marked(layout: &Layout) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::tests::layout;
     use super::*;
-
-    fn layout() -> (tempfile::TempDir, Layout) {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(dir.path());
-        std::fs::create_dir(layout.meta()).unwrap();
-        (dir, layout)
-    }
 
     #[test]
     fn the_lock_is_exclusive() {

@@ -15,17 +15,18 @@
 use super::ahead::has_room;
 use super::backing::Backing;
 use super::base::BaseFile;
-use super::hydrate::{Demand, Held, open};
+use super::demand::Demand;
+use super::hydrate::{Held, open};
 use super::names::look_up;
 use super::nodes::{OpenFile, ROOT};
 use super::skeleton;
 use super::state::{Layout, Wish};
 use super::trace::{Access, Load, REGION_BYTES, REGIONS_MAX, Recorder};
 use crate::errno::{Outcome, guard};
-use crate::size::human;
 use fuser::FileType;
 use pgkeep_engine::limit::Limits;
 use pgkeep_engine::observe::Cancel;
+use pgkeep_engine::size::human_size;
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -241,7 +242,7 @@ impl Work {
                 scope.spawn(|| guard("prefetch", || self.work(traces, &cursor, &tally)));
             }
         });
-        let fetched = human(tally.fetched.load(Ordering::Acquire));
+        let fetched = human_size(tally.fetched.load(Ordering::Acquire));
         tracing::info!(
             "clone '{}': fetched {fetched} that earlier clones needed first{}",
             self.root,
@@ -286,7 +287,7 @@ impl Work {
         let stop = |why: &str| _ = tally.stopped.set(why.to_owned());
         let length = bytes.end.saturating_sub(bytes.start);
         if tally.looked.fetch_add(length, Ordering::AcqRel) >= self.most {
-            return stop(&format!("{} is the most for this clone", human(self.most)));
+            return stop(&format!("{} is the most for this clone", human_size(self.most)));
         }
         if base.holds(bytes.clone()) {
             return;

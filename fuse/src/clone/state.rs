@@ -423,10 +423,11 @@ pub(super) fn invalid(path: &Path, what: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn layout() -> (tempfile::TempDir, Layout) {
+    /// Of a clone that is about to be made.
+    pub(in crate::clone) fn layout() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         std::fs::create_dir(layout.meta()).unwrap();

@@ -5,7 +5,7 @@
 //!
 //! Who reads here and there gets nothing but what he asks for, until it is more than a few look-ups: then the file is one
 //! that is worked on. Each further miss has one more block fetched, the next one that is absent behind it, so a reader of
-//! random pages, who uses one core, finds twice as much there, and no more than that is fetched for nothing.
+//! random pages, who uses one core, finds more there than he has waited for.
 
 use super::fetch::{BLOCK_BYTES, BLOCKS_MAX};
 use super::{BaseFile, lock};
