@@ -11,6 +11,7 @@ pub mod clock;
 pub mod crypto;
 pub mod diff;
 mod error;
+pub mod expire;
 pub mod index;
 pub mod info;
 pub mod limit;

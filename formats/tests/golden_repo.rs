@@ -12,8 +12,8 @@ use pgkeep_formats::repo::manifest::{
 };
 use pgkeep_formats::repo::pack::{BaseRun, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer};
 use pgkeep_formats::repo::records::{
-    BackupType, CheckResult, Commit, Condemned, DatabaseRef, Drill, DrillCheck, Fence, Generation, LinkRef,
-    SessionOpen, StanzaHistory, TablespaceRef, Trace, TraceRun,
+    BackupType, CheckResult, Commit, Condemned, DatabaseRef, Drill, DrillCheck, Expired, Fence, Generation, Heartbeat,
+    LinkRef, Note, SessionOpen, StanzaHistory, TablespaceRef, Trace, TraceRun,
 };
 use pgkeep_formats::repo::refs::Refs;
 use pgkeep_formats::repo::wal::{Frame, FrameEncoding, WalPublic, decode_frames, encode_frames};
@@ -208,6 +208,19 @@ fn generation() -> Generation {
     }
 }
 
+fn note() -> Note {
+    let annotations = [("reason", "before the upgrade"), ("ticket", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    Note { annotations: annotations.into(), created: TIME, pinned_until: Some(TIME + 86_400) }
+}
+
+fn expired() -> Expired {
+    Expired { by: SESSION, reason: "repo1-retention-full=2".into(), created: TIME }
+}
+
+fn heartbeat() -> Heartbeat {
+    Heartbeat { wal: Some(("17-2".into(), "000000030000000A000000FE".into())) }
+}
+
 fn drill() -> Drill {
     let check = |name: &str, result, millis, detail: &str| {
         let (name, detail) = (name.to_owned(), detail.to_owned());
@@ -344,6 +357,10 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("fence.bin", fence().encode()),
         ("generation.bin", generation().encode()),
         ("generation-0.bin", Generation::default().encode()),
+        ("note.bin", note().encode()),
+        ("note-free.bin", Note { pinned_until: None, ..note() }.encode()),
+        ("expired.bin", expired().encode()),
+        ("heartbeat.bin", heartbeat().encode()),
         ("drill.bin", drill().encode()),
         ("trace.bin", trace().encode()),
         ("commit.bin", commit().encode()),
@@ -390,6 +407,11 @@ fn samples_are_read_as_what_they_were() {
     is(Fence::decode(&stored("fence.bin")), fence());
     is(Generation::decode(&stored("generation.bin")), generation());
     is(Generation::decode(&stored("generation-0.bin")), Generation::default());
+    is(Note::decode(&stored("note.bin")), note());
+    is(Note::decode(&stored("note-free.bin")), Note { pinned_until: None, ..note() });
+    is(Expired::decode(&stored("expired.bin")), expired());
+    is(Heartbeat::decode(&stored("heartbeat.bin")), heartbeat());
+    is(Heartbeat::decode(&[]), Heartbeat::default());
     is(Drill::decode(&stored("drill.bin")), drill());
     is(Trace::decode(&stored("trace.bin")), trace());
     is(Commit::decode(&stored("commit.bin")), commit());

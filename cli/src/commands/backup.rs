@@ -67,5 +67,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         report.files,
         seconds
     );
-    Ok(Status::OK)
+    if settings.flag(Opt::ExpireAuto) {
+        super::expire::after_backup(context, repo, &repository)
+    } else {
+        Ok(Status::OK)
+    }
 }

@@ -7,8 +7,7 @@ use crate::option::command::{COMMANDS, StanzaUse};
 use crate::option::def::{Group, Scope};
 use crate::option::lookup::{self, Lookup};
 use crate::option::{
-    self, Action, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, actions, idle,
-    options_of,
+    self, Action, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, actions, options_of,
 };
 use crate::render;
 use crate::run::plain;
@@ -116,12 +115,7 @@ fn of_command(program: &Program, command: Command, action: Option<&Action>) -> S
                 &mut text,
                 &format!("--{}", typed_name(row)),
                 30,
-                &format!(
-                    "{}{}{}",
-                    row.help_for(command),
-                    default.unwrap_or_default(),
-                    idle(row).map_or("", |_| " (no effect yet)")
-                ),
+                &format!("{}{}", row.help_for(command), default.unwrap_or_default()),
             );
         }
     }
@@ -230,7 +224,7 @@ fn of_option(program: &Program, command: Command, name: &str, settings: &Setting
     if !def.aliases.is_empty() {
         fact("old names", &def.aliases.join(", ").replace('?', "N"));
     }
-    if let Some(effect) = def.effect.or_else(|| idle(def)) {
+    if let Some(effect) = def.effect {
         fact("no effect", effect);
     }
     for more in def.more {

@@ -1,5 +1,6 @@
 //! The commands: one file each, which reads options, calls one engine operation and renders its result.
 
+mod annotate;
 mod archive_get;
 mod archive_push;
 mod backup;
@@ -8,6 +9,7 @@ pub(crate) mod clone;
 mod control;
 mod diff;
 mod drill;
+mod expire;
 mod extract;
 mod help;
 mod info;
@@ -24,6 +26,7 @@ mod verify;
 mod version;
 
 pub(crate) use archive_get::aborts_recovery;
+pub(crate) use expire::why_all;
 
 use crate::error::Failure;
 use crate::exit::Status;
@@ -52,6 +55,7 @@ pub type Operation = fn(&Context<'_>) -> Result<Status, Failure>;
 /// Status 48 for a command that this version does not have.
 pub fn of(command: Command) -> Result<Operation, Failure> {
     match command {
+        Command::Annotate => Ok(annotate::run),
         Command::ArchiveGet => Ok(archive_get::run),
         Command::ArchivePush => Ok(archive_push::run),
         Command::Backup => Ok(backup::run),
@@ -62,6 +66,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::Clone => Ok(clone::run),
         Command::Diff => Ok(diff::run),
         Command::Drill => Ok(drill::run),
+        Command::Expire => Ok(expire::run),
         Command::Extract => Ok(extract::run),
         Command::Help => Ok(help::run),
         Command::Info => Ok(info::run),

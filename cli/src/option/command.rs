@@ -170,7 +170,8 @@ use StanzaUse::{Never, Optional, Required};
 
 /// All commands, in the order of [`Command`].
 pub static COMMANDS: &[CommandDef] = &[
-    row(C::Annotate, "annotate", "Change the notes of a backup.", Required).later(),
+    row(C::Annotate, "annotate", "Change the notes of a backup, or pin it.", Required)
+        .ends(&[32, 50, 55, 62, 75, 95, 104]),
     row(C::ArchiveGet, "archive-get", "Fetch one WAL file from the archive.", Required)
         .takes(&["wal-name", "destination"], 0)
         .ends(&[1, 26, 44, 55, 64, 95, 103, 104, 126])
@@ -192,7 +193,8 @@ pub static COMMANDS: &[CommandDef] = &[
         .quiet(),
     row(C::Drill, "drill", "Prove a backup: recover it, start it, check all of it.", Required)
         .ends(&[37, 38, 53, 55, 57, 63, 64, 75, 81, 89, 95, 100, 102, 122]),
-    row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required).later(),
+    row(C::Expire, "expire", "Remove backups and WAL that retention no longer keeps.", Required)
+        .ends(&[31, 32, 50, 55, 60, 62, 63, 75, 95, 104]),
     row(C::Extract, "extract", "Dump tables as they were at some time.", Required).ends(&[
         1, 26, 28, 29, 32, 37, 38, 40, 42, 47, 50, 53, 55, 56, 57, 58, 63, 64, 75, 80, 89, 93, 95, 100, 102, 122,
     ]),

@@ -34,7 +34,7 @@ pub use def::{Def, Type};
 pub use error::OptionError;
 pub use program::{PGBACKREST, PGKEEP, Program};
 pub use resolve::{Invocation, Level, Loaded, Notice, load, load_for_help};
-pub use rules::{check_supported, idle, options_of};
+pub use rules::{check_supported, options_of};
 pub use settings::{Cipher, Pg, Repo, Setting, Settings, Source};
 pub use table::Opt;
 pub use value::{Secret, Value};

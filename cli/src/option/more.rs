@@ -20,3 +20,24 @@ pub(super) const REPO_CLONE_CACHE_SIZE: [&str; 3] = [
     "What it costs: that much disk below cache-path, of whose file system a twentieth is left free, at least 1 GiB, and one \
      more write of what is read. drill does without, as it proves what the repository has.",
 ];
+
+pub(super) const KEEP: [&str; 3] = [
+    "What it does: of each of so many periods that have a backup, the newest backup stays, by the time it ended, in this host's \
+     time zone. Every backup restores by itself, so a differential or incremental one stays without its full. Rules are \
+     added up: a backup goes only if none of keep-*, retention-policy, retention-full and retention-diff keeps it. Those \
+     that are not set keep nothing, unless none is.",
+    "When to change it: to keep years cheaply, such as keep-daily=14, keep-weekly=8, keep-monthly=24, keep-yearly=7. Try it \
+     with 'expire --explain', which says of each backup why it stays or goes, and changes nothing.",
+    "What it costs: what the kept backups do not have in common. WAL is kept from the oldest backup that a rule keeps, which \
+     may be much: set retention-archive and retention-archive-type=incr to the number of newest backups from which any \
+     later time must be recoverable. Older ones then keep just the WAL that makes them consistent.",
+];
+
+pub(super) const RETENTION_POLICY: [&str; 2] = [
+    "What it does: as Barman's option of that name. With RECOVERY WINDOW OF 7 DAYS, all backups that ended within seven days \
+     stay, and the newest before them, from which the beginning of the window is recovered; WAL is kept from that one on. \
+     A month has 31 days. With REDUNDANCY 3, the three newest backups stay, of whatever type. It adds to keep-*, \
+     retention-full and retention-diff, as these add to each other.",
+    "When to change it: to promise a period instead of a number. Set retention-minimum too, so that backups stay when no new \
+     ones come.",
+];

@@ -1,7 +1,7 @@
 //! Rules that look at more than one option.
 
 use super::action::actions;
-use super::command::{COMMANDS, Command, StanzaUse};
+use super::command::{Command, StanzaUse};
 use super::def::{Def, Group};
 use super::error::OptionError;
 use super::files;
@@ -11,6 +11,7 @@ use super::table::{Opt, TABLE};
 use super::value::Value;
 use crate::exit::Status;
 use crate::size::{CpuShare, cpus, exact_cpus};
+use pgkeep_engine::expire::Policy;
 use std::time::Duration;
 
 /// How much longer than a query another process is waited for, when only one of the two was set.
@@ -70,7 +71,7 @@ pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> 
     repositories(settings)?;
     ciphers(settings, draft)?;
     deltas(settings, draft);
-    retention(settings, draft);
+    retention(settings, draft)?;
     cpu_limit(settings, draft);
     remarks(settings, draft);
     Ok(())
@@ -214,42 +215,36 @@ fn deltas(settings: &Settings, draft: &mut Draft<'_>) {
     }
 }
 
-/// What says how much a repository is to keep.
-const RETENTION: [Opt; 4] =
-    [Opt::RepoRetentionFull, Opt::RepoRetentionDiff, Opt::RepoRetentionArchive, Opt::RepoRetentionHistory];
+/// What says how long a repository keeps backups.
+const RETENTION: [Opt; 8] = [
+    Opt::RepoRetentionFull,
+    Opt::RepoRetentionPolicy,
+    Opt::RepoKeepLast,
+    Opt::RepoKeepHourly,
+    Opt::RepoKeepDaily,
+    Opt::RepoKeepWeekly,
+    Opt::RepoKeepMonthly,
+    Opt::RepoKeepYearly,
+];
 
-/// Why an option that is about expiring does nothing here, as long as nothing expires.
-#[must_use]
-pub fn idle(def: &Def) -> Option<&'static str> {
-    const ALSO: [Opt; 3] = [Opt::ExpireAuto, Opt::RepoRetentionFullType, Opt::RepoRetentionArchiveType];
-    let is_about_it = RETENTION.contains(&def.opt) || ALSO.contains(&def.opt);
-    (is_about_it && !expires()).then_some("this version expires nothing")
-}
-
-fn expires() -> bool {
-    COMMANDS.iter().any(|c| c.command == Command::Expire && c.available)
-}
-
-/// Warns of a repository that only grows: if nobody asked for anything else, or if that is not done yet.
-fn retention(settings: &Settings, draft: &mut Draft<'_>) {
+/// Refuses a policy that is none. Warns of a repository that only grows, if nobody asked for anything else.
+fn retention(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError> {
     if !matches!(settings.command, Command::Backup | Command::Expire) {
-        return;
+        return Ok(());
     }
-    if !expires() {
-        for repo in settings.target_repos() {
-            let given = |opt: &&Opt| settings.setting(**opt, repo.key()).is_some_and(|s| s.source != Source::Default);
-            if let Some(opt) = RETENTION.iter().find(given) {
-                draft.warn(format!(
-                    "option '{}' is not applied: this version expires nothing, the repository only grows",
-                    opt.def().display(repo.key())
-                ));
-            }
+    for repo in settings.target_repos() {
+        if let Some(Err(e)) = repo.text(Opt::RepoRetentionPolicy).map(str::parse::<Policy>) {
+            let name = Opt::RepoRetentionPolicy.def().display(repo.key());
+            let text = repo.text(Opt::RepoRetentionPolicy).unwrap_or_default();
+            let message = format!("'{text}' is not valid for option '{name}': {e}");
+            return Err(OptionError::new(Status::OPTION_INVALID_VALUE, message));
         }
-        return;
+        let is_set = |opt: &Opt| settings.value(*opt, repo.key()).is_some();
+        if !RETENTION.iter().any(is_set) {
+            draft.warn(format!("option 'repo{}-retention-full' is not set: backups are kept for ever", repo.key()));
+        }
     }
-    for repo in settings.target_repos().filter(|r| r.int(Opt::RepoRetentionFull).is_none()) {
-        draft.warn(format!("option 'repo{}-retention-full' is not set: backups are kept for ever", repo.key()));
-    }
+    Ok(())
 }
 
 /// Warns of a number of CPUs that the machine does not have, which may be a forgotten percent sign.

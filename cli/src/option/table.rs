@@ -132,6 +132,10 @@ const fn time(least: u64, most: u64, default: &'static str) -> Def {
 const fn repo(def: Def) -> Def {
     def.group(Repo).on(STORE)
 }
+/// A number of periods of which the newest backup stays.
+const fn keep() -> Def {
+    repo(int(1, 9_999_999)).on(BACKUP | EXPIRE).tells(&more::KEEP)
+}
 /// A property of a repository kept in an object store.
 const fn object(def: Def) -> Def {
     def.group(Repo).on(STORE).later()
@@ -198,15 +202,17 @@ options! {
     DrillDir "drill-dir" "directory of own checks: NAME.sql, and NAME.out with what it must print"
         = path().on(DRILL);
     DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE).typed();
+    Explain "explain" "say of every backup and archive why it stays or goes, and change nothing" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     File "file" "file, or directory, to write to instead of standard output" = Def::new(Type::AnyPath, None).on(EXTRACT).typed();
     Filter "filter" "regular expression for names" = text().on(C::RepoLs.bit()).typed();
-    Force "force" "go on where the command would refuse" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE).typed().means(&[
+    Force "force" "go on where the command would refuse" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE | EXPIRE).typed().means(&[
         (BACKUP, "with --no-online: back up although a server seems to run"),
         (RESTORE, "replace files that are there; take a set although it ended after the target"),
         (DELETE, "delete although a server seems to run"),
         (STOP, "also end what is running: TERM to whoever holds a lock"),
         (CLONE, "end a server that runs on the clone; take a set that ended after the target"),
+        (EXPIRE, "with --set: although it is pinned, the last full backup, or one of the least that must stay"),
     ]);
     Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT | RESTORE).typed();
     ForClone "for-clone" "the file is for the server of a clone" = flag("n").on(GET).typed().hidden();
@@ -227,7 +233,7 @@ options! {
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF | EXPIRE)
         .typed().over(&[
             Override {
                 commands: INFO | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF,
@@ -235,11 +241,14 @@ options! {
                 default: Some("text"),
             },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
-            Override { commands: VERIFY, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
+            Override { commands: VERIFY | EXPIRE, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
     PgBin "pg-bin" "directory of PostgreSQL's programs" = Def::new(Type::Path, None).on(CLONE | SCRATCH).typed();
+    Oldest "oldest" "expire the oldest full backup and what depends on it" = flag("n").on(EXPIRE).typed();
     Owner "owner" "dump who owns what" = flag("y").on(EXTRACT).typed();
+    PinUntil "pin-until" "retention leaves the backup alone until then: a date, a time, forever, or none to take the pin off"
+        = text().on(ANNOTATE).typed();
     Port "port" "port of the clone's server" = int(1, 65535).on(CLONE).typed();
     Priority "priority" "nice value of the process" = int(-20, 19).on(STORE);
     Privileges "privileges" "dump who may do what" = flag("y").on(EXTRACT).typed();
@@ -303,6 +312,8 @@ options! {
         = flag("y").on(PUSH | BACKUP | CHECK).when(Opt::Online, &["y"]);
     ArchiveCopy "archive-copy" "keep the WAL a backup needs inside it"
         = flag("n").on(BACKUP).when(Opt::ArchiveCheck, &["y"]).ignored("WAL stays in the archive, which keeps what backups need");
+    ArchiveExpireBefore "archive-expire-before" "remove only WAL, and of it what is before this segment and no backup needs"
+        = text().on(EXPIRE).typed();
     ArchiveGetQueueMax "archive-get-queue-max" "size of the queue of fetched WAL"
         = size(0, 4 * PIB, "128MiB").on(GET).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
     ArchiveHeaderCheck "archive-header-check" "compare the WAL header with the stanza" = flag("y").on(PUSH);
@@ -326,6 +337,8 @@ options! {
         = Def::new(Type::Cpus, None).on(BACKUP);
     Exclude "exclude" "path under the data directory to leave out" = Def::new(Type::List, None).on(BACKUP);
     ExpireAuto "expire-auto" "apply retention after a backup" = flag("y").on(BACKUP);
+    ExpireDependents "expire-dependents" "what was compared with a backup goes with it, although it does not need it"
+        = flag("y").on(BACKUP | EXPIRE);
     IoLimit "io-limit" "bytes to read a second at most"
         = Def::new(Type::Size(64 * KIB, TIB), None).on(BACKUP | CLONE);
     ManifestSaveThreshold "manifest-save-threshold" "progress after which an interrupted backup can resume"
@@ -419,7 +432,18 @@ options! {
         = repo(int(1, 9_999_999)).on(BACKUP | EXPIRE).was(&["retention-archive"]);
     RepoRetentionArchiveType "repo-retention-archive-type" "type of backup that retention-archive counts"
         = repo(word(&["full", "diff", "incr"], "full")).on(BACKUP | EXPIRE).was(&["retention-archive-type"]);
-    RepoRetentionHistory "repo-retention-history" "days to keep the history of backups" = repo(int(0, 9_999_999)).on(BACKUP | EXPIRE);
+    RepoRetentionHistory "repo-retention-history" "days to keep the history of backups" = repo(int(0, 9_999_999)).on(BACKUP | EXPIRE)
+        .ignored("nothing is kept of backups that have expired");
+    RepoRetentionMinimum "repo-retention-minimum" "backups that stay whatever retention says"
+        = repo(int(1, 9_999_999)).on(BACKUP | EXPIRE);
+    RepoRetentionPolicy "repo-retention-policy" "RECOVERY WINDOW OF n DAYS, WEEKS or MONTHS, or REDUNDANCY n"
+        = repo(text()).on(BACKUP | EXPIRE).tells(&more::RETENTION_POLICY);
+    RepoKeepLast "repo-keep-last" "newest backups to keep" = keep();
+    RepoKeepHourly "repo-keep-hourly" "hours to keep the newest backup of" = keep();
+    RepoKeepDaily "repo-keep-daily" "days to keep the newest backup of" = keep();
+    RepoKeepWeekly "repo-keep-weekly" "weeks to keep the newest backup of" = keep();
+    RepoKeepMonthly "repo-keep-monthly" "months to keep the newest backup of" = keep();
+    RepoKeepYearly "repo-keep-yearly" "years to keep the newest backup of" = keep();
     RepoHost "repo-host" "host of the repository"
         = text().group(Repo).on(STORE & !BACKUP & !EXPIRE).was(&["backup-host"]).later();
     RepoHostCaFile "repo-host-ca-file" "certificate authority of the host" = repo_host(path());

@@ -1,6 +1,7 @@
 //! What people and programs see: text, JSON, progress.
 
 pub mod diff;
+pub mod expire;
 pub mod info;
 pub mod json;
 pub mod progress;

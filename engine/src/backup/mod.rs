@@ -45,7 +45,7 @@ use crate::observe::{Cancel, Counter, DETAIL, Observer};
 use crate::pg::datadir::{self, Exclusions, WalkOptions};
 use crate::pg::server::{BackupStart, CheckpointPace, ConnectOptions, Connection};
 use crate::repository::manifests::ManifestBuilder;
-use crate::repository::{ChunkSource, Repository, WriterSession};
+use crate::repository::{BACKUP, ChunkSource, Repository, WriterSession};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::page::PageCheck;
 use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
@@ -137,7 +137,7 @@ pub fn run(
     let (cluster, mut connection) = Cluster::look(options, cancel)?;
     let history = cluster.history(repository, &options.stanza)?;
     let archive_id = history.archive_id();
-    let wal_of = Wal { repository, options, cluster: &cluster, archive_id, cancel, clock };
+    let wal_of = Wal { repository, options, cluster: &cluster, archive_id: archive_id.clone(), cancel, clock };
     if let Some(connection) = &mut connection {
         connection.lock_backup(repository.key() as i32)?;
     }
@@ -160,7 +160,7 @@ pub fn run(
     }
 
     // 4. A session, and the start of the backup.
-    let mut session = WriterSession::begin(repository, &options.stanza, "backup", &options.host, clock)?;
+    let mut session = WriterSession::begin(repository, &options.stanza, BACKUP, &options.host, clock)?;
     let result = (|| {
         let asked = clock.now();
         let start = match &mut connection {
@@ -172,11 +172,10 @@ pub fn run(
                 );
                 let start =
                     connection.backup_start(&format!("pgkeep backup started at {}", clock.now().as_secs()), pace)?;
-                tracing::info!(
-                    "backup start archive = {}, lsn = {}",
-                    cluster.wal_name(start.timeline, start.lsn),
-                    start.lsn
-                );
+                let first = cluster.wal_name(start.timeline, start.lsn);
+                tracing::info!("backup start archive = {first}, lsn = {}", start.lsn);
+                // Before any of it is waited for: an expire elsewhere must not take it.
+                session.needs_wal(&archive_id, &first)?;
                 Some(start)
             }
             None => None,

@@ -283,6 +283,7 @@ impl Sequencer<'_> {
         let lost = || Error::refused(Kind::Assert, "a worker ended before its work was done");
         let mut items_open = true;
         loop {
+            self.session.keep_alive()?;
             if !items_open && self.next == self.tasks {
                 self.flush_gather()?;
                 if self.next_gather == self.gatherer.sent() {

@@ -4,7 +4,7 @@
 //! operations decide what to write. Submodules: `chunks` (reading chunks), `bases` (what deltas need), `base_cache` (what a host
 //! keeps of it), `session` (a writer's run), `manifests`
 //! (reading and building manifests), `catalogue` (which backups are visible), `index` and `rebuild` (where chunks are),
-//! `wal` (archived files).
+//! `wal` (archived files), `notes` (what is said of backups later), `unfinished` (sessions that have not ended).
 //!
 //! Opening costs a handful of small reads and no index: `archive-push` and `archive-get` need no more. The index is
 //! loaded by [`Repository::load_index`], once, by who needs it. Any thread may call any method.
@@ -16,11 +16,15 @@ mod chunks;
 mod drills;
 mod index;
 pub mod manifests;
+mod notes;
 mod pack_cache;
 mod presence;
 mod rebuild;
 mod session;
+#[cfg(test)]
+pub(crate) mod testing;
 mod traces;
+mod unfinished;
 pub mod wal;
 
 pub use base_cache::{BaseCache, PendingHashes, SubHashes};
@@ -29,6 +33,7 @@ pub use chunks::{ChunkSource, Plain};
 pub use index::RepositoryIndex;
 pub use rebuild::Rebuilt;
 pub use session::{AllChunks, Stored, WriterSession, seal_data};
+pub use unfinished::{BACKUP, SILENT_AFTER, Unfinished};
 
 use crate::crypto::{ChunkOpener, Keyring, Opened, Scope, Unlock};
 use crate::crypto::{FileKekCache, KekCache};

@@ -19,10 +19,11 @@ use pgkeep_formats::repo::envelope::{ChunkHead, Domain, ObjectKind};
 use pgkeep_formats::repo::index::{IndexBuilder, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::FooterEntry;
-use pgkeep_formats::repo::records::{Commit, Fence, SessionOpen};
+use pgkeep_formats::repo::records::{Commit, Fence, Heartbeat, SessionOpen};
 use pgkeep_formats::repo::refs::Refs;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How often a session starts over because gc published a generation just then.
 const STARTS_MAX: usize = 16;
@@ -31,6 +32,9 @@ const STARTS_MAX: usize = 16;
 const PUBLISH_PACKS_MIN: u64 = 2;
 /// Later segments hold this share of what is stored already, which keeps their number small.
 const PUBLISH_SHARE: u64 = 16;
+
+/// Longest time without a sign of life while the session works.
+const BEAT_EVERY: Duration = Duration::from_secs(600);
 
 /// Calls what it is given for every chunk a backup uses, in any order, repetitions allowed.
 pub type AllChunks<'a> = dyn FnMut(&mut dyn FnMut(&ChunkId) -> Result<()>) -> Result<()> + 'a;
@@ -64,6 +68,9 @@ pub struct WriterSession {
     meta: Option<PackWriter>,
     sequence: u32,
     beats: u32,
+    last_beat: Instant,
+    /// What every sign of life says.
+    heartbeat: Heartbeat,
     unpublished_bytes: u64,
     stored: u64,
 }
@@ -134,6 +141,8 @@ impl WriterSession {
                 meta: None,
                 sequence: 0,
                 beats: 0,
+                last_beat: Instant::now(),
+                heartbeat: Heartbeat::default(),
                 unpublished: Vec::new(),
                 unpublished_bytes: 0,
                 stored: 0,
@@ -340,10 +349,30 @@ impl WriterSession {
 
     fn beat(&mut self) -> Result<()> {
         let name = layout::session_heartbeat(self.id(), self.beats);
-        let bytes = self.sealer.seal_object(ObjectKind::Heartbeat, &Scope::Repo, &name, &[], &[])?;
+        let content = self.heartbeat.encode();
+        let bytes = self.sealer.seal_object(ObjectKind::Heartbeat, &Scope::Repo, &name, &[], &content)?;
         put_new(&**self.repository.store(), &name, &bytes)?;
         self.beats += 1;
+        self.last_beat = Instant::now();
         Ok(())
+    }
+
+    /// Tells everybody which WAL the backup needs from where on, so that nobody removes it. To be called before that WAL
+    /// is relied on.
+    ///
+    /// # Errors
+    /// What the store or the cipher said.
+    pub fn needs_wal(&mut self, archive_id: &str, first: &str) -> Result<()> {
+        self.heartbeat.wal = Some((archive_id.to_owned(), first.to_owned()));
+        self.beat()
+    }
+
+    /// Gives a sign of life if the last one is old. Cheap, to be called often.
+    ///
+    /// # Errors
+    /// What the store or the cipher said.
+    pub fn keep_alive(&mut self) -> Result<()> {
+        if self.last_beat.elapsed() < BEAT_EVERY { Ok(()) } else { self.beat() }
     }
 
     /// Makes all metadata durable and publishes the index of everything written: the end of W4.
@@ -457,7 +486,7 @@ impl WriterSession {
 }
 
 /// Ends a session by creating its commit key. One that has committed stays committed.
-fn fence(
+pub(super) fn fence(
     repository: &Repository,
     stanza: &str,
     session: SessionId,

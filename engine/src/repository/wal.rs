@@ -11,10 +11,12 @@
 //! threads. Layout: FORMAT.md, "Archived files".
 
 mod listing;
+mod remove;
 #[cfg(test)]
 mod tests;
 
 pub use listing::{WalEntry, WalGaps, WalRange};
+pub use remove::WalRemoved;
 
 use super::Repository;
 use crate::chunk::Encoder;

@@ -12,7 +12,7 @@ use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::keyrecord::{EpochRecord, WrapPurpose, WrapRecord};
 use pgkeep_formats::repo::keyslot::Slot;
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::records::{Generation, SessionOpen};
+use pgkeep_formats::repo::records::{Expired, Generation, Heartbeat, Note, SessionOpen};
 use std::collections::BTreeSet;
 
 /// What may be at the top of a repository. `packs/`, `idx/`, `backups/`, `stanzas/` and `wal/` are looked into elsewhere.
@@ -143,7 +143,9 @@ fn check_one(repository: &Repository, name: &str) -> Result<bool> {
         ["ses", id, "open"] if session(id) => {
             decoded(SessionOpen::decode(&open(ObjectKind::Session, Scope::Repo)?).map(drop))
         }
-        ["ses", id, "hb", n] if session(id) && number(n, 8) => open(ObjectKind::Heartbeat, Scope::Repo).map(|_| true),
+        ["ses", id, "hb", n] if session(id) && number(n, 8) => {
+            decoded(Heartbeat::decode(&open(ObjectKind::Heartbeat, Scope::Repo)?).map(drop))
+        }
         ["gen", n] if number(n, 20) => {
             let bytes = open(ObjectKind::Generation, Scope::Repo)?;
             let generation = Generation::decode(&bytes).map_err(Error::damaged(name))?;
@@ -152,9 +154,11 @@ fn check_one(repository: &Repository, name: &str) -> Result<bool> {
         // Its name says it all.
         ["bad", _] => Ok(layout::parse_bad_pack(name).is_some()),
         ["pins", id, _] if session(id) => open(ObjectKind::Pin, Scope::Repo).map(|_| true),
-        ["expired", _, id] if session(id) => open(ObjectKind::Expired, Scope::Repo).map(|_| true),
+        ["expired", _, id] if session(id) => {
+            decoded(Expired::decode(&open(ObjectKind::Expired, Scope::Repo)?).map(drop))
+        }
         ["annotations", stanza, id, n] if session(id) && number(n, 10) => {
-            open(ObjectKind::Annotation, Scope::Stanza(stanza)).map(|_| true)
+            decoded(Note::decode(&open(ObjectKind::Annotation, Scope::Stanza(stanza))?).map(drop))
         }
         ["drills", stanza, _] if layout::parse_drill(stanza, name).is_some() => {
             repository.read_drill(stanza, name).map(|_| true)

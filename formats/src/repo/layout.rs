@@ -21,6 +21,8 @@ pub const SESSION_KEYS: &str = "sk/";
 pub const REFS: &str = "refs/";
 /// Prefix of writer sessions.
 pub const SESSIONS: &str = "ses/";
+/// Prefix of all commit and fence records.
+pub const BACKUPS: &str = "backups/";
 /// Prefix of stanzas' cluster histories.
 pub const STANZAS: &str = "stanzas/";
 /// Prefix of records of drills.
@@ -134,6 +136,19 @@ pub fn session_open(session: SessionId) -> String {
     format!("{SESSIONS}{session}/open")
 }
 
+/// The session of an object key below [`SESSIONS`].
+#[must_use]
+pub fn parse_session(key: &str) -> Option<SessionId> {
+    SessionId::parse(key.strip_prefix(SESSIONS)?.split_once('/')?.0).ok()
+}
+
+/// The number of a session's heartbeat.
+#[must_use]
+pub fn parse_session_heartbeat(session: SessionId, key: &str) -> Option<u32> {
+    let n = key.rsplit_once('/')?.1.parse().ok()?;
+    (session_heartbeat(session, n) == key).then_some(n)
+}
+
 /// A writer session's heartbeat.
 #[must_use]
 pub fn session_heartbeat(session: SessionId, beat: u32) -> String {
@@ -162,13 +177,13 @@ pub fn parse_stanza_history(stanza: &str, key: &str) -> Option<u32> {
 /// Prefix of a stanza's commit and fence records.
 #[must_use]
 pub fn backups(stanza: &str) -> String {
-    format!("backups/{stanza}/")
+    format!("{BACKUPS}{stanza}/")
 }
 
 /// A session's commit or fence record: whichever was created first.
 #[must_use]
 pub fn backup(stanza: &str, session: SessionId) -> String {
-    format!("backups/{stanza}/{session}")
+    format!("{BACKUPS}{stanza}/{session}")
 }
 
 /// The session in the object key of a commit or fence record.
@@ -194,6 +209,20 @@ pub fn expired(stanza: &str, session: SessionId) -> String {
 #[must_use]
 pub fn annotations_of(stanza: &str) -> String {
     format!("annotations/{stanza}/")
+}
+
+/// A note on a backup; the one with the highest number holds.
+#[must_use]
+pub fn annotation(stanza: &str, session: SessionId, n: u32) -> String {
+    format!("annotations/{stanza}/{session}/{n:010}")
+}
+
+/// The backup and the number of a note.
+#[must_use]
+pub fn parse_annotation(stanza: &str, key: &str) -> Option<(SessionId, u32)> {
+    let (session, n) = key.strip_prefix(&annotations_of(stanza))?.split_once('/')?;
+    let (session, n) = (SessionId::parse(session).ok()?, n.parse().ok()?);
+    (annotation(stanza, session, n) == key).then_some((session, n))
 }
 
 /// Prefix of the records of a stanza's drills.
@@ -299,6 +328,10 @@ mod tests {
         assert_eq!(parse_bad_pack(&bad_pack(p)), Some(p));
         assert_eq!(parse_backup("demo", &backup("demo", s)), Some(s));
         assert_eq!(parse_stanza_history("demo", &stanza_history("demo", 3)), Some(3));
+        assert_eq!(parse_annotation("demo", &annotation("demo", s, 3)), Some((s, 3)));
+        assert_eq!(parse_session(&session_open(s)), Some(s));
+        assert_eq!(parse_session_heartbeat(s, &session_heartbeat(s, 9)), Some(9));
+        assert_eq!(parse_session_heartbeat(s, &session_open(s)), None);
         assert_eq!(parse_drill("demo", &drill("demo", DrillId([3; 16]))), Some(DrillId([3; 16])));
         assert_eq!(parse_trace("demo", &trace("demo", TraceId([4; 16]))), Some(TraceId([4; 16])));
         assert_eq!(parse_key_epoch(&key_epoch(2)), Some(2));

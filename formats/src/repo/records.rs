@@ -1,4 +1,4 @@
-//! Small records that steer a repository: stanza histories, sessions, commits, fences, generations, drills,
+//! Small records that steer a repository: stanza histories, sessions, commits, fences, generations, notes, markers, drills,
 //! traces.
 //! FORMAT.md, "Records".
 //!
@@ -6,10 +6,12 @@
 
 mod commit;
 mod drill;
+mod later;
 mod trace;
 
 pub use commit::{BackupType, Commit, DatabaseRef, LinkRef, TablespaceRef};
 pub use drill::{CheckResult, DETAIL_BYTES_MAX, Drill, DrillCheck};
+pub use later::{Expired, Heartbeat, Note, PINNED_FOR_EVER};
 pub use trace::{Trace, TraceRun};
 
 use crate::FormatError;

@@ -1,0 +1,206 @@
+//! `expire`, and what `backup` does of it at its end: every repository by itself; 104 if any of them failed.
+
+use super::Context;
+use crate::error::Failure;
+use crate::exit::Status;
+use crate::option::{Opt, Repo, Settings};
+use crate::render::{self, json};
+use crate::size::human_size;
+use crate::{repos, zone};
+use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::expire::{
+    self, ArchiveFate, Ask, ExpireOptions, ExpireReport, FullRetention, Period, Retention, WalKeep, WhyAll,
+};
+use pgkeep_engine::lock::{Lock, LockName, LockType, check_stopped};
+use pgkeep_engine::repository::Repository;
+use pgkeep_engine::{Error, Kind};
+use pgkeep_formats::repo::records::BackupType;
+
+/// Options of which one at most says what to expire.
+const ASKS: [Opt; 3] = [Opt::Set, Opt::Oldest, Opt::ArchiveExpireBefore];
+
+pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
+    let settings = context.settings;
+    check_stopped(settings.lock_path(), settings.stanza())?;
+    let ask = ask(settings)?;
+    let mut done = Vec::new();
+    let mut failed = Vec::new();
+    for repo in settings.target_repos() {
+        let outcome = repos::open(settings, repo).and_then(|repository| one(context, repo, &repository, ask));
+        match outcome {
+            Ok(report) => done.push((repo.key(), report)),
+            Err(e) => failed.push((repo.key(), e)),
+        }
+    }
+    match settings.text(Opt::Output) {
+        Some("json") => render::print(&json::to_text(render::expire::json(&done)))?,
+        Some("text") => render::print(&render::expire::text(&done, &zone::local()))?,
+        _ if settings.flag(Opt::Explain) => render::print(&render::expire::text(&done, &zone::local()))?,
+        _ => {}
+    }
+    finish(failed, &done, ask)
+}
+
+/// Retention of the repository that a backup has just been made in, with the options of the backup.
+///
+/// # Errors
+/// 104 if it failed. The backup is complete all the same, and that is said.
+pub(super) fn after_backup(context: &Context<'_>, repo: Repo<'_>, repository: &Repository) -> Result<Status, Failure> {
+    match one(context, repo, repository, Ask::Rules) {
+        Ok(_) => Ok(Status::OK),
+        Err(Failure::Engine(e)) if e.kind() == Kind::LockAcquire => {
+            tracing::warn!("repo{}: retention is left to the next backup or expire: {}", repo.key(), repos::chain(&e));
+            Ok(Status::OK)
+        }
+        Err(e) => {
+            tracing::info!("the backup is complete; what failed is to expire older ones");
+            finish(vec![(repo.key(), e)], &[], Ask::Rules)
+        }
+    }
+}
+
+fn finish(mut failed: Vec<(u16, Failure)>, done: &[(u16, ExpireReport)], ask: Ask<'_>) -> Result<Status, Failure> {
+    if matches!(ask, Ask::Set(_)) && !done.is_empty() {
+        // It is enough that one repository has it.
+        failed.retain(|(key, e)| match e {
+            Failure::Engine(e) if e.to_string().ends_with("does not exist") => {
+                tracing::warn!("repo{key}: {e}");
+                false
+            }
+            _ => true,
+        });
+    }
+    for (key, e) in &failed {
+        tracing::error!("repo{key}: [{:03}]: {}", e.status().0, repos::chain(e));
+    }
+    match failed.len() {
+        0 => Ok(Status::OK),
+        n => {
+            let text = format!("expire failed in {n} of {} repositories", n + done.len());
+            Err(Error::refused(Kind::Command, text).into())
+        }
+    }
+}
+
+fn one(context: &Context<'_>, repo: Repo<'_>, repository: &Repository, ask: Ask<'_>) -> Result<ExpireReport, Failure> {
+    let settings = context.settings;
+    let stanza = settings.stanza_name();
+    let name = LockName { stanza: stanza.to_owned(), lock_type: LockType::Backup, repo_key: repo.key().into() };
+    let _lock = Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?;
+    let retention = retention(settings, repo);
+    // 'backup' has none of these two.
+    let dry_run = settings.flag(Opt::DryRun) || settings.flag(Opt::Explain);
+    let force = ask != Ask::Rules && settings.flag(Opt::Force);
+    let options = ExpireOptions { stanza, retention: &retention, ask, force, dry_run, zone: &zone::local() };
+    let report = expire::run(repository, &options, context.observer, context.cancel, &SystemClock)?;
+    tell(repo.key(), &report, dry_run, ask);
+    Ok(report)
+}
+
+fn ask(settings: &Settings) -> Result<Ask<'_>, Failure> {
+    let given: Vec<&str> = ASKS.iter().filter(|opt| settings.is_given(**opt)).map(|opt| opt.def().name).collect();
+    if let [first, second, ..] = given.as_slice() {
+        let text = format!("option '{first}' is not valid with option '{second}'");
+        return Err(Error::refused(Kind::OptionInvalid, text).into());
+    }
+    Ok(match (settings.text(Opt::Set), settings.text(Opt::ArchiveExpireBefore)) {
+        (Some(label), _) => Ask::Set(label),
+        (_, Some(segment)) => Ask::WalBefore(segment),
+        _ if settings.flag(Opt::Oldest) => Ask::Oldest,
+        _ => Ask::Rules,
+    })
+}
+
+fn retention(settings: &Settings, repo: Repo<'_>) -> Retention {
+    let number = |opt| repo.int(opt).and_then(|n| u32::try_from(n).ok());
+    let by_time = repo.text(Opt::RepoRetentionFullType) == Some("time");
+    let full = number(Opt::RepoRetentionFull);
+    let keep = [
+        Opt::RepoKeepLast,
+        Opt::RepoKeepHourly,
+        Opt::RepoKeepDaily,
+        Opt::RepoKeepWeekly,
+        Opt::RepoKeepMonthly,
+        Opt::RepoKeepYearly,
+    ];
+    Retention {
+        full: full.map(|n| if by_time { FullRetention::Days(n) } else { FullRetention::Count(n) }),
+        diff: number(Opt::RepoRetentionDiff),
+        archive: number(Opt::RepoRetentionArchive),
+        archive_type: match repo.text(Opt::RepoRetentionArchiveType) {
+            Some("diff") => Some(BackupType::Diff),
+            Some("incr") => Some(BackupType::Incr),
+            _ => None,
+        },
+        spare_dependents: !settings.flag(Opt::ExpireDependents),
+        keep: Period::ALL.into_iter().zip(keep).filter_map(|(period, opt)| Some((period, number(opt)?))).collect(),
+        // What is no policy was refused with the options.
+        policy: repo.text(Opt::RepoRetentionPolicy).and_then(|text| text.parse().ok()),
+        minimum: number(Opt::RepoRetentionMinimum).unwrap_or(0),
+    }
+}
+
+fn tell(key: u16, report: &ExpireReport, dry_run: bool, ask: Ask<'_>) {
+    let dry = if dry_run { "[DRY-RUN] " } else { "" };
+    for (label, why) in report.expired() {
+        tracing::info!("{dry}repo{key}: expire backup {label} ({why})");
+    }
+    let newest = report.backups.last();
+    if let Some(newest) = newest.filter(|b| !b.fate.stays() && ask != Ask::Rules) {
+        tracing::warn!("{dry}repo{key}: the newest backup, {}, has expired", newest.backup.label);
+    }
+    for session in &report.fenced {
+        tracing::warn!(
+            "{dry}repo{key}: the backup of {} that began at {} gave no sign of life for three days and is given up",
+            session.host,
+            seconds(session.started)
+        );
+    }
+    for session in &report.unfinished {
+        tracing::info!(
+            "{dry}repo{key}: a backup of {} that began at {} has not ended: WAL it needs is kept",
+            session.host,
+            seconds(session.started)
+        );
+    }
+    for archive in &report.archives {
+        tell_archive(&format!("{dry}repo{key}: {}", archive.archive_id), archive);
+    }
+}
+
+fn tell_archive(place: &str, archive: &ArchiveFate) {
+    for (first, last) in &archive.removed.runs {
+        tracing::info!("{place} remove archive, start = {first}, stop = {last}");
+    }
+    match &archive.keep {
+        WalKeep::All(why) => tracing::info!("{place} archive is kept: {}", why_all(why)),
+        _ if archive.removed.files == 0 => tracing::info!("{place} no archive to remove"),
+        _ => tracing::info!("{place} removed {} files, {}", archive.removed.files, human_size(archive.removed.bytes)),
+    }
+}
+
+/// Why nothing is removed of an archive.
+pub(crate) fn why_all(why: &WhyAll) -> String {
+    match why {
+        WhyAll::NotConfigured => "no option says for how many backups".to_owned(),
+        WhyAll::TooFewBackups { of, found, wanted } => {
+            let of = match of {
+                BackupType::Full => "full backups",
+                BackupType::Diff => "full and differential backups",
+                BackupType::Incr => "backups",
+            };
+            format!("there are {found} {of}, and the WAL of {wanted} is to be kept")
+        }
+        WhyAll::NoBackup => "there is no backup".to_owned(),
+        WhyAll::Offline(label) => {
+            format!("backup {label} was taken from a stopped server, so its place in WAL is not known")
+        }
+        WhyAll::Begun { host, started } => {
+            format!("a backup of {host} has begun at {} and has not said yet what it needs", seconds(*started))
+        }
+    }
+}
+
+fn seconds(time: i64) -> String {
+    render::expire::time(time, &zone::local())
+}

@@ -1,0 +1,225 @@
+//! Expire: what retention no longer keeps, becomes invisible, and WAL that no backup needs is removed.
+//!
+//! Owns the decision ([`rules`], [`wal`]: pure) and the order of doing it. Space of chunks comes back by garbage
+//! collection, which is another operation.
+//!
+//! Order: markers first, newest backup first, so that what depends on a backup goes before it; then WAL. So after a crash
+//! no visible backup lacks WAL, and doing it again does the rest.
+//!
+//! *No backup loses its WAL to this*, whoever takes it and wherever. Backups are listed (T1), then the sessions that have
+//! not ended (T2), then backups again (T3). A backup that is visible at T1 is planned for. One that is visible at T3 only
+//! has its range kept. One whose session was listed at T2 has all WAL kept from where it begins; if that is not known yet,
+//! no WAL is removed at all. One whose session came later than T2 begins behind every backup of T1, and so behind the
+//! segment from which all is kept. Locks and clocks play no part: silence only decides whether a session is fenced, and
+//! one that is fenced cannot commit. A record that cannot be read ends the run before anything is removed.
+//!
+//! Cost: lists of commits, sessions and of WAL directories up to the first that stays, one put for each backup that goes,
+//! one delete for each file that goes.
+
+mod policy;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod wal;
+
+pub use policy::{BadPolicy, Period, Policy};
+pub use rules::{Ask, Fate, FullRetention, Goes, Keeps, Retention};
+pub use wal::{WalKeep, WalOfBackup, WhyAll};
+
+use crate::clock::Clock;
+use crate::observe::{Cancel, Observer};
+use crate::repository::wal::WalRemoved;
+use crate::repository::{Backup, Repository, Unfinished};
+use crate::{Error, Kind, Result};
+use jiff::tz::TimeZone;
+use pgkeep_formats::pg::wal::SegmentName;
+use pgkeep_formats::repo::records::BackupType;
+use std::collections::HashSet;
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct ExpireOptions<'a> {
+    /// The stanza.
+    pub stanza: &'a str,
+    /// What is configured for the repository.
+    pub retention: &'a Retention,
+    /// What was asked for.
+    pub ask: Ask<'a>,
+    /// Take what was asked for although it is pinned, the last full backup, or one of the least that must stay.
+    pub force: bool,
+    /// Decide, and change nothing.
+    pub dry_run: bool,
+    /// Zone in which days begin.
+    pub zone: &'a TimeZone,
+}
+
+/// What became of a backup.
+#[derive(Debug)]
+pub struct BackupFate {
+    /// Its record.
+    pub backup: Backup,
+    /// Until when it is pinned.
+    pub pinned_until: Option<i64>,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+/// What became of an archive.
+#[derive(Debug)]
+pub struct ArchiveFate {
+    /// Its name.
+    pub archive_id: String,
+    /// What is kept of it.
+    pub keep: WalKeep,
+    /// What was removed of it.
+    pub removed: WalRemoved,
+}
+
+/// What was done; with a dry run, what would be done.
+#[derive(Debug, Default)]
+pub struct ExpireReport {
+    /// All backups that were visible, by label.
+    pub backups: Vec<BackupFate>,
+    /// All archives.
+    pub archives: Vec<ArchiveFate>,
+    /// Backups that run somewhere, or were killed.
+    pub unfinished: Vec<Unfinished>,
+    /// Of these, those that were fenced because they gave no sign of life.
+    pub fenced: Vec<Unfinished>,
+}
+
+impl ExpireReport {
+    /// Labels of the backups that go.
+    pub fn expired(&self) -> impl Iterator<Item = (&str, &Goes)> {
+        self.backups.iter().filter_map(|b| match &b.fate {
+            Fate::Goes(why) => Some((b.backup.label.as_str(), why)),
+            Fate::Stays(_) => None,
+        })
+    }
+}
+
+/// Applies retention to one stanza of one repository.
+///
+/// # Errors
+/// `FileMissing` if the stanza does not exist; `BackupSetInvalid` for a set that does not exist or must stay;
+/// `OptionInvalidValue` for what is no segment; `Interrupted`; what the store, the cipher or a decoder said: then what was
+/// done so far stays done.
+pub fn run(
+    repository: &Repository,
+    options: &ExpireOptions<'_>,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+    clock: &dyn Clock,
+) -> Result<ExpireReport> {
+    // 1. What there is (T1).
+    let stanza = options.stanza;
+    let history = repository.stanza_history(stanza)?;
+    let Some(current) = history.last() else {
+        return Err(Error::refused(Kind::FileMissing, format!("stanza '{stanza}' does not exist in the repository")));
+    };
+    let mut backups = repository.backups(stanza)?;
+    let notes = repository.annotate(stanza, &mut backups)?;
+
+    // 2. What becomes of it.
+    let now = clock.now().as_secs() as i64;
+    let situation = rules::Situation { backups: &backups, notes: &notes, now, zone: options.zone };
+    check_ask(&situation, options)?;
+    let fates = rules::decide(&situation, options.retention, options.ask);
+    let pinned: Vec<Option<i64>> = backups.iter().map(|b| situation.pinned(b)).collect();
+
+    // 3. Markers, the newest first.
+    if !options.dry_run {
+        for (backup, fate) in backups.iter().zip(&fates).rev() {
+            let Fate::Goes(why) = fate else { continue };
+            cancel.check()?;
+            repository.mark_expired(stanza, backup.session, &why.to_string(), now)?;
+            repository.remove_notes(stanza, backup.session)?;
+        }
+    }
+
+    // 4. Who else needs WAL (T2, T3).
+    let mut report = ExpireReport::default();
+    for session in repository.unfinished(stanza)? {
+        if session.is_silent(clock.now()) {
+            if !options.dry_run {
+                repository.fence_silent(stanza, session.session, clock)?;
+            }
+            report.fenced.push(session);
+        } else {
+            report.unfinished.push(session);
+        }
+    }
+    let known: HashSet<_> = backups.iter().map(|b| b.session).collect();
+    let late: Vec<Backup> = repository.backups(stanza)?.into_iter().filter(|b| !known.contains(&b.session)).collect();
+
+    // 5. WAL.
+    let current = current.archive_id();
+    let archives = wal::Archives {
+        backups: &backups,
+        fates: &fates,
+        late: &late,
+        unfinished: &report.unfinished,
+        current: &current,
+    };
+    for archive_id in repository.wal_archives(stanza)? {
+        let keep = wal::plan(&archives, &archive_id, options.retention, options.ask);
+        let removed = match keep {
+            WalKeep::All(_) => WalRemoved::default(),
+            _ => repository.wal_remove(
+                stanza,
+                &archive_id,
+                keep.end(),
+                &|name| keep.keeps(name),
+                options.dry_run,
+                observer,
+                cancel,
+            )?,
+        };
+        report.archives.push(ArchiveFate { archive_id, keep, removed });
+    }
+    report.backups = (backups.into_iter().zip(fates).zip(pinned))
+        .map(|((backup, fate), pinned_until)| BackupFate { backup, pinned_until, fate })
+        .collect();
+    Ok(report)
+}
+
+/// Refuses what was asked for by name and must not be done.
+fn check_ask(situation: &rules::Situation<'_>, options: &ExpireOptions<'_>) -> Result<()> {
+    let refused = |text: String| Err(Error::refused(Kind::BackupSetInvalid, text));
+    let backups = situation.backups;
+    match options.ask {
+        Ask::WalBefore(segment) if SegmentName::parse(segment).is_err() => {
+            let text = format!("'{segment}' is not the name of a WAL segment, which has 24 hexadecimal digits");
+            Err(Error::refused(Kind::OptionInvalidValue, text))
+        }
+        Ask::Oldest if backups.iter().filter(|b| b.backup_type == BackupType::Full).count() < 2 => {
+            refused("the oldest full backup is the last one, without which there would be none".to_owned())
+        }
+        Ask::Set(label) => {
+            let Some(asked) = backups.iter().find(|b| b.label == label) else {
+                return refused(format!("backup set {label} does not exist"));
+            };
+            if options.force {
+                return Ok(());
+            }
+            let is_full = |b: &&Backup| b.backup_type == BackupType::Full;
+            if asked.backup_type == BackupType::Full && backups.iter().filter(is_full).count() < 2 {
+                return refused(format!("full backup {label} is the last one, without which there would be none"));
+            }
+            let fates = rules::decide(situation, options.retention, options.ask);
+            let going = || backups.iter().zip(&fates).filter(|(_, fate)| !fate.stays()).map(|(b, _)| b);
+            if let Some((backup, until)) = going().find_map(|b| situation.pinned(b).map(|until| (b, until))) {
+                return refused(format!("backup {} is {}", backup.label, Keeps::Pinned(until)));
+            }
+            let left = backups.len() - going().count();
+            if left == 0 || left < options.retention.minimum as usize {
+                return refused(format!(
+                    "without backup {label} there would be {left} backups, and retention-minimum is {}",
+                    options.retention.minimum.max(1)
+                ));
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}

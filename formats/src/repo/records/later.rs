@@ -1,0 +1,147 @@
+//! What is recorded of a backup after its commit, and of a session before it: notes, expired markers, heartbeats.
+//! Times are seconds since the Unix epoch.
+
+use super::{VERSION, session, time};
+use crate::FormatError;
+use crate::id::SessionId;
+use crate::repo::fields::{Fields, FieldsWriter, write_list};
+use std::collections::BTreeMap;
+
+/// The end of a pin that has none.
+pub const PINNED_FOR_EVER: i64 = i64::MAX;
+
+/// What users have noted of a backup since its commit. The newest note of a backup holds all there is; it takes the place of
+/// the commit's annotations and of every earlier note.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Note {
+    /// All key-value notes of the backup.
+    pub annotations: BTreeMap<String, String>,
+    /// When it was made.
+    pub created: i64,
+    /// Until when retention must not take the backup; [`PINNED_FOR_EVER`] has no end.
+    pub pinned_until: Option<i64>,
+}
+
+impl Note {
+    /// The record's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = FieldsWriter::new(VERSION);
+        w.field(1, |w| {
+            write_list(w, self.annotations.iter(), |w, (k, v)| {
+                w.text(k).text(v);
+            })
+        });
+        w.int(2, self.created.max(0) as u64);
+        // A program that overlooks a pin would take the backup away.
+        if let Some(until) = self.pinned_until {
+            w.int(3, until.max(0) as u64);
+        }
+        w.finish()
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`FormatError`] naming the field that is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let f = Fields::parse(bytes, VERSION, &[1, 3], "note")?;
+        let pinned_until = match f.get(3) {
+            Some(_) => Some(time(f.int(3)?)?),
+            None => None,
+        };
+        let pair = |r: &mut crate::codec::Reader<'_>| Ok((r.text("key")?.to_owned(), r.text("value")?.to_owned()));
+        Ok(Self {
+            annotations: f.list(1, 2, pair)?.into_iter().collect(),
+            created: time(f.int_or(2, 0)?)?,
+            pinned_until,
+        })
+    }
+}
+
+/// Marks a backup as expired. That it exists is what counts; what it holds is for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expired {
+    /// Who made it.
+    pub by: SessionId,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub created: i64,
+}
+
+impl Expired {
+    /// The record's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = FieldsWriter::new(VERSION);
+        w.field(1, |w| self.by.write(w)).text(2, &self.reason).int(4, self.created.max(0) as u64);
+        w.finish()
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`FormatError`] naming the field that is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let f = Fields::parse(bytes, VERSION, &[1], "expired marker")?;
+        Ok(Self { by: session(&f, 1)?, reason: f.text_maybe(2)?.unwrap_or_default(), created: time(f.int_or(4, 0)?)? })
+    }
+}
+
+/// A sign of life of a session. Those of older programs are empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Heartbeat {
+    /// The archive, `<version>-<history id>`, and the first segment of it that the backup will need.
+    pub wal: Option<(String, String)>,
+}
+
+impl Heartbeat {
+    /// The record's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = FieldsWriter::new(VERSION);
+        w.maybe(2, self.wal.as_ref(), |w, (archive_id, first)| {
+            w.text(archive_id).text(first);
+        });
+        w.finish()
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`FormatError`] naming the field that is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        let f = Fields::parse(bytes, VERSION, &[], "heartbeat")?;
+        let Some(mut r) = f.get(2) else { return Ok(Self::default()) };
+        let wal = (r.text("archive id")?.to_owned(), r.text("first segment")?.to_owned());
+        r.finish("heartbeat")?;
+        Ok(Self { wal: Some(wal) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip() {
+        let note = Note {
+            annotations: [("a".to_owned(), "b".to_owned()), ("c".to_owned(), String::new())].into(),
+            created: 7,
+            pinned_until: Some(PINNED_FOR_EVER),
+        };
+        assert_eq!(Note::decode(&note.encode()), Ok(note.clone()));
+        let free = Note { pinned_until: None, ..note };
+        assert_eq!(Note::decode(&free.encode()), Ok(free));
+        let expired = Expired { by: SessionId([3; 16]), reason: "retention".into(), created: 9 };
+        assert_eq!(Expired::decode(&expired.encode()), Ok(expired));
+        let beat = Heartbeat { wal: Some(("17-1".into(), "000000010000000000000005".into())) };
+        assert_eq!(Heartbeat::decode(&beat.encode()), Ok(beat));
+        assert_eq!(Heartbeat::decode(&[]), Ok(Heartbeat::default()));
+        assert_eq!(Heartbeat::decode(&Heartbeat::default().encode()), Ok(Heartbeat::default()));
+    }
+}
