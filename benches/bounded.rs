@@ -232,7 +232,7 @@ impl Ground {
 
     /// Verifies the repository with one worker.
     pub fn verify(&self) {
-        let options = VerifyOptions { stanzas: &[], set: None, jobs: 1 };
+        let options = VerifyOptions { jobs: 1, ..VerifyOptions::default() };
         verify::run(&self.repository(), &options, &Silent, &Cancel::default()).expect("a report");
     }
 

@@ -39,6 +39,14 @@ pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository
     Ok(Arc::new(repository.keeping_packs(bytes)))
 }
 
+/// The store of a repository, without opening it.
+///
+/// # Errors
+/// What the store said.
+pub(crate) fn store_of(settings: &Settings, repo: Repo<'_>) -> Result<Arc<dyn Store>, Failure> {
+    Ok(store(settings, local(repo)?))
+}
+
 fn local(repo: Repo<'_>) -> Result<LocalStore, Error> {
     LocalStore::open(repo.path()).map_err(|e| match e.kind() {
         // pgBackRest looks for a file in it, and that is what its status says.

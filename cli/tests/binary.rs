@@ -451,7 +451,6 @@ fn help_says_what_an_option_means_to_the_command() {
     assert!(
         help(&["backup", "delta"]).contains("compare all files") && help(&["restore", "delta"]).contains("keep what")
     );
-    assert!(help(&["backup", "repo-retention-full"]).contains("no effect    this version expires nothing"));
     for (command, statuses) in
         [("stanza-create", &["47", "64"][..]), ("backup", &["41", "53", "68", "87"]), ("restore", &["53"])]
     {

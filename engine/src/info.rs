@@ -16,7 +16,7 @@ pub use model::{
 };
 
 use crate::lock::{self, LockName, LockType};
-use crate::repository::{OpenOptions, Repository};
+use crate::repository::{Backup, OpenOptions, Repository};
 use crate::store::{Depth, Store};
 use crate::{Error, Result};
 use pgkeep_formats::repo::layout;
@@ -183,9 +183,14 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
             view.archives.push(ArchiveInfo { id, history_id, repo_key: view.key, bounds });
         }
     }
-    let (backups, mut problems) = repository.backups_readable(stanza)?;
+    let (mut backups, mut problems) = repository.backups_readable(stanza)?;
+    let notes = repository.annotate(stanza, &mut backups)?;
     let detailed = options.set.is_some();
-    view.backups = backups.into_iter().map(|commit| BackupInfo { repo_key: view.key, detailed, commit }).collect();
+    let with_pin = |commit: Backup| {
+        let pinned_until = notes.get(&commit.session).and_then(|note| note.pinned_until);
+        BackupInfo { repo_key: view.key, detailed, pinned_until, commit }
+    };
+    view.backups = backups.into_iter().map(with_pin).collect();
     let (drills, unreadable) = repository.drills(stanza, DRILLS_MAX)?;
     let age = |drill: &Drill| options.now.map(|now| u64::try_from(now.saturating_sub(drill.stop)).unwrap_or(0));
     view.drills = drills.into_iter().map(|drill| DrillInfo { repo_key: view.key, age: age(&drill), drill }).collect();

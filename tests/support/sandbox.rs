@@ -128,6 +128,8 @@ impl Sandbox {
             ("log-path", self.logs()),
             ("spool-path", self.spool()),
             ("cache-path", self.root().join("cache")),
+            // A repository that keeps all backups for ever is warned of.
+            ("repo1-retention-full", PathBuf::from("999")),
         ];
         let global = sections.iter().filter(|(name, _)| *name == "global").flat_map(|(_, options)| options.iter());
         let overridden: Vec<_> = global.clone().map(|(name, _)| *name).collect();

@@ -91,7 +91,7 @@ impl Rig {
     fn check(&self) {
         invariants(&self.world.store, &self.expected, &mut Ledger::default());
         let repository = open(&self.world.store).unwrap();
-        let options = VerifyOptions { stanzas: &[], set: None, jobs: 2 };
+        let options = VerifyOptions { jobs: 2, ..VerifyOptions::default() };
         let report = verify::run(&repository, &options, &Silent, &Cancel::default()).unwrap();
         assert!(report.is_clean(), "{report:?}");
     }

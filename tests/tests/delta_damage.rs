@@ -22,7 +22,7 @@ use support::offline::{STANZA, World, object, open, read_back, text};
 const TABLES: [(&str, u32); 3] = [("base/5/16384", 192), ("base/5/16385", 150), ("base/5/16386", 256)];
 
 fn verify(store: &MemoryStore) -> VerifyReport {
-    let options = VerifyOptions { stanzas: &[], set: None, jobs: 2 };
+    let options = VerifyOptions { jobs: 2, ..VerifyOptions::default() };
     verify::run(&open(store).unwrap(), &options, &Silent, &Cancel::default()).unwrap_or_else(|e| panic!("{}", text(&e)))
 }
 

@@ -113,7 +113,7 @@ fn damage_of_a_base_is_told_and_the_next_backup_after_verify_is_whole() {
     edit(&world, &mut seed, 20);
     world.backup(BackupType::Incr);
     let report =
-        verify::run(&repository, &VerifyOptions { stanzas: &[], set: None, jobs: 2 }, &Silent, &Cancel::default())
+        verify::run(&repository, &VerifyOptions { jobs: 2, ..VerifyOptions::default() }, &Silent, &Cancel::default())
             .unwrap();
     assert!(!report.is_clean(), "verify saw nothing");
     edit(&world, &mut seed, 20);

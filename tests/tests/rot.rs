@@ -40,7 +40,7 @@ fn source(store: &MemoryStore) -> Arc<ChunkSource> {
 }
 
 fn verify(store: &MemoryStore) -> VerifyReport {
-    let options = VerifyOptions { stanzas: &[], set: None, jobs: 1 };
+    let options = VerifyOptions { jobs: 1, ..VerifyOptions::default() };
     verify::run(&open(store).unwrap(), &options, &Silent, &Cancel::default()).unwrap()
 }
 

@@ -44,7 +44,7 @@ fn assert_reads(world: &World, commit: &Commit, expected: &Tree, what: &str) {
 }
 
 fn is_clean(world: &World) -> bool {
-    let options = VerifyOptions { stanzas: &[], set: None, jobs: 2 };
+    let options = VerifyOptions { jobs: 2, ..VerifyOptions::default() };
     verify::run(&open(&world.store).unwrap(), &options, &Silent, &Cancel::default()).unwrap().is_clean()
 }
 

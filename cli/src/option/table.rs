@@ -187,6 +187,8 @@ options! {
         = Def::new(Type::Path, Some("/etc/@/conf.d")).on(ALL | HELP).typed();
     ConfigPath "config-path" "directory of the configuration file and of conf.d"
         = Def::new(Type::Path, Some("/etc/@")).on(ALL | HELP).typed();
+    DataOlderThan "data-older-than" "leave out packs and WAL that this host has read and found whole within this time"
+        = Def::new(Type::Time(SECOND, 3650 * DAY), None).on(VERIFY).typed();
     DataOnly "data-only" "dump rows and no definitions" = flag("n").on(EXTRACT).typed();
     DbTimeout "db-timeout" "longest wait for the server to answer"
         = time(100, 7 * DAY, "30m").on(SERVER | GET | PUSH | REPO_FILES);
@@ -231,6 +233,7 @@ options! {
         = flag("y").on(ALL).ignored("files get no more rights than the umask leaves");
     OnError "on-error" "what archive-get does when it cannot tell: report, abort the recovery, or wait"
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
+    Keyless "keyless" "compare packs with their names, which takes no key and tells nothing of backups and WAL" = flag("n").on(VERIFY).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
         = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF | EXPIRE)
@@ -265,6 +268,7 @@ options! {
             .typed();
     RepoTargetTime "repo-target-time" "read the repository as it was then"
         = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[]);
+    Sample "sample" "read so many of a hundred packs and WAL files, drawn at random" = int(1, 100).on(VERIFY).typed();
     Schema "schema" "schema to extract, as pg_dump takes it; may be repeated" = Def::new(Type::List, None).on(EXTRACT).typed();
     SchemaOnly "schema-only" "dump definitions and no rows" = flag("n").on(EXTRACT).typed();
     SckBlock "sck-block" "use blocking sockets" = flag("n").on(STORE).hidden().ignored("sockets always block");

@@ -3,7 +3,7 @@
 use crate::size::human_size;
 use jiff::tz::TimeZone;
 use pgkeep_engine::info::{BackupInfo, Code, DrillInfo, Info, StanzaInfo};
-use pgkeep_formats::repo::records::CheckResult;
+use pgkeep_formats::repo::records::{CheckResult, PINNED_FOR_EVER};
 
 /// The text; times in `zone`.
 #[must_use]
@@ -159,6 +159,13 @@ fn backup(b: &BackupInfo, zone: &TimeZone) -> String {
     if !c.annotations.is_empty() && b.detailed {
         line("annotation(s)".to_owned());
         c.annotations.iter().for_each(|(k, v)| line(format!("    {k}: {v}")));
+    }
+    if let Some(until) = b.pinned_until {
+        line(if until == PINNED_FOR_EVER {
+            "pinned for ever".to_owned()
+        } else {
+            format!("pinned until {}", super::expire::time(until, zone))
+        });
     }
     if b.error() == Some(true) {
         if b.detailed {

@@ -87,6 +87,10 @@ pub fn lines(report: &VerifyReport, verbose: bool) -> Vec<Line> {
         human_size(c.wal_bytes)
     );
     line(Weight::Info, seen);
+    if c.unread_packs + c.unread_wal > 0 {
+        let (packs, bytes, wal) = (c.unread_packs, human_size(c.unread_bytes), c.unread_wal);
+        line(Weight::Info, format!("{packs} packs ({bytes}) and {wal} archived files are there and were not read"));
+    }
     if report.marked > 0 {
         let marked = format!(
             "{} packs are marked as damaged: later backups store again what they held, as far as the cluster still has it, \
@@ -137,6 +141,7 @@ pub fn json(repo: u32, report: &VerifyReport) -> Value {
         "count": {
             "packs": c.packs, "pack-bytes": c.pack_bytes, "chunks": c.chunks, "plain-bytes": c.plain_bytes, "backups": c.backups,
             "index-segments": c.index_segments, "wal-files": c.wal_files, "wal-bytes": c.wal_bytes, "records": c.records,
+            "unread-packs": c.unread_packs, "unread-pack-bytes": c.unread_bytes, "unread-wal-files": c.unread_wal,
         },
     })
 }

@@ -161,7 +161,11 @@ fn archive(repository: &Repository, archive_id: &str, name: &str) {
 fn archived(repository: &Repository, archive_id: &str) -> Vec<String> {
     let mut names = Vec::new();
     let range = crate::repository::wal::WalRange::default();
-    repository.wal_list("demo", archive_id, range, &mut |e| Ok(names.push(e.name))).unwrap();
+    let mut each = |entry: crate::repository::wal::WalEntry| {
+        names.push(entry.name);
+        Ok(())
+    };
+    repository.wal_list("demo", archive_id, range, &mut each).unwrap();
     names
 }
 

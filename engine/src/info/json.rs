@@ -5,6 +5,7 @@ use super::model::{
     StanzaCipher, StanzaInfo, Status,
 };
 use pgkeep_formats::pg::lsn::Lsn;
+use pgkeep_formats::repo::records::PINNED_FOR_EVER;
 use serde_json::{Map, Value, json};
 
 /// Version of pgBackRest's repository format whose readers understand this.
@@ -146,6 +147,10 @@ fn backup(b: &BackupInfo) -> Value {
     if !c.annotations.is_empty() {
         let notes: Map<String, Value> = c.annotations.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         pairs.push(("annotation", Value::Object(notes)));
+    }
+    if let Some(until) = b.pinned_until {
+        // A pin without end has a null.
+        pairs.push(("pinned-until", json!(Some(until).filter(|until| *until != PINNED_FOR_EVER))));
     }
     if b.detailed {
         pairs.extend(details(b));

@@ -158,6 +158,8 @@ pub struct BackupInfo {
     pub repo_key: u32,
     /// Whether databases, links, tablespaces and files with errors are shown: it was asked for by its label.
     pub detailed: bool,
+    /// Until when retention leaves it alone, if it was pinned; seconds since the Unix epoch.
+    pub pinned_until: Option<i64>,
     /// Its record.
     pub commit: Backup,
 }

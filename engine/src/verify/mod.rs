@@ -17,6 +17,8 @@ mod manifests;
 mod packs;
 mod records;
 mod report;
+mod scrub;
+mod selection;
 #[cfg(test)]
 pub(crate) mod tests;
 mod wal;
@@ -26,6 +28,8 @@ pub use report::{
     BackupProblem, BackupVerdict, Counts, DESCRIBED_MAX, Damage, FILES_NAMED_MAX, Flaw, GapKind, Garbage, VerifyReport,
     WalGap, WindowHit,
 };
+
+pub use scrub::scrub;
 
 use crate::index::ChunkIndex;
 use crate::observe::{Cancel, Observer};
@@ -37,11 +41,13 @@ use packs::Packs;
 use pgkeep_formats::id::PackId;
 use pgkeep_formats::repo::layout;
 use report::Findings;
+use selection::Selection;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What to verify.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct VerifyOptions<'a> {
     /// Only these stanzas and the packs they use; empty means all, and all packs.
     pub stanzas: &'a [String],
@@ -49,6 +55,14 @@ pub struct VerifyOptions<'a> {
     pub set: Option<&'a str>,
     /// Number of threads.
     pub jobs: usize,
+    /// Read only so many of a hundred packs and archived files, drawn at random; of the others only see that they are there.
+    pub sample: Option<u8>,
+    /// What is drawn.
+    pub seed: u64,
+    /// Leave out what this host has read and found whole since then.
+    pub older_than: Option<Duration>,
+    /// Now, since the Unix epoch.
+    pub now: Duration,
 }
 
 /// A backup to verify.
@@ -88,7 +102,8 @@ pub fn run(
     let wanted = if whole { None } else { used_packs(repository, &targets)? };
     let packs = Packs::list(repository, &index, &all, wanted.as_ref(), &findings)?;
     observer.begin("verify packs", packs.bytes());
-    packs.scan(options.jobs, &findings, observer, cancel)?;
+    let selection = Selection::new(repository, options);
+    packs.scan(options.jobs, &selection, &findings, observer, cancel)?;
     observer.end();
     let marked = packs.mark(&findings)?;
     // 5. Manifests.
@@ -96,7 +111,7 @@ pub fn run(
     // 6. WAL.
     let mut gaps = Vec::new();
     for stanza in &chosen {
-        gaps.extend(check_wal(repository, stanza, &mut targets, options, &findings, observer, cancel)?);
+        gaps.extend(check_wal(repository, stanza, &mut targets, options, &selection, &findings, observer, cancel)?);
     }
     // 7. Sessions that ended without a word. Of all stanzas, as a reference record does not say whose it is.
     records::warn_of_unended(repository, &all, referring, &findings)?;
@@ -104,6 +119,7 @@ pub fn run(
     retain_visible(repository, &mut targets)?;
     let manifests_read =
         targets.iter().all(|t| !t.verdict.problems.iter().any(|p| matches!(p, BackupProblem::Manifest { .. })));
+    selection.keep(&findings);
     let mut report = findings.into_report();
     report.garbage = (whole && manifests_read && report.damage_total == 0).then(|| packs.unused());
     report.backups = targets.into_iter().map(|t| t.verdict).collect();
@@ -197,11 +213,13 @@ fn walk(
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call, and the pieces have nothing in common")]
 fn check_wal(
     repository: &Repository,
     stanza: &str,
     targets: &mut [Target],
     options: &VerifyOptions<'_>,
+    selection: &Selection,
     findings: &Findings,
     observer: &dyn Observer,
     cancel: &Cancel,
@@ -258,6 +276,7 @@ fn check_wal(
             &mut backups,
             range,
             jobs,
+            selection,
             findings,
             observer,
             cancel,

@@ -9,6 +9,7 @@ mod bases;
 
 use super::index::lookup;
 use super::report::{Findings, Flaw, Garbage, flaw_of};
+use super::selection::Selection;
 use super::workers;
 use crate::crypto::{CryptoError, PageHasher};
 use crate::index::{ChunkAt, ChunkIndex};
@@ -39,6 +40,8 @@ enum Scan {
     Sealed,
     /// Its footer cannot be read.
     Opaque,
+    /// It was left out.
+    Unread,
     /// It is gone.
     Gone,
 }
@@ -119,16 +122,29 @@ impl Packs {
         self.packs.iter().map(|p| p.size).sum()
     }
 
-    /// Reads all packs.
+    /// Reads the packs that are picked.
     pub(super) fn scan(
         &self,
         jobs: usize,
+        selection: &Selection,
         findings: &Findings,
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<()> {
         workers::each(jobs, self.packs.iter(), cancel, |pack| {
-            let scan = self.scan_one(pack, findings, cancel)?;
+            let name = layout::pack(pack.id);
+            let scan = if selection.picks(&name) {
+                self.scan_one(pack, findings, cancel)?
+            } else {
+                findings.count(|c| {
+                    c.unread_packs += 1;
+                    c.unread_bytes += pack.size;
+                });
+                Scan::Unread
+            };
+            if self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).whole.contains(&pack.id) {
+                selection.is_whole(&name);
+            }
             // Nobody else scans this one.
             let _ = pack.scan.set(scan);
             observer.add(Counter::Done, pack.size);
@@ -383,7 +399,8 @@ impl Packs {
                         usize::from(at.ordinal) < *chunks && bad.binary_search(&at.ordinal).is_err()
                     }
                     Some(Scan::Sealed) => false,
-                    Some(Scan::Opaque | Scan::Gone) | None => {
+                    Some(Scan::Unread) if pack.size == at.pack.size => true,
+                    Some(Scan::Opaque | Scan::Gone | Scan::Unread) | None => {
                         let name = layout::pack(pack.id);
                         self.probe(id, &at, source, findings, &name)?
                     }

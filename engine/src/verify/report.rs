@@ -146,6 +146,12 @@ pub struct Counts {
     pub wal_bytes: u64,
     /// Keys and small records.
     pub records: u64,
+    /// Packs that were left out: only their sizes were compared.
+    pub unread_packs: u64,
+    /// Their bytes.
+    pub unread_bytes: u64,
+    /// Archived files that were left out.
+    pub unread_wal: u64,
 }
 
 /// What no visible backup uses. It costs space and is no damage: garbage collection takes it, or a running backup made it.

@@ -3,4 +3,5 @@
 mod damage;
 pub(crate) mod fixture;
 mod gaps;
+mod partial;
 mod wal;

@@ -2,6 +2,7 @@
 
 use super::gaps::{self, Gaps, Need, Present};
 use super::report::{BackupProblem, BackupVerdict, Findings, Flaw, GapKind, WalGap, WindowHit};
+use super::selection::Selection;
 use super::workers;
 use crate::observe::{Cancel, Counter, Observer};
 use crate::repository::wal::WalRange;
@@ -38,6 +39,7 @@ pub(super) fn check(
     backups: &mut [(&Backup, &mut BackupVerdict)],
     range: WalRange<'_>,
     jobs: usize,
+    selection: &Selection,
     findings: &Findings,
     observer: &dyn Observer,
     cancel: &Cancel,
@@ -46,7 +48,7 @@ pub(super) fn check(
     let mut segments = Vec::new();
     let mut batch = Vec::with_capacity(BATCH);
     let read = |batch: &mut Vec<String>, segments: &mut Vec<SegmentName>| -> Result<()> {
-        let reader = Reader { repository, stanza, archive_id, history, findings, observer, seen: &seen };
+        let reader = Reader { repository, stanza, archive_id, history, selection, findings, observer, seen: &seen };
         workers::each(jobs, batch.drain(..), cancel, |name| reader.file(&name))?;
         segments.append(&mut lock(&seen).whole);
         Ok(())
@@ -116,6 +118,7 @@ struct Reader<'a> {
     stanza: &'a str,
     archive_id: &'a str,
     history: Option<&'a StanzaHistory>,
+    selection: &'a Selection,
     findings: &'a Findings,
     observer: &'a dyn Observer,
     seen: &'a Mutex<Seen>,
@@ -128,6 +131,14 @@ impl Reader<'_> {
             self.findings.warn(format!("'{object}' is not an archived file"));
             return Ok(());
         };
+        // Histories are small, and say what the paths are.
+        if !matches!(kind, ArchiveName::History(_)) && !self.selection.picks(&object) {
+            self.findings.count(|c| c.unread_wal += 1);
+            if let ArchiveName::Segment(segment) = kind {
+                lock(self.seen).whole.push(segment);
+            }
+            return Ok(());
+        }
         let content = match self.repository.wal_get(self.stanza, self.archive_id, name) {
             Ok(Some(content)) => content,
             // Expired since it was listed, or listed in a place where it does not belong.
@@ -147,7 +158,10 @@ impl Reader<'_> {
             ArchiveName::Partial(_) | ArchiveName::Backup { .. } => Ok(()),
         };
         match judged {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.selection.is_whole(&object);
+                Ok(())
+            }
             Err(e) => self.bad(name, &object, e),
         }
     }

@@ -264,11 +264,18 @@ fn what_would_silently_do_something_else_is_refused() {
 }
 
 #[test]
-fn retention_that_is_not_applied_is_warned_of() {
+fn a_repository_that_only_grows_is_warned_of() {
     let host = Host::with(PG);
-    assert!(host.notices(Level::Warn, "--stanza=demo backup").is_empty());
-    let warned = host.notices(Level::Warn, "--stanza=demo --repo1-retention-full=2 --repo1-retention-diff=3 backup");
-    assert!(warned.len() == 1 && warned[0].contains("'repo1-retention-full' is not applied"), "{warned:?}");
+    let warned = |args: &str| host.notices(Level::Warn, &format!("--stanza=demo {args}"));
+    assert!(warned("backup")[0].contains("'repo1-retention-full' is not set"));
+    assert_eq!(warned("info").len(), 0);
+    for rule in ["retention-full=2", "keep-daily=7", "retention-policy=REDUNDANCY=3"] {
+        let args = format!("--repo1-{} expire", rule.replace("REDUNDANCY=3", "redundancy"));
+        let known = rule != "retention-policy=REDUNDANCY=3";
+        assert_eq!(host.status(&format!("--stanza=demo {args}")), if known { 0 } else { 32 }, "{args}");
+        assert!(!known || warned(&args).is_empty(), "{args}");
+    }
+    assert_eq!(warned("--repo1-retention-diff=3 backup").len(), 1);
 }
 
 #[test]

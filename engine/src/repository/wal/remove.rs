@@ -13,7 +13,7 @@ pub struct WalRemoved {
     pub files: u64,
     /// Bytes that were stored of them.
     pub bytes: u64,
-    /// Runs of removed files: names of the first and the last of each, history files left out.
+    /// Runs of removed files: the segments of the first and the last of each, history files left out.
     pub runs: Vec<(String, String)>,
 }
 
@@ -54,9 +54,10 @@ impl Repository {
             removed.files += 1;
             removed.bytes += entry.size;
             if !is_history {
+                let segment = entry.name.get(..24).unwrap_or(&entry.name);
                 match &mut run {
-                    Some((_, last)) => last.clone_from(&entry.name),
-                    None => run = Some((entry.name.clone(), entry.name)),
+                    Some((_, last)) => segment.clone_into(last),
+                    None => run = Some((segment.to_owned(), segment.to_owned())),
                 }
             }
             Ok(())

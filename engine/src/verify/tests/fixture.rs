@@ -156,7 +156,7 @@ impl Repo {
 }
 
 pub(crate) fn all() -> VerifyOptions<'static> {
-    VerifyOptions { stanzas: &[], set: None, jobs: 3 }
+    VerifyOptions { jobs: 3, ..VerifyOptions::default() }
 }
 
 pub(crate) type Files = BTreeMap<&'static str, Vec<u8>>;
