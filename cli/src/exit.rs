@@ -251,7 +251,7 @@ mod tests {
     const COMMON: [u8; 16] = [25, 27, 29, 30, 31, 32, 37, 41, 42, 43, 48, 55, 67, 73, 96, 125];
 
     /// Where the refusals of commands are made, below the workspace: files, and directories with all in them.
-    const SOURCES: [(&str, &[&str]); 14] = [
+    const SOURCES: [(&str, &[&str]); 15] = [
         ("archive-get", &["engine/src/archive/get.rs"]),
         ("archive-push", &["engine/src/archive/push.rs"]),
         ("backup", &["engine/src/backup", "engine/src/pg/datadir"]),
@@ -262,6 +262,7 @@ mod tests {
         ("extract", &["cli/src/commands/extract.rs", "cli/src/commands/extract", SCRATCH, SCRATCHES, PROGRAMS]),
         ("mount", &["cli/src/commands/mount.rs", SERVED, MOUNTS]),
         ("repair", &["cli/src/commands/repair.rs"]),
+        ("repo-ls", &["cli/src/commands/repo_files.rs"]),
         ("restore", &["engine/src/restore", "cli/src/commands/restore.rs", SERVED, MOUNTS]),
         ("stanza-create", &["engine/src/stanza/mod.rs", "engine/src/stanza/probe.rs"]),
         ("stanza-delete", &["engine/src/stanza/delete.rs"]),

@@ -42,6 +42,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::FileInvalid, _) if says("stanza '") => {
             &["is it the right stanza for this cluster? After an upgrade of PostgreSQL run 'stanza-upgrade'"]
         }
+        (Kind::OptionInvalidValue, Some(C::ArchiveGet | C::ArchivePush)) if says("working directory") => {
+            &["is pg1-path the data directory of the server that runs this command?"]
+        }
         (Kind::PostgresRunning, Some(C::Restore)) => {
             &["stop the server first; if it is not running, remove its postmaster.pid"]
         }

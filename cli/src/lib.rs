@@ -12,6 +12,7 @@ pub mod hint;
 pub mod log;
 mod mounts;
 pub mod option;
+mod pattern;
 pub mod render;
 mod repos;
 mod run;

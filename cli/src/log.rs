@@ -2,7 +2,7 @@
 //!
 //! Three places: standard output, standard error, a file, each with its level. A line goes to standard error
 //! if that takes its level, else to standard output if that does; the file is on its own. What a program reads from
-//! standard output has no lines in between: with `--output=json`, and of `extract`, they go to standard error, and so does [`ASIDE`] always.
+//! standard output has no lines in between: with `--output=json`, and of `extract` and `repo-get`, they go to standard error, and so does [`ASIDE`] always.
 //! Events of other crates count as DEBUG (their warnings and errors) or TRACE (the rest): they speak to developers.
 //! Failing to write a log line is not an error of the command. Any thread may log; a line is one write.
 
@@ -205,7 +205,7 @@ pub fn init(settings: &Settings) {
         timestamp: settings.flag(Opt::LogTimestamp),
         // Of a process that a command starts for itself nobody reads the standard output.
         is_json: settings.text(Opt::Output) == Some("json")
-            || settings.command() == Command::Extract
+            || matches!(settings.command(), Command::Extract | Command::RepoGet)
             || settings.path(Opt::Scratch).is_some(),
         sink,
     };

@@ -69,8 +69,10 @@ fn operate(settings: &Settings, invocation: &Invocation) -> Result<Status, Failu
         let refused = |e| Error::refused(Kind::Kernel, format!("cannot set the priority to {nice}: {e}"));
         rustix::process::setpriority_process(None, nice).map_err(refused)?;
     }
-    let repositoryless =
-        matches!(settings.command(), Command::Help | Command::Version | Command::Start | Command::Stop);
+    let repositoryless = matches!(
+        settings.command(),
+        Command::Completion | Command::Help | Command::Version | Command::Start | Command::Stop
+    );
     if !repositoryless {
         option::check_supported(settings)?;
     }

@@ -87,6 +87,7 @@ Commands:
   backup            Back up a cluster.
   check             Try out the configuration and the archive.
   clone             Make, run, keep or remove writable clones of a backup.
+  completion        Print a script that completes commands and options in a shell.
   diff              Tell which relations differ between two backups.
   drill             Prove a backup: recover it, start it, check all of it.
   extract           Dump tables as they were at some time.
@@ -94,6 +95,8 @@ Commands:
   info              List stanzas, backups and archived WAL.
   mount             Serve all backups of a stanza as a read-only tree.
   repair            Make the chunk index, or stanzas' histories, anew.
+  repo-get          Print a file of a repository, by the name pgBackRest's readers know.
+  repo-ls           List a repository's files, by the names pgBackRest's readers know.
   repo-stats        Count what backups hold and what they cost to store.
   restore           Restore a cluster from a backup.
   stanza-create     Create a stanza in every repository.

@@ -7,6 +7,7 @@ pub mod archive;
 pub mod backup;
 pub mod check;
 pub mod chunk;
+pub mod classic;
 pub mod clock;
 pub mod crypto;
 pub mod diff;

@@ -9,7 +9,7 @@
 
 mod of_clone;
 
-use super::Context;
+use super::{Context, server_path};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Command, Opt};
@@ -28,9 +28,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     } else {
         repos::pgdata(settings)?
     };
-    let destination = settings.param(1);
-    // The server gives `%p` relative to its data directory.
-    let destination = if destination.is_absolute() { destination.to_path_buf() } else { pg_path.join(destination) };
+    let destination = server_path(settings.param(1), Some(&pg_path))?;
     let stanza = settings.stanza_name().to_owned();
     let options = GetOptions { stanza, name, destination, pg_path, sparse: settings.flag(Opt::ForClone) };
     if options.name.is_empty() {

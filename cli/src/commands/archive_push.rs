@@ -1,19 +1,18 @@
 //! `archive-push`: what the server's `archive_command` runs. Its status stays at or below 125: any failure makes the server
 //! keep the file and try again.
 
-use super::Context;
+use super::{Context, server_path};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::Opt;
 use crate::repos;
 use pgkeep_engine::archive::{self, PushOptions, PushReport};
-use pgkeep_engine::{Error, Kind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let pg_path = settings.pg(1).path();
-    let source = resolve(settings.param(0), pg_path)?;
+    let source = server_path(settings.param(0), pg_path)?;
     let options = PushOptions {
         stanza: settings.stanza_name().to_owned(),
         source,
@@ -36,23 +35,4 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         PushReport::Dropped { .. } => {}
     }
     Ok(Status::OK)
-}
-
-/// The server gives `%p` relative to its data directory, which is then also the working directory.
-fn resolve(given: &Path, pg_path: Option<&Path>) -> Result<PathBuf, Failure> {
-    if given.is_absolute() {
-        return Ok(given.to_path_buf());
-    }
-    let Some(pg_path) = pg_path else {
-        let text = format!("option pg1-path is required for the relative path '{}'", given.display());
-        return Err(Error::refused(Kind::OptionRequired, text).into());
-    };
-    let here = std::env::current_dir().ok();
-    let same = |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if !here.as_deref().is_some_and(|here| same(here, pg_path)) {
-        let here = here.map_or_else(|| "unknown".to_owned(), |h| h.display().to_string());
-        let text = format!("the working directory is '{here}' but option pg1-path is '{}'", pg_path.display());
-        return Err(Error::refused(Kind::OptionInvalid, text).into());
-    }
-    Ok(pg_path.join(given))
 }

@@ -1,4 +1,8 @@
-//! `help`: commands, the options of one, one option with its current value. All text comes from the tables.
+//! `help`: commands, the options of one, one option with its current value. All text comes from the tables, and so do the
+//! reference (submodule `markdown`) and the pages for man(1) (submodule `man`).
+
+mod man;
+mod markdown;
 
 use super::Context;
 use crate::error::Failure;
@@ -7,7 +11,8 @@ use crate::option::command::{COMMANDS, StanzaUse};
 use crate::option::def::{Group, Scope};
 use crate::option::lookup::{self, Lookup};
 use crate::option::{
-    self, Action, Command, Def, Invocation, OptionError, Program, Settings, Source, Type, Value, actions, options_of,
+    self, Action, Command, Def, Invocation, Opt, OptionError, Program, Settings, Source, Type, Value, actions,
+    options_of,
 };
 use crate::render;
 use crate::run::plain;
@@ -20,6 +25,14 @@ const WIDTH: usize = 100;
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let program = context.settings.program();
     let params: Vec<_> = context.settings.params().iter().map(|p| p.to_string_lossy()).collect();
+    let command = params.first().map(|name| named(name)).transpose()?;
+    match (context.settings.text(Opt::Output), command) {
+        (Some("man"), None) => return print(&man::page(program)),
+        (Some("man"), Some(command)) => return print(&man::of_command(program, command)),
+        (Some("markdown"), None) => return print(&markdown::reference(program)),
+        (Some("markdown"), Some(command)) => return print(&markdown::command(program, command)),
+        _ => {}
+    }
     let text = match params.as_slice() {
         [] => overview(program),
         [command] => of_command(program, named(command)?, None),
@@ -28,13 +41,16 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             // `help clone create`, `help repair index`.
             if command.def().params.iter().any(|words| words.split('|').any(|word| word == option)) {
                 let action = actions(command).iter().find(|action| action.name == option);
-                render::print(&of_command(program, command, action))?;
-                return Ok(Status::OK);
+                return print(&of_command(program, command, action));
             }
             of_option(program, command, option, &current(context.invocation, command)?)?
         }
     };
-    render::print(&text)?;
+    print(&text)
+}
+
+fn print(text: &str) -> Result<Status, Failure> {
+    render::print(text)?;
     Ok(Status::OK)
 }
 
@@ -76,25 +92,7 @@ fn of_command(program: &Program, command: Command, action: Option<&Action>) -> S
             text
         }
     };
-    let stanza = match (def.stanza, action) {
-        (StanzaUse::Never, _) => "",
-        (StanzaUse::Required, _) | (_, Some(Action { reads: true, .. })) => " --stanza=<name>",
-        (StanzaUse::Optional, _) => " [--stanza=<name>]",
-    };
-    let _ = write!(text, "\nUsage:\n    {}{stanza} [options] {}", program.name, def.name);
-    if let Some(action) = action {
-        let _ = write!(text, " {}", action.name);
-        for opt in action.needs {
-            let _ = write!(text, " --{}=<path>", opt.def().name);
-        }
-    } else {
-        for (at, param) in def.params.iter().enumerate() {
-            let optional = at + def.optional >= def.params.len();
-            let param = if actions(command).is_empty() { param } else { &"action" };
-            let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
-        }
-    }
-    text.push('\n');
+    let _ = writeln!(text, "\nUsage:\n    {}", usage(program, command, action));
     if action.is_none() && !actions(command).is_empty() {
         text.push_str("\nActions:\n");
         for action in actions(command) {
@@ -136,6 +134,30 @@ fn of_command(program: &Program, command: Command, action: Option<&Action>) -> S
         for status in std::iter::once(&0).chain(def.statuses) {
             entry(&mut text, &status.to_string(), 5, Status(*status).meaning());
         }
+    }
+    text
+}
+
+/// How a command, or one action of it, is typed.
+fn usage(program: &Program, command: Command, action: Option<&Action>) -> String {
+    let def = command.def();
+    let stanza = match (def.stanza, action) {
+        (StanzaUse::Never, _) => "",
+        (StanzaUse::Required, _) | (_, Some(Action { reads: true, .. })) => " --stanza=<name>",
+        (StanzaUse::Optional, _) => " [--stanza=<name>]",
+    };
+    let mut text = format!("{}{stanza} [options] {}", program.name, def.name);
+    if let Some(action) = action {
+        let _ = write!(text, " {}", action.name);
+        for opt in action.needs {
+            let _ = write!(text, " --{}=<path>", opt.def().name);
+        }
+        return text;
+    }
+    for (at, param) in def.params.iter().enumerate() {
+        let optional = at + def.optional >= def.params.len();
+        let param = if actions(command).is_empty() { param } else { &"action" };
+        let _ = if optional { write!(text, " [{param}]") } else { write!(text, " <{param}>") };
     }
     text
 }

@@ -6,6 +6,7 @@ mod archive_push;
 mod backup;
 mod check;
 pub(crate) mod clone;
+mod completion;
 mod control;
 mod diff;
 mod drill;
@@ -16,6 +17,7 @@ mod info;
 mod mount;
 mod programs;
 mod repair;
+mod repo_files;
 mod repo_stats;
 mod restore;
 mod scratch;
@@ -32,6 +34,8 @@ use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Command, Invocation, OptionError, Settings};
 use pgkeep_engine::observe::{Cancel, Observer};
+use pgkeep_engine::{Error, Kind};
+use std::path::{Path, PathBuf};
 
 /// What a command is given.
 #[derive(Clone, Copy)]
@@ -64,6 +68,7 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::StanzaDelete => Ok(stanza::delete),
         Command::StanzaUpgrade => Ok(stanza::upgrade),
         Command::Clone => Ok(clone::run),
+        Command::Completion => Ok(completion::run),
         Command::Diff => Ok(diff::run),
         Command::Drill => Ok(drill::run),
         Command::Expire => Ok(expire::run),
@@ -72,6 +77,8 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
         Command::Info => Ok(info::run),
         Command::Mount => Ok(mount::run),
         Command::Repair => Ok(repair::run),
+        Command::RepoGet => Ok(repo_files::get),
+        Command::RepoLs => Ok(repo_files::list),
         Command::RepoStats => Ok(repo_stats::run),
         Command::Restore => Ok(restore::run),
         Command::Start => Ok(start::run),
@@ -83,4 +90,24 @@ pub fn of(command: Command) -> Result<Operation, Failure> {
             Err(OptionError::new(Status::COMMAND_INVALID, message).into())
         }
     }
+}
+
+/// A path as the server gives it to its commands: `%p` is relative to its data directory, which is then also the working
+/// directory. Anywhere else it would name a file of another server.
+fn server_path(given: &Path, pg_path: Option<&Path>) -> Result<PathBuf, Failure> {
+    if given.is_absolute() {
+        return Ok(given.to_path_buf());
+    }
+    let Some(pg_path) = pg_path else {
+        let text = format!("option pg1-path is required for the relative path '{}'", given.display());
+        return Err(Error::refused(Kind::OptionRequired, text).into());
+    };
+    let here = std::env::current_dir().ok();
+    let same = |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if !here.as_deref().is_some_and(|here| same(here, pg_path)) {
+        let here = here.map_or_else(|| "unknown".to_owned(), |h| h.display().to_string());
+        let text = format!("the working directory is '{here}' but option pg1-path is '{}'", pg_path.display());
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
+    Ok(pg_path.join(given))
 }

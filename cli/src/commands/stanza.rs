@@ -6,7 +6,7 @@ use crate::exit::Status;
 use crate::option::{Opt, Settings};
 use crate::repos;
 use pgkeep_engine::clock::SystemClock;
-use pgkeep_engine::lock::{Lock, LockName, LockType, check_stopped};
+use pgkeep_engine::lock::{self, Lock, LockName, LockType, check_stopped};
 use pgkeep_engine::pg::identity::ClusterIdentity;
 use pgkeep_engine::pg::server::Connection;
 use pgkeep_engine::stanza::{self, Change, DeleteOptions, RepoOutcome, WhenRunning};
@@ -86,6 +86,8 @@ pub(super) fn delete(context: &Context<'_>) -> Result<Status, Failure> {
         deleted.backups,
         deleted.wal
     );
+    // It has served its purpose, and would keep the stanza from being made anew.
+    lock::start(settings.lock_path(), settings.stanza())?;
     Ok(Status::OK)
 }
 

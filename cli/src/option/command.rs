@@ -18,6 +18,8 @@ pub enum Command {
     Check,
     /// Make, list and remove writable clones.
     Clone,
+    /// Print a script of completions for a shell.
+    Completion,
     /// Compare two backups.
     Diff,
     /// Prove that a backup can be recovered.
@@ -188,6 +190,9 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Clone, "clone", "Make, run, keep or remove writable clones of a backup.", Optional)
         .takes(&["create|mount|start|stop|reset|hydrate|promote|list|info|destroy"], 0)
         .ends(&[26, 28, 38, 40, 42, 47, 50, 53, 55, 56, 63, 64, 73, 75, 95, 100, 102, 122]),
+    row(C::Completion, "completion", "Print a script that completes commands and options in a shell.", Never)
+        .takes(&["bash|zsh|fish"], 0)
+        .quiet(),
     row(C::Diff, "diff", "Tell which relations differ between two backups.", Required)
         .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 56, 57, 58, 63, 64, 75, 89, 95, 100, 102, 122])
         .quiet(),
@@ -206,8 +211,14 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Repair, "repair", "Make the chunk index, or stanzas' histories, anew.", Never)
         .takes(&["index|history"], 0)
         .ends(&[26, 51, 55, 62, 63, 64, 95]),
-    row(C::RepoGet, "repo-get", "Print a repository file.", Optional).takes(&["file"], 0).quiet().later(),
-    row(C::RepoLs, "repo-ls", "List repository files.", Optional).takes(&["path"], 1).quiet().later(),
+    row(C::RepoGet, "repo-get", "Print a file of a repository, by the name pgBackRest's readers know.", Optional)
+        .takes(&["file"], 0)
+        .ends(&[1, 26, 42, 55, 95])
+        .quiet(),
+    row(C::RepoLs, "repo-ls", "List a repository's files, by the names pgBackRest's readers know.", Optional)
+        .takes(&["path"], 1)
+        .ends(&[26, 29, 53, 55, 63, 64, 95])
+        .quiet(),
     row(C::RepoStats, "repo-stats", "Count what backups hold and what they cost to store.", Optional)
         .ends(&[26, 55, 63, 75, 95])
         .quiet(),

@@ -3,7 +3,7 @@
 //! The first place that sets an option (with its number) wins and replaces; lists are not merged across places.
 //! What contradicts is an error; what cannot be meant but does no harm is a warning.
 
-use super::argv::{self, Line, Written};
+use super::argv::{self, Given, Line, Written};
 use super::command::{COMMANDS, Command, StanzaUse};
 use super::def::{Def, Group, Scope};
 use super::error::OptionError;
@@ -132,7 +132,10 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, OptionError> {
     let line = argv::parse(invocation.args.iter().cloned())?;
     let (command, params) = command_of(&line)?;
     let mut draft = Draft::new(invocation, command);
-    if matches!(command, Command::Help | Command::Version) {
+    if command == Command::Completion {
+        check_params(command, &params)?;
+    }
+    if matches!(command, Command::Completion | Command::Help | Command::Version) {
         draft.lenient = true;
         draft.take_line(&line)?;
     } else {
@@ -262,10 +265,11 @@ impl<'a> Draft<'a> {
     fn take_line(&mut self, line: &Line) -> Result<(), OptionError> {
         for given in &line.options {
             let def = given.opt.def();
+            // What was typed for another command is none of help's business.
+            if self.lenient && !self.fits(given) {
+                continue;
+            }
             if !def.is_valid_for(self.command) {
-                if self.lenient {
-                    continue;
-                }
                 let message =
                     format!("option '{}' is not valid for command {}", def.display(given.index), self.command.name());
                 return Err(OptionError::new(Status::OPTION_INVALID, message));
@@ -286,6 +290,16 @@ impl<'a> Draft<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the command takes the option, and its value.
+    fn fits(&self, given: &Given) -> bool {
+        let def = given.opt.def();
+        let is_value = |text: &String| {
+            let written = std::slice::from_ref(text);
+            value::parse(def.name, def.type_for(self.command), written, &self.invocation.cwd).is_ok()
+        };
+        def.is_valid_for(self.command) && !matches!(&given.written, Written::Value(text) if !is_value(text))
     }
 
     fn take_env(&mut self) -> Result<(), OptionError> {

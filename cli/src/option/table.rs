@@ -207,7 +207,7 @@ options! {
     Explain "explain" "say of every backup and archive why it stays or goes, and change nothing" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     File "file" "file, or directory, to write to instead of standard output" = Def::new(Type::AnyPath, None).on(EXTRACT).typed();
-    Filter "filter" "regular expression for names" = text().on(C::RepoLs.bit()).typed();
+    Filter "filter" "regular expression (POSIX, extended) that is to be found in a path" = text().on(C::RepoLs.bit()).typed();
     Force "force" "go on where the command would refuse" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE | EXPIRE).typed().means(&[
         (BACKUP, "with --no-online: back up although a server seems to run"),
         (RESTORE, "replace files that are there; take a set although it ended after the target"),
@@ -236,7 +236,7 @@ options! {
     Keyless "keyless" "compare packs with their names, which takes no key and tells nothing of backups and WAL" = flag("n").on(VERIFY).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF | EXPIRE)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF | EXPIRE)
         .typed().over(&[
             Override {
                 commands: INFO | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF,
@@ -244,6 +244,7 @@ options! {
                 default: Some("text"),
             },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
+            Override { commands: HELP, ty: Type::Enum(&["text", "man", "markdown"]), default: Some("text") },
             Override { commands: VERIFY | EXPIRE, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
@@ -259,7 +260,7 @@ options! {
         = Def::new(Type::Int(1, 999), Some("#")).on(GET | PUSH | BACKUP | RESTORE | VERIFY | CLONE | MOUNT | SCRATCH | EXPIRE);
     ProtocolTimeout "protocol-timeout" "longest wait for another process"
         = time(100, 7 * DAY, "31m").on(STORE & !EXPIRE).ignored(ONE_BINARY);
-    Raw "raw" "do not decrypt" = flag("n").on(C::RepoGet.bit()).typed();
+    Raw "raw" "print the object as it is stored: compressed and sealed" = flag("n").on(C::RepoGet.bit()).typed();
     ReadyPipe "ready-pipe" "tell standard input when the mount is ready" = flag("n").on(CLONE | MOUNT | RESTORE | SCRATCH).typed().hidden();
     Recurse "recurse" "list subdirectories" = flag("n").on(C::RepoLs.bit()).typed();
     RepoKey "repo" "work on this repository only"
@@ -278,7 +279,7 @@ options! {
         = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE | SCRATCH | STATS).typed().need(ANNOTATE)
             .over(&[Override { commands: RESTORE | CLONE | SCRATCH, ty: Type::Text, default: Some("latest") }]);
     SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
-    Sort "sort" "order of the listing" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
+    Sort "sort" "order of the listing; none means asc" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
     SpoolPath "spool-path" "directory for WAL on its way"
         = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
     Start "start" "start the clone's server when it is mounted" = flag("n").on(CLONE).typed();

@@ -55,10 +55,18 @@ fn what_the_server_archived_comes_back() {
         assert_eq!(info["archive"][0]["max"].as_str(), Some(name(&file)), "{info:#}");
 
         // Relative to the data directory, as restore_command gives it.
-        world.ok(["archive-get", name(&file), "pg_wal/RECOVERYXLOG"]);
+        let mut command = world.pgkeep(["archive-get", name(&file), "pg_wal/RECOVERYXLOG"]);
+        command.current_dir(world.cluster.data_dir());
+        let run = world.sandbox.finish(command);
+        assert_eq!(run.code, Some(0), "{run}");
         let relative = world.cluster.data_dir().join("pg_wal/RECOVERYXLOG");
         assert_eq!(fs::read(&relative).unwrap(), fs::read(&file).unwrap());
         fs::remove_file(&relative).unwrap();
+        // Called from anywhere else it is of another server, whose files are none of this one's.
+        for args in [&["archive-get", name(&file), "pg_wal/RECOVERYXLOG"][..], &["archive-push", "pg_wal/x"]] {
+            let run = world.expect(32, args);
+            assert!(run.says(world.cluster.data_dir().to_str().unwrap()) && !relative.exists(), "{run}");
+        }
 
         // A clear no: nothing written, status 1, no error.
         let target = world.path("absent");
