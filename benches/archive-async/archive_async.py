@@ -12,7 +12,8 @@ Runs as root, the tools as the user postgres. Everything is made under --dir and
 one file after the other in the server's order, and renames its mark from .ready to .done, as postmaster/pgarch.c does; all segments are ready from the
 begin, as behind a load that is faster than archiving. Their content is WAL of pgbench, with the first page's address made right for each name.
 
-    push     segments a second from the first call to the last answer; each tool with archive-async and without, in turn, round by round
+    push     segments a second from the first call to the last answer; each tool with archive-async and without, at zstd 3, and pgBackRest with its default,
+             gzip 6; in turn, round by round
     growth   the same with small segments of the least size, up to --growth of them in one archive: time of a call by thousands of segments
 """
 import argparse
@@ -69,11 +70,14 @@ class Cluster:
         # The server keeps the streams it is started with.
         subprocess.run([pg_bin / "pg_ctl", "-D", self.data, "-w", "-s", "-l", root / "server.log", "start"], user=USER.pw_uid, group=USER.pw_gid,
                        extra_groups=[], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        psql = shutil.which("psql", path=f"{pg_bin}:/usr/bin") or fail("psql is missing")
         pgbench = shutil.which("pgbench", path=f"{pg_bin}:/usr/bin") or fail("pgbench is missing")
         connection = ("-h", root, "-p", "5998")
-        run(pgbench, *connection, "-i", "-s", "4", "-q", "postgres")
+        run(pgbench, *connection, "-i", "-s", "10", "-q", "postgres")
         while True:
-            run(pgbench, *connection, "-c", "4", "-t", "2000", "-n", "postgres")
+            # Behind a checkpoint whole pages are logged, as in daily life.
+            run(psql, *connection, "-c", "CHECKPOINT", "postgres")
+            run(pgbench, *connection, "-c", "4", "-t", "1000", "-n", "postgres")
             self.samples = sorted(f for f in (self.data / "pg_wal").iterdir() if re.fullmatch("[0-9A-F]{24}", f.name))[2:-2]
             if len(self.samples) >= samples:
                 break
@@ -122,14 +126,16 @@ class Cluster:
 class Tool:
     """One program, with archive-async or without."""
 
-    def __init__(self, root, name, program, cluster, is_async):
-        self.name = f"{name}-{'async' if is_async else 'sync'}"
+    def __init__(self, root, name, program, cluster, is_async, compression="zst"):
+        self.name = f"{name}-{'async' if is_async else 'sync'}{'' if compression == 'zst' else '-' + compression}"
         home = mkdir(root / self.name)
         for part in ("repo", "lock", "log", "spool", "cache"):
             mkdir(home / part)
         self.repo, self.config = home / "repo", home / "conf"
         options = {"repo1-path": self.repo, "lock-path": home / "lock", "log-path": home / "log", "spool-path": home / "spool", "process-max": JOBS,
-                   "compress-type": "zst", "compress-level": 3, "archive-async": "y" if is_async else "n", "log-level-console": "error"}
+                   "compress-type": compression, "archive-async": "y" if is_async else "n", "log-level-console": "error"}
+        if compression == "zst":
+            options["compress-level"] = 3
         if name == "pgkeep":
             options["cache-path"] = home / "cache"
         lines = [f"{k}={v}" for k, v in options.items()]
@@ -150,8 +156,10 @@ def spread(took):
 
 
 def measure_push(arguments, root, programs):
-    cluster = Cluster(mkdir(root / "push"), arguments.pg_bin, arguments.segment_mb, 24)
+    cluster = Cluster(mkdir(root / "push"), arguments.pg_bin, arguments.segment_mb, 6)
     tools = [Tool(root / "push", name, program, cluster, is_async) for name, program in programs for is_async in (True, False)]
+    # Its default.
+    tools += [Tool(root / "push", name, program, cluster, True, "gz") for name, program in programs if name == "pgbackrest"]
     rounds = []
     for number in range(arguments.rounds):
         one = {}
@@ -169,7 +177,7 @@ def measure_push(arguments, root, programs):
 
 
 def measure_growth(arguments, root, programs):
-    cluster = Cluster(mkdir(root / "growth"), arguments.pg_bin, 1, 64)
+    cluster = Cluster(mkdir(root / "growth"), arguments.pg_bin, 1, 24)
     result = {}
     for name, program in programs:
         tool = Tool(root / "growth", name, program, cluster, True)

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Content of files that is held at once.
-const CONTENT_BYTES_MAX: u64 = 512 << 20;
+const CONTENT_BYTES_MAX: u64 = 256 << 20;
 
 /// What to get, and how.
 #[derive(Debug, Clone)]

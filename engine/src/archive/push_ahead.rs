@@ -29,8 +29,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Content of files that is held at once: 32 segments of the usual size.
-const CONTENT_BYTES_MAX: u64 = 512 << 20;
+/// Content of files that is held at once: 16 segments of the usual size.
+const CONTENT_BYTES_MAX: u64 = 256 << 20;
 /// After this a run looks for no more files. A new one, with options as they are then, costs next to nothing.
 const LOOKS_FOR: Duration = Duration::from_secs(30);
 
@@ -144,16 +144,18 @@ pub(super) fn range_end(first: &str, last: &str) -> String {
 /// What is ready and has no good word, in the server's order. All other words are removed.
 fn pending(options: &PushAheadOptions, binding: &Binding) -> Result<Vec<String>> {
     let wal = &options.push.source;
-    let mut ready = ready::list(wal)?;
-    let good = options.spool.settle(&ready)?;
-    for (name, status) in &good {
-        if status.is_about(binding, &wal.join(name))? {
-            ready.retain(|r| r != name);
-        } else {
-            options.spool.forget(name)?;
+    let ready = ready::list(wal)?;
+    let mut good = options.spool.settle(&ready)?;
+    let mut pending = Vec::new();
+    for name in ready {
+        match good.remove(&name) {
+            Some(status) if status.is_about(binding, &wal.join(&name))? => continue,
+            Some(_) => options.spool.forget(&name)?,
+            None => {}
         }
+        pending.push(name);
     }
-    Ok(ready)
+    Ok(pending)
 }
 
 /// Gives up all files: the server is told that they are archived, so that its disk does not fill up.
