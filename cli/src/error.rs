@@ -3,7 +3,6 @@
 use crate::exit::Status;
 use crate::hint;
 use crate::option::{Command, OptionError};
-use std::error::Error as _;
 
 /// The end of a command that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +16,14 @@ pub enum Failure {
     /// Whoever reads our output went away or cannot take it.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
+    /// A process in the background has failed, and this is its report.
+    #[error("{message}")]
+    Relayed {
+        /// Its status.
+        status: Status,
+        /// Causes and hints.
+        message: String,
+    },
     /// Another process of ours failed with this status and has told why.
     #[error("the process in the background has failed")]
     Told(Status),
@@ -37,40 +44,53 @@ impl Failure {
             // A reader that has seen enough, like head(1), is no failure.
             Self::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Status::OK,
             Self::Output(_) => Status::FILE_WRITE,
-            Self::Told(status) => *status,
+            Self::Told(status) | Self::Relayed { status, .. } => *status,
         }
     }
 
     /// What the ERROR line says after `ERROR: `: status, causes, and a line per hint that fits the command.
     #[must_use]
     pub fn report(&self, command: Option<Command>) -> String {
-        let mut text = format!("{}: {self}", self.status());
-        let mut last = self.to_string();
-        let mut source = self.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // Some wrappers repeat what they wrap.
-            if !last.ends_with(&cause_text) {
-                text.push_str(": ");
-                text.push_str(&cause_text);
-            }
-            last = cause_text;
-            source = cause.source();
-        }
-        for hint in self.hints(command) {
-            text.push_str("\nhint: ");
-            text.push_str(&hint);
-        }
-        text
+        format!("{}: {}", self.status(), told(self, &self.hints(command)))
     }
 
     fn hints(&self, command: Option<Command>) -> Vec<String> {
         match self {
             Self::Option(e) => e.hints.clone(),
             Self::Engine(e) => hint::of(command, e).iter().map(|h| (*h).to_owned()).collect(),
-            Self::Output(_) | Self::Told(_) => Vec::new(),
+            // A report that is passed on has its hints.
+            Self::Output(_) | Self::Told(_) | Self::Relayed { .. } => Vec::new(),
         }
     }
+}
+
+/// What [`Failure::report`] says of an error of the engine behind its status.
+#[must_use]
+pub(crate) fn report_of(error: &pgkeep_engine::Error, command: Option<Command>) -> String {
+    let hints: Vec<_> = hint::of(command, error).iter().map(|h| (*h).to_owned()).collect();
+    told(error, &hints)
+}
+
+/// An error with its causes, and hints a line each.
+fn told(error: &dyn std::error::Error, hints: &[String]) -> String {
+    let mut text = error.to_string();
+    let mut last = text.clone();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some wrappers repeat what they wrap.
+        if !last.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        last = cause_text;
+        source = cause.source();
+    }
+    for hint in hints {
+        text.push_str("\nhint: ");
+        text.push_str(hint);
+    }
+    text
 }
 
 #[cfg(test)]

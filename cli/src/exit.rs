@@ -252,8 +252,8 @@ mod tests {
 
     /// Where the refusals of commands are made, below the workspace: files, and directories with all in them.
     const SOURCES: [(&str, &[&str]); 15] = [
-        ("archive-get", &["engine/src/archive/get.rs"]),
-        ("archive-push", &["engine/src/archive/push.rs"]),
+        ("archive-get", &["engine/src/archive/get.rs", GET_AHEAD, BACKGROUND]),
+        ("archive-push", &["engine/src/archive/push.rs", PUSH_AHEAD, BACKGROUND]),
         ("backup", &["engine/src/backup", "engine/src/pg/datadir"]),
         ("check", &["engine/src/check.rs"]),
         ("clone", &[CLONE, CLONES, PROGRAMS, SERVED, MOUNTS, "fuse/src/clone", "fuse/src/clone.rs"]),
@@ -268,6 +268,9 @@ mod tests {
         ("stanza-delete", &["engine/src/stanza/delete.rs"]),
         ("verify", &["engine/src/verify"]),
     ];
+    const GET_AHEAD: &str = "engine/src/archive/get_ahead.rs";
+    const PUSH_AHEAD: &str = "engine/src/archive/push_ahead.rs";
+    const BACKGROUND: &str = "cli/src/background.rs";
     const CLONE: &str = "cli/src/commands/clone.rs";
     const CLONES: &str = "cli/src/commands/clone";
     const SCRATCH: &str = "cli/src/commands/scratch.rs";

@@ -110,6 +110,11 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::ArchiveTimeout, Some(C::Verify)) => {
             &["a new backup begins a range of WAL without that gap; until then recovery ends where the report says"]
         }
+        (Kind::ArchiveTimeout, Some(C::ArchivePush | C::ArchiveGet)) => &[
+            "the log files of archive-async in log-path, '<stanza>-archive-push-async.log' and '<stanza>-archive-get-async.log', \
+             say what is done; 'archive-async=n' does without",
+            "archive-timeout sets how long to wait",
+        ],
         (Kind::ArchiveTimeout, _) => {
             &["see the server's log for failures of archive_command", "archive-timeout sets how long to wait"]
         }

@@ -4,6 +4,7 @@
 //! [`commands`] is thin: options in, one engine operation, its result out. [`run`] is the way of every command:
 //! load options, log the beginning, dispatch, log the end, exit status.
 
+mod background;
 pub mod commands;
 mod daemon;
 pub mod error;

@@ -9,7 +9,7 @@
 mod file;
 mod line;
 
-use crate::option::{Command, Opt, Settings};
+use crate::option::{Command, Opt, Role, Settings};
 use crate::render::progress;
 use crate::zone;
 use file::LogFile;
@@ -189,10 +189,10 @@ pub fn init(settings: &Settings) {
     let level = |opt| LogLevel::named(settings.text(opt));
     let file = level(Opt::LogLevelFile);
     let (mut sink, mut trouble) = (None, None);
-    if let (true, true, Some(dir)) =
-        (settings.command().def().log_file, file > LogLevel::Off, settings.path(Opt::LogPath))
-    {
-        let name = format!("{}-{}.log", settings.stanza().unwrap_or("all"), settings.command().name());
+    let has_file = settings.command().def().log_file || settings.role() == Role::Async;
+    if let (true, true, Some(dir)) = (has_file, file > LogLevel::Off, settings.path(Opt::LogPath)) {
+        let command = settings.shown_command().replace(':', "-");
+        let name = format!("{}-{command}.log", settings.stanza().unwrap_or("all"));
         match LogFile::open(dir, &name) {
             Ok(open) => sink = Some(open),
             Err(error) => trouble = Some(error),

@@ -58,7 +58,7 @@ fn perform(invocation: &Invocation) -> Status {
             (status, format!("aborted with exception {status}"))
         }
     };
-    announce(settings, &format!("{} command end: {end}", settings.command().name()));
+    announce(settings, &format!("{} command end: {end}", settings.shown_command()));
     status
 }
 
@@ -125,7 +125,7 @@ fn begin_line(settings: &Settings) -> String {
         .flat_map(|(opt, index, setting)| shown(opt.def(), index, setting.value.as_ref()))
         .collect();
     options.sort();
-    let name = settings.command().name();
+    let name = settings.shown_command();
     let params = settings.params().iter().map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>();
     let params = if params.is_empty() { String::new() } else { format!(" [{}]", params.join(", ")) };
     let options = options.iter().map(|o| format!(" {o}")).collect::<String>();

@@ -5,14 +5,16 @@
 //! the server stop; `wait` tries until it is known. `restore` writes what the kind of recovery needs. Nothing may come
 //! between the server and that status, so `run` asks [`aborts_recovery`] whatever went wrong, and wherever.
 //!
-//! The server of a clone is looked at first, see `archive_get/of_clone.rs`.
+//! The server of a clone is looked at first, see `archive_get/of_clone.rs`. With `archive-async` segments mostly lie in the
+//! spool when they are asked for, see `archive_get/ahead.rs`; whatever goes wrong there, the repositories are asked as without.
 
+mod ahead;
 mod of_clone;
 
 use super::{Context, server_path};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Command, Opt};
+use crate::option::{Command, Opt, Role};
 use crate::repos;
 use pgkeep_engine::archive::{self, GetOptions, GetOutcome};
 use pgkeep_engine::{Error, FileError, Kind};
@@ -21,6 +23,9 @@ use std::time::{Duration, Instant};
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
+    if settings.role() == Role::Async {
+        return ahead::run(context);
+    }
     let name = settings.param(0).to_string_lossy().into_owned();
     let pg_path = if settings.flag(Opt::ForClone) {
         // The server runs this in its data directory, and a clone may be mounted elsewhere since its command was written.
@@ -43,7 +48,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     }
     match get(context, &options)? {
         // Either was logged.
-        GetOutcome::Found { .. } => Ok(Status::OK),
+        GetOutcome::Found { .. } | GetOutcome::Queued { .. } => Ok(Status::OK),
         GetOutcome::NotFound => Ok(Status::ABSENT),
     }
 }
@@ -67,8 +72,10 @@ fn get(context: &Context<'_>, options: &GetOptions) -> Result<GetOutcome, Failur
     let mut pause = PAUSE.0;
     loop {
         // Opened anew each time: what failed may be the opening.
-        let outcome = repos::configured(context.settings)
-            .and_then(|repositories| archive::get(&repositories, options).map_err(Failure::from));
+        let outcome = ahead::get(context, options).and_then(|ahead| match ahead {
+            Some(outcome) => Ok(outcome),
+            None => Ok(archive::get(&repos::configured(context.settings)?, options)?),
+        });
         match outcome {
             Err(e) if context.settings.text(Opt::OnError) == Some("wait") => {
                 tracing::warn!(

@@ -1,28 +1,28 @@
 //! `archive-push`: what the server's `archive_command` runs. Its status stays at or below 125: any failure makes the server
 //! keep the file and try again.
+//!
+//! With `archive-async` the file is mostly stored when it is asked for: see `archive_push/ahead.rs`.
+
+mod ahead;
 
 use super::{Context, server_path};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::Opt;
+use crate::option::{Opt, Role, Settings};
 use crate::repos;
 use pgkeep_engine::archive::{self, PushOptions, PushReport};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    let pg_path = settings.pg(1).path();
-    let source = server_path(settings.param(0), pg_path)?;
-    let options = PushOptions {
-        stanza: settings.stanza_name().to_owned(),
-        source,
-        pg_path: pg_path.map(Path::to_path_buf),
-        level: settings.compress_level().unwrap_or(3),
-        header_check: settings.flag(Opt::ArchiveHeaderCheck),
-        mode_check: settings.flag(Opt::ArchiveModeCheck),
-        queue_max: settings.size(Opt::ArchivePushQueueMax),
-        lock_path: settings.lock_path().to_path_buf(),
-    };
+    if settings.role() == Role::Async {
+        return ahead::run(context);
+    }
+    let source = server_path(settings.param(0), settings.pg(1).path())?;
+    let options = options(settings, source);
+    if settings.flag(Opt::ArchiveAsync) && ahead::is_done(context, &options)? {
+        return Ok(Status::OK);
+    }
     let repositories = repos::configured(settings)?;
     match archive::push(&repositories, &options)? {
         PushReport::Archived(repositories) => {
@@ -35,4 +35,17 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         PushReport::Dropped { .. } => {}
     }
     Ok(Status::OK)
+}
+
+fn options(settings: &Settings, source: PathBuf) -> PushOptions {
+    PushOptions {
+        stanza: settings.stanza_name().to_owned(),
+        source,
+        pg_path: settings.pg(1).path().map(Path::to_path_buf),
+        level: settings.compress_level().unwrap_or(3),
+        header_check: settings.flag(Opt::ArchiveHeaderCheck),
+        mode_check: settings.flag(Opt::ArchiveModeCheck),
+        queue_max: settings.size(Opt::ArchivePushQueueMax),
+        lock_path: settings.lock_path().to_path_buf(),
+    }
 }

@@ -6,6 +6,7 @@ use crate::exit::Status;
 use crate::option::{Opt, OptionError, Settings, restore_command};
 use crate::size::human_size;
 use crate::{repos, zone};
+use pgkeep_engine::archive::spool::Spool;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::restore::recovery::{OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{self, Env, MapOptions, RestoreOptions};
@@ -21,6 +22,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         return Err(OptionError::new(Status::OPTION_INVALID, message).into());
     }
     let repositories = repos::usable(settings)?;
+    empty_spool(settings);
     let recovery = recovery(settings);
     let paths = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| (k.clone(), PathBuf::from(v))).collect();
     let options = RestoreOptions {
@@ -58,6 +60,18 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         report.elapsed_ms as f64 / 1000.0
     );
     Ok(Status::OK)
+}
+
+/// Removes what processes of `archive-async` have left for the stanza: it is about a cluster that is no more.
+///
+/// Nothing depends on it, since nothing there is believed about other files than those it was said of.
+pub(in crate::commands) fn empty_spool(settings: &Settings) {
+    let Some(path) = settings.path(Opt::SpoolPath) else { return };
+    match Spool::wipe(path, settings.stanza_name()) {
+        Ok(0) => {}
+        Ok(files) => tracing::info!("removed {files} file(s) from the spool of the stanza in '{}'", path.display()),
+        Err(e) => tracing::warn!("cannot empty the spool of the stanza: {}", e.chain()),
+    }
 }
 
 /// What the options say of recovery.

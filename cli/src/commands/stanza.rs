@@ -3,7 +3,7 @@
 use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Opt, Settings};
+use crate::option::Opt;
 use crate::repos;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::lock::{self, Lock, LockName, LockType, check_stopped};
@@ -11,6 +11,10 @@ use pgkeep_engine::pg::identity::ClusterIdentity;
 use pgkeep_engine::pg::server::Connection;
 use pgkeep_engine::stanza::{self, Change, DeleteOptions, RepoOutcome, WhenRunning};
 use pgkeep_engine::{Error, Kind};
+use std::time::{Duration, Instant};
+
+/// How long to wait for processes in the background that push or get WAL.
+const ARCHIVE_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn create(context: &Context<'_>) -> Result<Status, Failure> {
     change(context, stanza::create, "created", "already exists and is valid")
@@ -31,7 +35,7 @@ fn change(context: &Context<'_>, operation: Change_, done: &str, unchanged: &str
     let settings = context.settings;
     let name = settings.stanza_name();
     check_stopped(settings.lock_path(), Some(name))?;
-    let _locks = locks(settings)?;
+    let _locks = locks(context)?;
     let identity = identity(context)?;
     let outcomes = operation(repos::targets(settings)?, name, &identity, &SystemClock)?;
     let mut failed = Vec::new();
@@ -65,7 +69,7 @@ pub(super) fn delete(context: &Context<'_>) -> Result<Status, Failure> {
     let [repo] = repos.as_slice() else {
         return Err(Error::refused(Kind::OptionRequired, "option repo is required when there are several").into());
     };
-    let _locks = locks(settings)?;
+    let _locks = locks(context)?;
     let pgdata = repos::pgdata(settings)?;
     let options = DeleteOptions {
         lock_path: settings.lock_path(),
@@ -92,15 +96,29 @@ pub(super) fn delete(context: &Context<'_>) -> Result<Status, Failure> {
 }
 
 /// All locks of the stanza in all repositories: nothing else may run meanwhile.
-fn locks(settings: &Settings) -> Result<Vec<Lock>, Failure> {
+fn locks(context: &Context<'_>) -> Result<Vec<Lock>, Failure> {
+    let settings = context.settings;
     let mut locks = Vec::new();
     for repo in settings.target_repos() {
         for lock_type in [LockType::Archive, LockType::Backup, LockType::Restore] {
             let name = LockName { stanza: settings.stanza_name().to_owned(), lock_type, repo_key: repo.key().into() };
+            if lock_type == LockType::Archive {
+                wait_for_archive(context, &name)?;
+            }
             locks.push(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?);
         }
     }
     Ok(locks)
+}
+
+/// Waits for who pushes or gets WAL in the background: that begins by itself at any time, and mostly ends soon.
+fn wait_for_archive(context: &Context<'_>, name: &LockName) -> Result<(), Failure> {
+    let begun = Instant::now();
+    while begun.elapsed() < ARCHIVE_WAIT && lock::holder(context.settings.lock_path(), name)?.is_some() {
+        context.cancel.check()?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn identity(context: &Context<'_>) -> Result<ClusterIdentity, Failure> {

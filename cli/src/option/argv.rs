@@ -41,6 +41,8 @@ pub struct Line {
     pub words: Vec<OsString>,
     /// Options in their order.
     pub options: Vec<Given>,
+    /// The same as they were typed: what a process that is started for this one is given.
+    pub typed: Vec<OsString>,
     /// `--help` or `-h` was there.
     pub help: bool,
     /// `--version` or `-V` was there.
@@ -65,7 +67,10 @@ pub fn parse<I: IntoIterator<Item = OsString>>(args: I) -> Result<Line, OptionEr
                 ("help", None) => line.help = true,
                 ("version", None) => line.version = true,
                 _ => {
-                    let given = option(name, value, || raw.next_os(&mut cursor))?;
+                    line.typed.push(arg.to_value_os().to_os_string());
+                    let typed = &mut line.typed;
+                    let next = || raw.next_os(&mut cursor).inspect(|value| typed.push(value.to_os_string()));
+                    let given = option(name, value, next)?;
                     line.options.push(given);
                 }
             }
@@ -201,6 +206,13 @@ mod tests {
         ] {
             assert_eq!(shown(args), expected, "{args}");
         }
+    }
+
+    #[test]
+    fn options_are_kept_as_they_were_typed() {
+        let line = split("--set --type x --delta=y --stanza=a=b -- --no-delta").unwrap();
+        assert_eq!(line.typed, ["--set", "--type", "--delta=y", "--stanza=a=b"]);
+        assert_eq!(line.words, ["x", "--no-delta"]);
     }
 
     #[test]

@@ -60,6 +60,27 @@ pub enum Command {
     Version,
 }
 
+/// Who does a command's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// The process that was asked.
+    #[default]
+    Main,
+    /// A process that another one has started in the background, and does not wait for: `archive-push:async`.
+    Async,
+}
+
+impl Role {
+    /// As it stands behind a colon, or in the name of a log file; nothing of the main one.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Main => "",
+            Self::Async => "async",
+        }
+    }
+}
+
 /// Whether a command works for one stanza.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StanzaUse {
@@ -84,6 +105,8 @@ pub struct CommandDef {
     pub params: &'static [&'static str],
     /// How many of these may be left out, from the end.
     pub optional: usize,
+    /// Names of the parameters of its asynchronous role; empty if it has none.
+    pub async_params: &'static [&'static str],
     /// Whether it works for one stanza.
     pub stanza: StanzaUse,
     /// Begin and end lines are INFO if true, DEBUG if false (the command's output is read by programs).
@@ -116,6 +139,18 @@ impl Command {
         self.def().name
     }
 
+    /// The command and role that a command line names: `archive-push`, `archive-push:async`.
+    #[must_use]
+    pub fn with_role(name: &str) -> Option<(Self, Role)> {
+        let (name, role) = match name.split_once(':') {
+            None => (name, Role::Main),
+            Some((name, role)) if role == Role::Async.as_str() => (name, Role::Async),
+            Some(_) => return None,
+        };
+        let command = Self::by_name(name)?;
+        (role == Role::Main || !command.def().async_params.is_empty()).then_some((command, role))
+    }
+
     /// The command of that exact name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
@@ -130,6 +165,7 @@ const fn row(command: Command, name: &'static str, help: &'static str, stanza: S
         help,
         params: &[],
         optional: 0,
+        async_params: &[],
         stanza,
         announces: true,
         log_file: true,
@@ -142,6 +178,11 @@ impl CommandDef {
     const fn takes(mut self, params: &'static [&'static str], optional: usize) -> Self {
         self.params = params;
         self.optional = optional;
+        self
+    }
+
+    const fn ahead(mut self, params: &'static [&'static str]) -> Self {
+        self.async_params = params;
         self
     }
 
@@ -176,11 +217,13 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[32, 50, 55, 62, 75, 95, 104]),
     row(C::ArchiveGet, "archive-get", "Fetch one WAL file from the archive.", Required)
         .takes(&["wal-name", "destination"], 0)
-        .ends(&[1, 26, 44, 55, 64, 95, 103, 104, 126])
+        .ahead(&["wal-name"])
+        .ends(&[1, 26, 44, 55, 64, 82, 95, 100, 103, 104, 126])
         .fileless(),
     row(C::ArchivePush, "archive-push", "Store one WAL file in the archive.", Required)
         .takes(&["wal-path"], 0)
-        .ends(&[28, 44, 45, 55, 62, 103, 104])
+        .ahead(&["wal-directory"])
+        .ends(&[28, 44, 45, 55, 62, 82, 100, 103, 104])
         .fileless(),
     row(C::Backup, "backup", "Back up a cluster.", Required)
         .ends(&[26, 28, 38, 41, 45, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 69, 70, 82, 87, 95, 100, 106]),
@@ -251,5 +294,15 @@ mod tests {
         }
         assert!(COMMANDS.len() <= 32, "Commands is a u32");
         assert_eq!(Command::by_name("backu"), None);
+    }
+
+    #[test]
+    fn only_commands_with_work_ahead_have_the_role() {
+        assert_eq!(Command::with_role("archive-push"), Some((Command::ArchivePush, Role::Main)));
+        assert_eq!(Command::with_role("archive-push:async"), Some((Command::ArchivePush, Role::Async)));
+        assert_eq!(Command::with_role("archive-get:async"), Some((Command::ArchiveGet, Role::Async)));
+        for name in ["backup:async", "archive-push:", "archive-push:local", "archive-push:async:async", ":async", ""] {
+            assert_eq!(Command::with_role(name), None, "{name}");
+        }
     }
 }

@@ -28,7 +28,7 @@ mod tests;
 mod value;
 
 pub use action::{Action, actions};
-pub use command::Command;
+pub use command::{Command, Role};
 pub use compose::{archive_command_of_clone, restore_command, restore_command_of_clone};
 pub use def::{Def, Type};
 pub use error::OptionError;

@@ -41,3 +41,21 @@ pub(super) const RETENTION_POLICY: [&str; 2] = [
     "When to change it: to promise a period instead of a number. Set retention-minimum too, so that backups stay when no new \
      ones come.",
 ];
+
+pub(super) const ARCHIVE_ASYNC: [&str; 3] = [
+    "What it does: archive-push starts a process in the background that stores all WAL the server has ready, process-max \
+     files side by side, in every repository, and waits for the one file it was asked for; later calls mostly find theirs \
+     stored. archive-get has WAL fetched ahead of the server. What the background process says is in \
+     <stanza>-archive-push-async.log and <stanza>-archive-get-async.log.",
+    "When to change it: set it to y where the server writes WAL faster than it is archived, or replays it faster than it is \
+     fetched. What archive-push acknowledges is durable in every repository, as without it.",
+    "What it costs: a directory for a few small files, see spool-path, and for fetched WAL, see archive-get-queue-max.",
+];
+
+pub(super) const SPOOL_PATH: [&str; 2] = [
+    "What it does: holds what the processes of archive-async tell each other, below archive/<stanza>/out, and WAL that was \
+     fetched ahead, below archive/<stanza>/in. restore empties it for its stanza. Nothing in it is believed that is not about \
+     the very file, cluster and repositories at hand, so it may be lost or come back at any time.",
+    "When to change it: a directory of this host, best on the file system of the cluster, since fetched WAL is then moved \
+     and not copied. If it cannot be used, WAL is pushed and fetched one file at a time, with a warning.",
+];

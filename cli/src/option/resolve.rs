@@ -4,7 +4,7 @@
 //! What contradicts is an error; what cannot be meant but does no harm is a warning.
 
 use super::argv::{self, Given, Line, Written};
-use super::command::{COMMANDS, Command, StanzaUse};
+use super::command::{COMMANDS, Command, Role, StanzaUse};
 use super::def::{Def, Group, Scope};
 use super::error::OptionError;
 use super::files::{self, Places};
@@ -55,6 +55,14 @@ impl Invocation {
             cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             etc: PathBuf::from("/etc"),
         }
+    }
+
+    /// The options of the command line as they were typed, without command and parameters.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn typed_options(&self) -> Result<Vec<OsString>, OptionError> {
+        Ok(argv::parse(self.args.iter().cloned())?.typed)
     }
 
     /// The same invocation for one stanza, for commands that go through all of them.
@@ -117,6 +125,7 @@ pub(super) struct Draft<'a> {
     pub(super) invocation: &'a Invocation,
     pub(super) program: &'static Program,
     pub(super) command: Command,
+    role: Role,
     found: BTreeMap<(Opt, u16), Found>,
     pub(super) notices: Vec<Notice>,
     stanzas: BTreeSet<String>,
@@ -130,8 +139,9 @@ pub(super) struct Draft<'a> {
 /// Every status of option, command and parameter errors, and those of unreadable files.
 pub fn load(invocation: &Invocation) -> Result<Loaded, OptionError> {
     let line = argv::parse(invocation.args.iter().cloned())?;
-    let (command, params) = command_of(&line)?;
+    let (command, role, params) = command_of(&line)?;
     let mut draft = Draft::new(invocation, command);
+    draft.role = role;
     if command == Command::Completion {
         check_params(command, &params)?;
     }
@@ -139,7 +149,7 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, OptionError> {
         draft.lenient = true;
         draft.take_line(&line)?;
     } else {
-        check_params(command, &params)?;
+        check_params(command, role, &params)?;
         draft.take_line(&line)?;
         draft.take_env()?;
         draft.take_files()?;
@@ -161,30 +171,30 @@ pub fn load_for_help(invocation: &Invocation, command: Command) -> Result<Settin
     draft.finish(Vec::new()).map(|loaded| loaded.settings)
 }
 
-fn command_of(line: &Line) -> Result<(Command, Vec<OsString>), OptionError> {
+fn command_of(line: &Line) -> Result<(Command, Role, Vec<OsString>), OptionError> {
     if line.version {
-        return Ok((Command::Version, Vec::new()));
+        return Ok((Command::Version, Role::Main, Vec::new()));
     }
     let Some((first, rest)) = line.words.split_first() else {
         if line.help || line.options.is_empty() {
-            return Ok((Command::Help, Vec::new()));
+            return Ok((Command::Help, Role::Main, Vec::new()));
         }
         return Err(OptionError::new(Status::COMMAND_REQUIRED, "no command given"));
     };
     let name = first.to_string_lossy();
-    let Some(command) = Command::by_name(&name) else {
+    let Some((command, role)) = Command::with_role(&name) else {
         return Err(
             OptionError::new(Status::COMMAND_INVALID, format!("there is no command '{name}'")).hint(near(&name))
         );
     };
     if line.help && command != Command::Help {
-        return Ok((Command::Help, vec![first.clone()]));
+        return Ok((Command::Help, Role::Main, vec![command.name().into()]));
     }
     if !command.def().available {
         let message = format!("command '{name}' does not exist in this version");
         return Err(OptionError::new(Status::COMMAND_INVALID, message));
     }
-    Ok((command, rest.to_vec()))
+    Ok((command, role, rest.to_vec()))
 }
 
 /// Commands that a mistyped one may have meant.
@@ -201,15 +211,16 @@ fn near(name: &str) -> String {
     }
 }
 
-fn check_params(command: Command, params: &[OsString]) -> Result<(), OptionError> {
+fn check_params(command: Command, role: Role, params: &[OsString]) -> Result<(), OptionError> {
     let def = command.def();
-    if let Some(extra) = params.get(def.params.len()) {
-        let takes = if def.params.is_empty() { "no parameters".to_owned() } else { def.params.join(" and ") };
+    let names = if role == Role::Async { def.async_params } else { def.params };
+    if let Some(extra) = params.get(names.len()) {
+        let takes = if names.is_empty() { "no parameters".to_owned() } else { names.join(" and ") };
         let message = format!("parameter '{}' is too much: command {} takes {takes}", extra.display(), def.name);
         return Err(OptionError::new(Status::PARAM_INVALID, message));
     }
-    let needed = def.params.len().saturating_sub(def.optional);
-    match def.params.get(params.len()) {
+    let needed = names.len().saturating_sub(def.optional);
+    match names.get(params.len()) {
         Some(missing) if params.len() < needed => {
             let message = format!("command {} needs the parameter {missing}", def.name);
             return Err(OptionError::new(Status::PARAM_REQUIRED, message));
@@ -217,7 +228,7 @@ fn check_params(command: Command, params: &[OsString]) -> Result<(), OptionError
         _ => {}
     }
     // Before all options: those of another action than was meant would be asked for.
-    for (words, typed) in def.params.iter().zip(params) {
+    for (words, typed) in names.iter().zip(params) {
         action::check(command, words, &typed.to_string_lossy())
             .map_err(|(message, hint)| OptionError::new(Status::PARAM_INVALID, message).hint(hint))?;
     }
@@ -230,6 +241,7 @@ impl<'a> Draft<'a> {
             invocation,
             program: Program::called(&invocation.argv0),
             command,
+            role: Role::Main,
             found: BTreeMap::new(),
             notices: Vec::new(),
             stanzas: BTreeSet::new(),
@@ -475,6 +487,7 @@ impl<'a> Draft<'a> {
             program: self.program,
             exe: self.invocation.exe.clone(),
             command: self.command,
+            role: self.role,
             params,
             values,
             repo_keys,

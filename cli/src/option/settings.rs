@@ -4,7 +4,7 @@
 //! asked for an option of another type, or one the command does not take, answers with the empty value of its
 //! type; a test over the table keeps the named accessors and their types in step.
 
-use super::command::Command;
+use super::command::{Command, Role};
 use super::program::Program;
 use super::table::Opt;
 use super::value::{Secret, Value};
@@ -42,6 +42,7 @@ pub struct Settings {
     pub(super) program: &'static Program,
     pub(super) exe: PathBuf,
     pub(super) command: Command,
+    pub(super) role: Role,
     pub(super) params: Vec<OsString>,
     pub(super) values: BTreeMap<(Opt, u16), Setting>,
     pub(super) repo_keys: Vec<u16>,
@@ -79,6 +80,19 @@ impl Settings {
     #[must_use]
     pub fn command(&self) -> Command {
         self.command
+    }
+
+    /// Who does its work.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The command as it was typed, with its role: `archive-push:async`.
+    #[must_use]
+    pub fn shown_command(&self) -> String {
+        let colon = if self.role == Role::Main { "" } else { ":" };
+        format!("{}{colon}{}", self.command.name(), self.role.as_str())
     }
 
     /// The command's parameters: as many as its row says.

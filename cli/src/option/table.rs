@@ -104,7 +104,6 @@ const ONE_BINARY: &str = "this program works on one host without remote processe
 const PACKS: &str = "the repository always packs many small pieces into one object";
 const PAGES: &str = "increments always store changed pages only";
 const NO_NETWORK: &str = "repositories are directories of this host";
-const ONE_BY_ONE: &str = "WAL is pushed and fetched one file at a time";
 const CUTS: &str = "the repository chooses its own piece sizes";
 
 const fn flag(default: &'static str) -> Def {
@@ -281,7 +280,7 @@ options! {
     SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
     Sort "sort" "order of the listing; none means asc" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
     SpoolPath "spool-path" "directory for WAL on its way"
-        = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
+        = Def::new(Type::Path, Some("/var/spool/@")).on(GET | PUSH | RESTORE).when(Opt::ArchiveAsync, &["y"]).tells(&more::SPOOL_PATH);
     Start "start" "start the clone's server when it is mounted" = flag("n").on(CLONE).typed();
     Stanza "stanza" "name of the cluster" = text().on(ALL | HELP).typed();
     Table "table" "table to extract, as pg_dump takes it: public.orders; may be repeated"
@@ -312,7 +311,7 @@ options! {
 
     // Archive.
     ArchiveAsync "archive-async" "push and fetch WAL ahead in the background"
-        = flag("n").on(GET | PUSH).ignored(ONE_BY_ONE);
+        = flag("n").on(GET | PUSH).tells(&more::ARCHIVE_ASYNC);
     ArchiveCheck "archive-check" "wait until the WAL a backup needs is archived"
         = flag("y").on(PUSH | BACKUP | CHECK).when(Opt::Online, &["y"]);
     ArchiveCopy "archive-copy" "keep the WAL a backup needs inside it"
@@ -320,13 +319,13 @@ options! {
     ArchiveExpireBefore "archive-expire-before" "remove only WAL, and of it what is before this segment and no backup needs"
         = text().on(EXPIRE).typed();
     ArchiveGetQueueMax "archive-get-queue-max" "size of the queue of fetched WAL"
-        = size(0, 4 * PIB, "128MiB").on(GET).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
+        = size(0, 4 * PIB, "128MiB").on(GET).when(Opt::ArchiveAsync, &["y"]);
     ArchiveHeaderCheck "archive-header-check" "compare the WAL header with the stanza" = flag("y").on(PUSH);
-    ArchiveMissingRetry "archive-missing-retry" "ask again for WAL that was missing"
-        = flag("y").on(GET).ignored("the repository is asked every time");
+    ArchiveMissingRetry "archive-missing-retry" "ask again for WAL that was missing when it was looked for ahead"
+        = flag("y").on(GET);
     ArchiveModeCheck "archive-mode-check" "check the server's archive_mode" = flag("y").on(PUSH | BACKUP | CHECK);
     ArchivePushBatchSize "archive-push-batch-size" "bytes pushed by one background run"
-        = size(MIB, PIB, "16GiB").on(PUSH).when(Opt::ArchiveAsync, &["y"]).ignored(ONE_BY_ONE);
+        = size(MIB, PIB, "16GiB").on(PUSH).when(Opt::ArchiveAsync, &["y"]);
     ArchivePushQueueMax "archive-push-queue-max" "WAL that may wait before it is dropped"
         = Def::new(Type::Size(0, 4 * PIB), None).on(PUSH).was(&["archive-queue-max"]);
     ArchiveTimeout "archive-timeout" "longest wait for a WAL file in the archive"

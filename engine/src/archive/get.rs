@@ -1,4 +1,4 @@
-//! `archive-get`, synchronous: one file out of whichever repository has it.
+//! `archive-get` of one file out of whichever repository has it, and what `get_ahead` does with each of many.
 //!
 //! The server takes "not found" as the end of the archive and may then end a recovery. So [`GetOutcome::NotFound`] is
 //! said only if every repository was asked and each said a clear no. Any doubt, such as a repository that cannot be
@@ -54,6 +54,11 @@ pub enum GetOutcome {
         /// Its bytes.
         size: u64,
     },
+    /// The file was fetched ahead, and is at its destination now.
+    Queued {
+        /// Its bytes.
+        size: u64,
+    },
     /// It is certainly in no repository.
     NotFound,
 }
@@ -72,11 +77,40 @@ pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutco
     })?;
     let name = name.to_string();
     let control = read_control(&options.pg_path)?.fields;
+    let Some(Found { key, archive_id, content }) = find(repositories, &options.stanza, &name, &control)? else {
+        tracing::info!("unable to find {name} in the archive");
+        return Ok(GetOutcome::NotFound);
+    };
+    write(&options.destination, &content, options.sparse)?;
+    tracing::info!("found {name} in the repo{key}: {archive_id} archive");
+    Ok(GetOutcome::Found { key, archive_id, size: content.len() as u64 })
+}
+
+/// A file out of a repository.
+pub(super) struct Found {
+    /// Number of the repository.
+    pub(super) key: u32,
+    /// The archive it is in.
+    pub(super) archive_id: String,
+    /// Its content, authenticated.
+    pub(super) content: Vec<u8>,
+}
+
+/// Looks for a file; none if it is certainly in no repository. What was wrong on the way to a good copy is warned of.
+///
+/// # Errors
+/// As [`get`], but for the name, `pg_control` and the destination.
+pub(super) fn find(
+    repositories: &[Configured],
+    stanza: &str,
+    name: &str,
+    control: &ControlFile,
+) -> Result<Option<Found>> {
     let mut failures = Vec::new();
     let mut usable = 0;
     for configured in repositories {
         let key = configured.key;
-        let candidates = match candidates(configured, &options.stanza, &control) {
+        let candidates = match candidates(configured, stanza, control) {
             Ok(candidates) => candidates,
             Err(e) => {
                 failures.push(Failure::new(key, &e));
@@ -86,14 +120,12 @@ pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutco
         usable += 1;
         let mut absent = true;
         for (repository, archive_id) in candidates {
-            match repository.wal_get(&options.stanza, &archive_id, &name) {
+            match repository.wal_get(stanza, &archive_id, name) {
                 Ok(Some(content)) => {
                     failures.iter().for_each(|f| {
                         tracing::warn!("repo{}: [{:?}Error] {}", f.key, f.kind, f.message);
                     });
-                    write(&options.destination, &content, options.sparse)?;
-                    tracing::info!("found {name} in the repo{key}: {archive_id} archive");
-                    return Ok(GetOutcome::Found { key, archive_id, size: content.len() as u64 });
+                    return Ok(Some(Found { key, archive_id, content }));
                 }
                 Ok(None) => {}
                 Err(e) => {
@@ -103,7 +135,7 @@ pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutco
             }
         }
         if let (true, Ok(repository)) = (absent, &configured.repository)
-            && let Err(e) = check_archive(repository, &options.stanza)
+            && let Err(e) = check_archive(repository, stanza)
         {
             failures.push(Failure::new(key, &e));
         }
@@ -111,10 +143,7 @@ pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutco
     if usable == 0 {
         return Err(joined(Kind::RepoInvalid, "unable to find a valid repository", &failures));
     }
-    let Some(first) = failures.first() else {
-        tracing::info!("unable to find {name} in the archive");
-        return Ok(GetOutcome::NotFound);
-    };
+    let Some(first) = failures.first() else { return Ok(None) };
     let same = failures.iter().all(|f| f.kind == first.kind);
     let kind = if same { first.kind } else { Kind::Command };
     Err(joined(kind, &format!("cannot get '{name}', and it is not certain that it is absent"), &failures))
@@ -171,7 +200,8 @@ fn check_archive(repository: &Repository, stanza: &str) -> Result<()> {
     Err(Error::refused(Kind::PathMissing, text))
 }
 
-fn write(destination: &Path, content: &[u8], sparse: bool) -> Result<()> {
+/// Writes a file under a temporary name beside it, and renames it.
+pub(super) fn write(destination: &Path, content: &[u8], sparse: bool) -> Result<()> {
     let invalid = || {
         let text = format!("'{}' is no name of a file to write", destination.display());
         Error::refused(Kind::ParamInvalid, text)

@@ -1,25 +1,38 @@
-//! What the server's `archive_command` and `restore_command` do: one file at a time, now.
+//! What the server's `archive_command` and `restore_command` do: one file at a time and now, or ahead.
 //!
 //! Owns the rules of which file belongs to which archive, and what the server is told; how a file is stored is
-//! [`crate::repository::wal`]'s. Neither direction takes a lock or loads an index. `source` reads and checks the file
+//! [`crate::repository::wal`]'s. Neither direction loads an index. `source` reads and checks the file
 //! the server hands over, `push` stores it in every repository, `get` brings one back, `own` tells whether
-//! what is archived under a name is this server's.
+//! what is archived under a name is this server's. These take no lock.
+//!
+//! With `archive-async` a process in the background, which holds the stanza's archive lock, does the same for all that the
+//! server has ready ([`push_ahead`]) or will ask for next ([`get_ahead`]). What it has done is in the [`spool`], and [`queue`].
+//! Who is asked for a file finds it there ([`look`], [`Queue::take`]).
 //!
 //! Both take repositories as they came out of opening: one that could not be opened is a [`Configured`] with its error,
 //! counts as failed and is named in messages, and does not keep the others from being used. Stores are expected to
 //! retry transient failures themselves ([`crate::store::RetryStore`]): an error that arrives here is final.
 
 mod get;
+mod get_ahead;
 mod own;
 mod push;
+mod push_ahead;
+pub mod queue;
+mod ready;
 mod source;
+pub mod spool;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use own::check_own;
 
 pub use get::{GetOptions, GetOutcome, get};
+pub use get_ahead::{GetAheadOptions, GetAheadReport, get_ahead};
 pub use push::{PushOptions, PushReport, Pushed, push};
+pub use push_ahead::{PushAheadOptions, PushAheadReport, Word, look, push_ahead};
+pub use queue::Queue;
+pub use ready::is_ready;
 
 use crate::repository::Repository;
 use crate::{Error, Kind, Result};
@@ -42,7 +55,7 @@ impl From<Arc<Repository>> for Configured {
 }
 
 /// What one repository said when it failed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Failure {
     key: u32,
     kind: Kind,
@@ -74,4 +87,32 @@ fn chain(error: &Error) -> String {
         source = e.source();
     }
     text
+}
+
+/// Threads for what computes, no more than this many.
+fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("encode-{n}"));
+    builder.build().map_err(|e| Error::refused(Kind::Kernel, format!("cannot start threads: {e}")))
+}
+
+/// Runs the same on several threads, to its end on all. Their lines in the log are numbered.
+fn side_by_side(threads: usize, work: impl Fn() + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for number in 1..=threads.max(1) {
+            let named = std::thread::Builder::new().name(format!("pgkeep-{number:02}"));
+            let started = named.spawn_scoped(scope, &work);
+            match started {
+                Ok(handle) => running.push(handle),
+                // Fewer do as well.
+                Err(_) if !running.is_empty() => break,
+                Err(e) => return Err(Error::refused(Kind::Kernel, format!("cannot start a thread: {e}"))),
+            }
+        }
+        let ended = running.into_iter().map(|handle| handle.join()).filter(Result::is_err).count();
+        if ended > 0 {
+            return Err(Error::refused(Kind::Assert, "a thread of the archive panicked"));
+        }
+        Ok(())
+    })
 }

@@ -1,4 +1,4 @@
-//! `archive-push`, synchronous: one file into every repository.
+//! `archive-push` of one file into every repository, and what `push_ahead` does with each of many.
 //!
 //! Order of work: stop file; name; queue limit; `pg_control` and every repository's stanza, while the file is read,
 //! checked and compressed; one conditional put a repository, side by side; success only if all have it durable.
@@ -9,18 +9,20 @@
 //! A file goes to the archive of the stanza's newest history entry. All kinds of files have one rule: same content is
 //! success, other content is refused.
 
-use super::{Configured, Failure, joined, source};
+use super::{Configured, Failure, joined, ready, source};
 use crate::lock;
 use crate::pg::datadir::read_control;
 use crate::repository::Repository;
 use crate::repository::wal::{WalFile, WalPut};
-use crate::{Error, FileError, Kind, Result};
+use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::wal::{ArchiveName, WalHeader, WalSegmentSize};
 use pgkeep_formats::repo::records::StanzaHistory;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+
+const PANICKED: &str = "a thread of archive-push panicked";
 
 /// What to push, and how.
 #[derive(Debug, Clone)]
@@ -82,65 +84,118 @@ pub fn push(repositories: &[Configured], options: &PushOptions) -> Result<PushRe
     let name = source::name_of(&options.source)?;
     let control = options.pg_path.as_deref().map(|path| read_control(path).map(|c| c.fields)).transpose()?;
     if let Some(queued) = overdue(options, control.as_ref())? {
-        tracing::error!(
-            "dropped WAL file '{name}' because archive queue exceeded {} bytes: recovery past it needs a new backup",
-            options.queue_max.unwrap_or_default()
-        );
+        tracing::error!("{}", dropped(&name.to_string(), options.queue_max));
         return Ok(PushReport::Dropped { queued });
     }
 
     let mut content = Vec::new();
     let (targets, file) = thread::scope(|scope| {
-        let checks: Vec<_> = repositories
-            .iter()
-            .map(|r| (r.key, scope.spawn(|| check_repository(r, &options.stanza, control.as_ref()))))
-            .collect();
-        let file = prepare(&mut content, &name, options, control.as_ref());
-        let joined = checks.into_iter().map(|(key, check)| check.join().unwrap_or_else(|_| Err(panicked(key))));
-        let targets: Vec<_> = joined.collect();
+        let file = scope.spawn(|| prepare(&mut content, &name, options, control.as_ref()));
+        let targets = Targets::of(repositories, &options.stanza, control.as_ref());
+        let file = file.join().unwrap_or_else(|_| Err(Error::refused(Kind::Assert, PANICKED)));
         (targets, file)
     });
-    let (mut usable, mut failures) = (Vec::new(), Vec::new());
-    for target in targets {
-        match target {
-            Ok(target) => usable.push(target),
-            Err(failure) => failures.push(failure),
-        }
-    }
-    if usable.is_empty() {
-        return Err(joined(Kind::RepoInvalid, "unable to find a valid repository", &failures));
-    }
+    let targets = targets?;
     let (file, header) = file?;
-    check_header(&name, header.as_ref(), control.as_ref(), &usable)?;
+    targets.check_header(&name, header.as_ref(), control.as_ref())?;
+    let pushed = targets.deliver(&options.stanza, &name, &file)?;
+    for Pushed { key, .. } in pushed.iter().filter(|p| !p.created && options.mode_check) {
+        tracing::warn!("{}", exists_already(&name, *key));
+    }
+    tracing::info!("pushed WAL file '{name}' to the archive");
+    Ok(PushReport::Archived(pushed))
+}
 
-    let text = name.to_string();
-    let mut pushed = Vec::new();
-    for (target, result) in put_all(&usable, &options.stanza, &text, &file) {
-        let key = target.repository.key();
-        match result {
-            Ok(put @ (WalPut::Created | WalPut::SameContent)) => {
-                let created = put == WalPut::Created;
-                if !created && options.mode_check {
-                    tracing::warn!("WAL file '{text}' already exists in the repo{key} archive with the same content");
-                }
-                pushed.push(Pushed { key, archive_id: target.entry.archive_id(), created });
+/// What is said of a file that a repository had before.
+pub(super) fn exists_already(name: &ArchiveName, key: u32) -> String {
+    format!("WAL file '{name}' already exists in the repo{key} archive with the same content")
+}
+
+/// What is said of a file that is given up.
+pub(super) fn dropped(name: &str, queue_max: Option<u64>) -> String {
+    format!(
+        "dropped WAL file '{name}' because archive queue exceeded {} bytes: recovery past it needs a new backup",
+        queue_max.unwrap_or_default()
+    )
+}
+
+/// The repositories that can take files, and why the others cannot.
+pub(super) struct Targets {
+    usable: Vec<Target>,
+    failures: Vec<Failure>,
+}
+
+impl Targets {
+    /// Looks at each repository, side by side.
+    ///
+    /// # Errors
+    /// `RepoInvalid` with a line for each repository if none can be used.
+    pub(super) fn of(repositories: &[Configured], stanza: &str, control: Option<&ControlFile>) -> Result<Self> {
+        let targets: Vec<_> = thread::scope(|scope| {
+            let checks: Vec<_> =
+                repositories.iter().map(|r| (r.key, scope.spawn(|| check_repository(r, stanza, control)))).collect();
+            let joined = checks.into_iter().map(|(key, check)| check.join().unwrap_or_else(|_| Err(panicked(key))));
+            joined.collect()
+        });
+        let (mut usable, mut failures) = (Vec::new(), Vec::new());
+        for target in targets {
+            match target {
+                Ok(target) => usable.push(target),
+                Err(failure) => failures.push(failure),
             }
-            Ok(WalPut::Different) => failures.push(Failure {
-                key,
-                kind: Kind::ArchiveDuplicate,
-                message: format!("WAL file '{text}' already exists in the repo{key} archive with different content"),
-            }),
-            Err(e) => failures.push(Failure::new(key, &e)),
         }
+        if usable.is_empty() {
+            return Err(joined(Kind::RepoInvalid, "unable to find a valid repository", &failures));
+        }
+        Ok(Self { usable, failures })
     }
-    if failures.is_empty() {
-        tracing::info!("pushed WAL file '{text}' to the archive");
-        return Ok(PushReport::Archived(pushed));
+
+    /// Stores a file in all of them, durably. Each is tried, whatever becomes of the others.
+    ///
+    /// # Errors
+    /// `ArchiveDuplicate` if all that failed was that other content is archived under the name; otherwise `Command` with a
+    /// line for each repository that failed, now or when it was looked at.
+    pub(super) fn deliver(&self, stanza: &str, name: &ArchiveName, file: &WalFile<'_>) -> Result<Vec<Pushed>> {
+        let text = name.to_string();
+        let (mut pushed, mut failures) = (Vec::new(), self.failures.clone());
+        for (target, result) in put_all(&self.usable, stanza, &text, file) {
+            let key = target.repository.key();
+            match result {
+                Ok(put @ (WalPut::Created | WalPut::SameContent)) => {
+                    let created = put == WalPut::Created;
+                    pushed.push(Pushed { key, archive_id: target.entry.archive_id(), created });
+                }
+                Ok(WalPut::Different) => failures.push(Failure {
+                    key,
+                    kind: Kind::ArchiveDuplicate,
+                    message: format!(
+                        "WAL file '{text}' already exists in the repo{key} archive with different content"
+                    ),
+                }),
+                Err(e) => failures.push(Failure::new(key, &e)),
+            }
+        }
+        if failures.is_empty() {
+            return Ok(pushed);
+        }
+        failures.sort_by_key(|f| f.key);
+        let all_duplicate = failures.iter().all(|f| f.kind == Kind::ArchiveDuplicate);
+        let kind = if all_duplicate { Kind::ArchiveDuplicate } else { Kind::Command };
+        Err(joined(kind, &format!("archive-push of '{text}' failed"), &failures))
     }
-    failures.sort_by_key(|f| f.key);
-    let all_duplicate = failures.iter().all(|f| f.kind == Kind::ArchiveDuplicate);
-    let kind = if all_duplicate { Kind::ArchiveDuplicate } else { Kind::Command };
-    Err(joined(kind, &format!("archive-push of '{text}' failed"), &failures))
+
+    /// Refuses a file whose header is of another cluster than they are.
+    ///
+    /// # Errors
+    /// `ArchiveMismatch`.
+    pub(super) fn check_header(
+        &self,
+        name: &ArchiveName,
+        header: Option<&WalHeader>,
+        control: Option<&ControlFile>,
+    ) -> Result<()> {
+        check_header(name, header, control, &self.usable)
+    }
 }
 
 /// A repository that can take the file, and the entry of the stanza's history it belongs to.
@@ -187,7 +242,7 @@ fn prepare<'c>(
     options: &PushOptions,
     control: Option<&ControlFile>,
 ) -> Result<(WalFile<'c>, Option<WalHeader>)> {
-    *content = source::read(&options.source, name, control)?;
+    *content = source::read(&options.source, name, control)?.0;
     let header = if options.header_check { source::header(&options.source, name, content)? } else { None };
     Ok((WalFile::encode(content, options.level)?, header))
 }
@@ -231,9 +286,7 @@ fn put_all<'t>(
         let own = put(last);
         let mut out: Vec<_> = running
             .into_iter()
-            .map(|(t, r)| {
-                (t, r.join().unwrap_or_else(|_| Err(Error::refused(Kind::Assert, "a thread of archive-push panicked"))))
-            })
+            .map(|(t, r)| (t, r.join().unwrap_or_else(|_| Err(Error::refused(Kind::Assert, PANICKED)))))
             .collect();
         out.push((last, own));
         out
@@ -241,7 +294,7 @@ fn put_all<'t>(
 }
 
 fn panicked(key: u32) -> Failure {
-    Failure { key, kind: Kind::Assert, message: "a thread of archive-push panicked".into() }
+    Failure { key, kind: Kind::Assert, message: PANICKED.into() }
 }
 
 /// Bytes of WAL that wait to be archived, if they are more than allowed: files marked ready, each counted as a whole
@@ -250,17 +303,6 @@ fn overdue(options: &PushOptions, control: Option<&ControlFile>) -> Result<Optio
     let Some(max) = options.queue_max else { return Ok(None) };
     let size = control.map_or(WalSegmentSize::DEFAULT, |c| c.wal_segment_size).bytes();
     let wal = options.source.parent().unwrap_or(Path::new("."));
-    let queued = ready_files(&wal.join("archive_status"))?.saturating_mul(size);
+    let queued = (ready::list(wal)?.len() as u64).saturating_mul(size);
     Ok((queued > max).then_some(queued))
-}
-
-fn ready_files(status: &Path) -> Result<u64> {
-    let mut count = 0;
-    for entry in std::fs::read_dir(status).map_err(FileError::at("list", status))? {
-        let entry = entry.map_err(FileError::at("list", status))?;
-        let name = entry.file_name();
-        let ready = name.to_str().and_then(|n| n.strip_suffix(".ready")).map(ArchiveName::parse);
-        count += u64::from(matches!(ready, Some(Ok(_))));
-    }
-    Ok(count)
 }

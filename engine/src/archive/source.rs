@@ -9,7 +9,7 @@ use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::timeline::TimelineHistory;
 use pgkeep_formats::pg::wal::{ArchiveName, WalHeader, WalSegmentSize};
 use rustix::fs::OFlags;
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -28,12 +28,12 @@ pub(super) fn name_of(path: &Path) -> Result<ArchiveName> {
     })
 }
 
-/// Reads the file whole. It must not change meanwhile, and have a size that a file of its name can have.
+/// Reads the file whole, and its facts. It must not change meanwhile, and have a size that a file of its name can have.
 ///
 /// # Errors
 /// `FileMissing` and other file errors; `FileInvalid` if it is no regular file, its size is wrong, or it changes while
 /// it is read.
-pub(super) fn read(path: &Path, name: &ArchiveName, control: Option<&ControlFile>) -> Result<Vec<u8>> {
+pub(super) fn read(path: &Path, name: &ArchiveName, control: Option<&ControlFile>) -> Result<(Vec<u8>, Metadata)> {
     let invalid = |what: String| Error::refused(Kind::FileInvalid, format!("'{}' {what}", path.display()));
     // Without waiting: opening a pipe that nobody writes to would take for ever.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
@@ -67,7 +67,7 @@ pub(super) fn read(path: &Path, name: &ArchiveName, control: Option<&ControlFile
     if let ArchiveName::History(timeline) = name {
         TimelineHistory::parse(*timeline, &content).map_err(|e| invalid(format!("is no timeline history: {e}")))?;
     }
-    Ok(content)
+    Ok((content, after))
 }
 
 /// All bytes of a source that must have `len` of them.

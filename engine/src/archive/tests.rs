@@ -1,5 +1,6 @@
 //! Rules of both directions over clusters made up for every major; `crash` stops a push wherever it can be stopped.
 
+mod ahead;
 mod crash;
 mod get;
 mod push;

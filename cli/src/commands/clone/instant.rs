@@ -211,6 +211,7 @@ fn serve(context: &Context<'_>, places: &Places) -> Result<Served, Failure> {
         }
         mount_at(context, dir, Some(target))?
     } else {
+        restore::empty_spool(settings);
         create(context, dir, target)?
     };
     Ok(Served { becomes_plain: true, text: told(settings, places), ..served })

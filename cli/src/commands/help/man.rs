@@ -4,7 +4,7 @@ use super::{heading_of, kind, shown_default, typed_name, usage};
 use crate::VERSION;
 use crate::exit::Status;
 use crate::option::command::COMMANDS;
-use crate::option::{Action, Command, Def, Program, actions, idle, options_of};
+use crate::option::{Action, Command, Def, Program, actions, options_of};
 use std::fmt::Write as _;
 
 const ABOUT: &str = "takes physical backups of PostgreSQL clusters into repositories in which content is stored once, restores them, \
@@ -91,9 +91,7 @@ pub(super) fn of_command(program: &Program, command: Command) -> String {
 
 fn option(text: &mut String, program: &Program, command: Command, row: &Def) {
     let default = row.default_for(command).map(|d| format!(" Default: {}.", program.fill(shown_default(d))));
-    let idle = idle(row).map_or_else(String::new, |why| format!(" No effect yet: {why}."));
-    let what =
-        format!("{}: {}.{}{idle}", row.help_for(command), kind(row.type_for(command)), default.unwrap_or_default());
+    let what = format!("{}: {}.{}", row.help_for(command), kind(row.type_for(command)), default.unwrap_or_default());
     entry(text, &format!("--{}", typed_name(row)), &what);
     for more in row.more {
         text.push_str(".IP\n");

@@ -4,7 +4,7 @@ use super::{heading_of, kind, shown_default, typed_name, usage};
 use crate::option::command::COMMANDS;
 use crate::option::def::Scope;
 use crate::option::table::TABLE;
-use crate::option::{Command, Def, Program, actions, idle, options_of};
+use crate::option::{Command, Def, Program, actions, options_of};
 use std::fmt::Write as _;
 
 /// Options of so many commands are said to be of all but the others.
@@ -145,7 +145,7 @@ fn about(def: &Def) -> String {
     if !def.aliases.is_empty() {
         parts.push(format!("old names: `{}`", def.aliases.join("`, `").replace('?', "N")));
     }
-    if let Some(effect) = def.effect.or_else(|| idle(def)) {
+    if let Some(effect) = def.effect {
         parts.push(format!("no effect: {effect}"));
     }
     parts.join("; ")

@@ -232,17 +232,46 @@ fn root_is_refused_where_it_does_harm() {
 fn what_has_no_effect_is_said_once_where_people_read() {
     let host = Host::with(
         "[global]\nrepo1-bundle=y\nrepo2-bundle=y\nrepo2-path=/2\nrepo1-block=y\nrepo1-hardlink=n\ncompress-type=lz4\n\
-         archive-async=y\nbackup-standby=n\n[demo]\npg1-path=/p\n",
+         backup-standby=n\n[global:archive-push]\nsck-keep-alive=n\n[demo]\npg1-path=/p\n",
     );
     let said = host.notices(Level::Info, "--stanza=demo backup");
     let about = |name: &str| said.iter().filter(|n| n.contains(name)).count();
     assert_eq!((about("bundle"), about("block"), about("compress-type"), said.len()), (1, 1, 1, 3), "{said:#?}");
     let args = "--stanza=demo archive-push x";
     assert!(host.notices(Level::Info, args).is_empty());
-    assert!(host.notices(Level::Debug, args).iter().any(|n| n.contains("archive-async")));
+    assert!(host.notices(Level::Debug, args).iter().any(|n| n.contains("sck-keep-alive")));
     assert_eq!(host.get("--stanza=demo backup --compress-level=9").compress_level(), Some(3));
     assert_eq!(host.get("--stanza=demo backup --compress-level=9 --compress-type=zst").compress_level(), Some(9));
     assert_eq!(host.get("--stanza=demo backup --compress-type=none").compress_level(), None);
+}
+
+#[test]
+fn work_ahead_has_its_options_and_parameters() {
+    let host = Host::with(
+        "[global]\nspool-path=/spool\narchive-get-queue-max=1GiB\n[global:archive-push]\narchive-async=y\n\
+         [demo]\npg1-path=/p\n[demo:archive-get]\narchive-async=n\n",
+    );
+    let push = host.get("--stanza=demo archive-push x");
+    assert!(push.flag(Opt::ArchiveAsync) && push.path(Opt::SpoolPath) == Some(Path::new("/spool")));
+    assert_eq!(push.size(Opt::ArchivePushBatchSize), Some(16 << 30));
+    let get = host.get("--stanza=demo archive-get x y");
+    assert!(!get.flag(Opt::ArchiveAsync) && get.path(Opt::SpoolPath).is_none());
+    assert_eq!(get.size(Opt::ArchiveGetQueueMax), None, "it counts for nothing");
+    assert_eq!(host.get("--stanza=demo restore").path(Opt::SpoolPath), Some(Path::new("/spool")), "to be emptied");
+    assert_eq!(host.status("--stanza=demo --spool-path=/s archive-get x y"), 31);
+
+    let role = host.get("--stanza=demo archive-push:async /p/pg_wal");
+    assert_eq!((role.role(), role.shown_command().as_str()), (Role::Async, "archive-push:async"));
+    assert_eq!((push.role(), push.shown_command().as_str()), (Role::Main, "archive-push"));
+    for (args, status) in [
+        ("archive-get:async 000000010000000000000001", 0),
+        ("archive-get:async a b", 96),
+        ("archive-push:async", 43),
+        ("archive-push:local x", 48),
+        ("backup:async", 48),
+    ] {
+        assert_eq!(host.status(&format!("--stanza=demo {args}")), status, "{args}");
+    }
 }
 
 #[test]
