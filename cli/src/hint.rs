@@ -103,7 +103,18 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
              how far the archive goes",
         ],
         (Kind::DbConnect, Some(C::Extract | C::Drill)) => &[],
+        (Kind::DbMissing, Some(C::Restore)) => {
+            &["'info --set=LABEL' lists the databases of a backup with their numbers"]
+        }
+        (Kind::DbInvalid, Some(C::Restore)) => &["--db-include and --db-exclude name different databases"],
         (Kind::DbInvalid, _) => &["'verify' tells what is damaged in the repository; drill an older backup as well"],
+        (Kind::DbConnect, _) if says("no running standby") => &[
+            "is the standby up, and configured by pgN-path and pgN-port? With backup-standby=prefer the primary will do",
+        ],
+        (Kind::DbConnect, _) if says("no primary") => {
+            &["is the primary up, and configured by pgN-path and pgN-port as well?"]
+        }
+        (Kind::DbConnect, _) if says("both primaries") => &["which one was left behind by a failover? Stop that one"],
         (Kind::DbConnect, _) => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
         (Kind::Stopped, _) => &["'start' allows work again"],
         (Kind::BackupSetInvalid, _) => &["'info' lists the backups and the WAL range"],
@@ -114,6 +125,10 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
             "the log files of archive-async in log-path, '<stanza>-archive-push-async.log' and '<stanza>-archive-get-async.log', \
              say what is done; 'archive-async=n' does without",
             "archive-timeout sets how long to wait",
+        ],
+        (Kind::ArchiveTimeout, _) if says("the standby") => &[
+            "is its replay paused or delayed, and does it stream from this primary? Its log and pg_stat_wal_receiver tell",
+            "archive-timeout sets how long to wait; with backup-standby=prefer the primary will do",
         ],
         (Kind::ArchiveTimeout, _) => {
             &["see the server's log for failures of archive_command", "archive-timeout sets how long to wait"]

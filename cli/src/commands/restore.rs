@@ -9,7 +9,7 @@ use crate::{repos, zone};
 use pgkeep_engine::archive::spool::Spool;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::restore::recovery::{OnError, RecoveryOptions, RecoveryType, TargetAction};
-use pgkeep_engine::restore::{self, Env, MapOptions, RestoreOptions};
+use pgkeep_engine::restore::{self, DatabaseOptions, Env, MapOptions, RestoreOptions};
 use std::path::PathBuf;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
@@ -39,6 +39,10 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             link: paths(settings.pairs(Opt::LinkMap)),
             link_all: settings.flag(Opt::LinkAll),
         },
+        databases: DatabaseOptions {
+            include: settings.list(Opt::DbInclude).to_vec(),
+            exclude: settings.list(Opt::DbExclude).to_vec(),
+        },
         restore_command: command(settings, recovery.recovery_type)?,
         recovery,
         lock_path: Some(settings.lock_path().to_path_buf()),
@@ -47,6 +51,13 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     };
     let env = Env { observer: context.observer, cancel: context.cancel, clock: &SystemClock };
     let report = restore::run(&repositories, &options, &env)?;
+    if report.plan.files_left_out > 0 {
+        tracing::info!(
+            "left out are {} files, which hold nothing: size = {}",
+            report.plan.files_left_out,
+            human_size(report.plan.bytes_left_out)
+        );
+    }
     tracing::info!(
         "restored backup set {} from repo{}: size = {}, written = {}, fetched = {}, files written = {}, kept = {}, removed = {}, {:.1} s",
         report.label,

@@ -287,23 +287,18 @@ fn is_default(def: &Def, settings: &Settings, setting: &Setting) -> bool {
     }
 }
 
-/// Refuses what this version cannot do although its options are understood: remote hosts, object stores, a part of a
-/// cluster, the repository of another time.
+/// Refuses what this version cannot do although its options are understood: remote hosts, object stores, the
+/// repository of another time.
 ///
 /// # Errors
 /// Status 67.
 pub fn check_supported(settings: &Settings) -> Result<(), OptionError> {
     let refuse = |message| Err(OptionError::new(Status::FEATURE_NOT_SUPPORTED, message));
     // Doing something else than what was asked would be told too late.
-    let unread = [
-        (Opt::DbInclude, "all databases would be restored"),
-        (Opt::DbExclude, "all databases would be restored"),
-        (Opt::RepoTargetTime, "the repository would be read as it is now"),
-    ];
-    for (opt, instead) in unread {
-        if settings.is_given(opt) {
-            return refuse(format!("option '{}' is not supported by this version: {instead}", opt.def().name));
-        }
+    if settings.is_given(Opt::RepoTargetTime) {
+        let message =
+            "option 'repo-target-time' is not supported by this version: the repository would be read as it is now";
+        return refuse(message.to_owned());
     }
     for repo in settings.target_repos() {
         if repo.text(Opt::RepoHost).is_some() {

@@ -13,6 +13,7 @@
 //! *Threads and memory.* `process_max` threads decode and write, up to 8 fetch; under 200 MiB in all, whatever the size
 //! of the cluster.
 
+mod databases;
 mod delta;
 mod finish;
 mod owners;
@@ -29,6 +30,7 @@ mod transfer;
 mod window;
 mod workers;
 
+pub use databases::DatabaseOptions;
 pub use plan::{LinkKind, MARKER, Mode, Plan, PlannedDirectory, PlannedLink, Removal};
 pub use run::{Choice, choose_backup, run};
 
@@ -70,6 +72,8 @@ pub struct RestoreOptions {
     pub process_max: usize,
     /// Links and tablespaces.
     pub maps: MapOptions,
+    /// Which databases are restored.
+    pub databases: DatabaseOptions,
     /// Recovery.
     pub recovery: RecoveryOptions,
     /// Value of `restore_command`; see [`recovery::restore_command`].
@@ -95,6 +99,7 @@ impl RestoreOptions {
             dry_run: false,
             process_max: 1,
             maps: MapOptions::default(),
+            databases: DatabaseOptions::default(),
             recovery: RecoveryOptions::of(recovery::RecoveryType::Default),
             restore_command: String::new(),
             lock_path: None,
@@ -124,7 +129,7 @@ pub struct RestoreReport {
     pub repository: u32,
     /// What was decided; all there is after a dry run.
     pub plan: Plan,
-    /// Bytes of all files.
+    /// Bytes of all files whose content is restored.
     pub bytes: u64,
     /// Bytes written into files.
     pub written: u64,

@@ -12,6 +12,7 @@ mod target;
 pub(super) use maps::Maps;
 pub(super) use target::inspect;
 
+use super::databases::LeftOut;
 use crate::pg::datadir::path_cmp;
 use crate::{Error, FileError, Kind, Result};
 use lister::{Found, FoundKind, Lister};
@@ -110,8 +111,12 @@ pub struct Plan {
     pub files: u64,
     /// Of these, how many are there already, with whatever content.
     pub files_present: u64,
-    /// Bytes of all files.
+    /// Bytes of all files whose content is restored.
     pub bytes: u64,
+    /// Files of databases that are left out: they are made, but hold nothing.
+    pub files_left_out: u64,
+    /// Their sizes in bytes, together.
+    pub bytes_left_out: u64,
     /// Type `preserve` found a `postgresql.auto.conf` and keeps it.
     pub preserves_settings: bool,
 }
@@ -124,6 +129,8 @@ pub(super) struct PlanOptions<'a> {
     pub(super) tablespace_directory: &'a str,
     /// Recovery type `preserve`.
     pub(super) preserve: bool,
+    /// Databases of which no content is restored.
+    pub(super) left_out: &'a LeftOut,
 }
 
 /// True for entries that are not restored as files like all others.
@@ -158,6 +165,8 @@ pub(super) fn build(
             files: 0,
             files_present: 0,
             bytes: 0,
+            files_left_out: 0,
+            bytes_left_out: 0,
             preserves_settings: false,
         },
         lister: Lister::default(),
@@ -209,7 +218,12 @@ impl Merge<'_> {
         let is_file = entry.is_file();
         if is_file {
             self.plan.files += 1;
-            self.plan.bytes += entry.size;
+            if self.options.left_out.has_file(&entry.path) {
+                self.plan.files_left_out += 1;
+                self.plan.bytes_left_out += entry.size;
+            } else {
+                self.plan.bytes += entry.size;
+            }
         } else {
             self.plan.directories.push(directory(entry));
         }

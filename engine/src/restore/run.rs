@@ -1,5 +1,6 @@
 //! The steps of a restore, in their order.
 
+use super::databases::LeftOut;
 use super::delta::Incomparable;
 use super::owners::Owners;
 use super::place::{Place, at};
@@ -33,7 +34,7 @@ use std::sync::atomic::Ordering;
 ///
 /// # Errors
 /// `LockAcquire` if another restore of the stanza runs; `BackupSetInvalid` if no backup fits, `DbMismatch` if it cannot reach the target timeline; those of the guards
-/// (`PostgresRunning`, `PathNotEmpty`, `PathOpen`) and maps (`TablespaceMap`, `LinkMap`, `LinkDestination`) before
+/// (`PostgresRunning`, `PathNotEmpty`, `PathOpen`) and maps (`TablespaceMap`, `LinkMap`, `LinkDestination`), and for databases `DbMissing` and `DbInvalid`, before
 /// anything is changed; `Checksum`, `FileMissing`, `Crypto` naming file and chunk for a damaged repository; `FileWrite`
 /// naming the file; [`Error::Interrupted`].
 pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env<'_>) -> Result<RestoreReport> {
@@ -53,11 +54,13 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
 
     // 3. What will be done?
     let version = Version::from_major(backup.version).map_err(Error::damaged(format!("backup {label}")))?;
+    let left_out = LeftOut::new(&options.databases, &backup, version.facts(), &manifest)?;
     let plan_options = PlanOptions {
         target: &options.target,
         mode: target.mode,
         tablespace_directory: version.facts().tablespace_directory,
         preserve: recovery.recovery_type == RecoveryType::Preserve,
+        left_out: &left_out,
     };
     let maps = Maps::new(&backup.tablespaces, &options.maps)?;
     let entries = manifest.files().map(|r| r.map(|r| r.entry));
@@ -74,6 +77,9 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
         files_written: 0,
         elapsed_ms: 0,
     };
+    if let Some(databases) = left_out.told(&backup) {
+        tracing::info!("databases left out, to be dropped later: {databases}");
+    }
     if options.dry_run {
         return Ok(report);
     }
@@ -107,6 +113,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
         manifest: &manifest,
         source: &source,
         owners: &owners,
+        left_out: &left_out,
         threads,
         sync_each: !whole,
         env,

@@ -2,10 +2,11 @@
 
 mod content;
 mod crash;
+mod databases;
 mod fallback;
 mod guards;
 mod links;
-mod selection;
+pub(super) mod selection;
 
 use super::testing::{TreeOptions, back_up_tree};
 use super::{Env, RestoreOptions, RestoreReport, run};

@@ -6,6 +6,7 @@
 //! A step runs on several threads and ends before the next begins. Memory: some 100 bytes an extent of the window, and
 //! what `transfer` has in flight.
 
+use super::databases::LeftOut;
 use super::owners::Owners;
 use super::place::{Place, at};
 use super::plan::{Mode, Plan, is_file, is_special};
@@ -18,7 +19,7 @@ use crate::repository::manifests::{FileRecord, Manifest};
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::manifest::{Content, Entry, ExtentAt};
-use rustix::fs::{FileType, Mode as Bits, OFlags, Timespec, Timestamps};
+use rustix::fs::{FileType, Mode as Bits, OFlags, Stat, Timespec, Timestamps};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -52,6 +53,7 @@ pub(super) struct Job<'a> {
     pub(super) manifest: &'a Arc<Manifest>,
     pub(super) source: &'a Arc<ChunkSource>,
     pub(super) owners: &'a Owners,
+    pub(super) left_out: &'a LeftOut,
     pub(super) threads: usize,
     /// Files must be synced one by one, as the file system cannot be as a whole.
     pub(super) sync_each: bool,
@@ -63,6 +65,8 @@ pub(super) struct Job<'a> {
 /// A file of the window.
 pub(super) struct Work {
     pub(super) entry: Entry,
+    /// Its database is left out: it has its size, and holds nothing.
+    left_out: bool,
     /// It holds nothing but zeros yet: there is nothing to compare.
     fresh: AtomicBool,
     /// It is taken to be right as it is.
@@ -72,6 +76,11 @@ pub(super) struct Work {
 }
 
 impl Work {
+    fn new(entry: Entry, left_out: bool) -> Self {
+        let flag = || AtomicBool::new(false);
+        Self { entry, left_out, fresh: flag(), skip: flag(), changed: flag() }
+    }
+
     pub(super) fn is_fresh(&self) -> bool {
         self.fresh.load(Ordering::Relaxed)
     }
@@ -180,9 +189,13 @@ impl Window {
             }
             in_file += len;
         }
-        let flag = || AtomicBool::new(false);
-        self.files.push(Work { entry, fresh: flag(), skip: flag(), changed: flag() });
+        self.files.push(Work::new(entry, false));
         Ok(())
+    }
+
+    /// Takes a file that is made without its content.
+    fn push_left_out(&mut self, entry: Entry) {
+        self.files.push(Work::new(entry, true));
     }
 }
 
@@ -196,7 +209,12 @@ pub(super) fn restore_files(job: &Job<'_>) -> Result<()> {
             && let Some(record) = records.next().transpose()?
         {
             let entry = &record.entry;
-            if is_file(&entry.node) && !is_special(&entry.path) && !job.plan.keeps(&entry.path) {
+            if !is_file(&entry.node) || is_special(&entry.path) || job.plan.keeps(&entry.path) {
+                continue;
+            }
+            if job.left_out.has_file(&entry.path) {
+                window.push_left_out(record.entry);
+            } else {
                 window.push(record)?;
             }
         }
@@ -348,6 +366,7 @@ fn prepare(job: &Job<'_>, work: &Work) -> Result<()> {
         place.unlink(&entry.path)?;
     }
     if job.plan.mode == Mode::Timestamps
+        && !work.left_out
         && let Some(stat) = place.stat(&entry.path)?
         && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
         && stat.st_size as u64 == entry.size
@@ -379,6 +398,12 @@ fn prepare(job: &Job<'_>, work: &Work) -> Result<()> {
         place.unlink(&entry.path)?;
         file = create()?;
     }
+    if work.left_out {
+        // Whatever is there goes without being read, also if it is nothing but holes.
+        file.set_len(0).and_then(|()| file.set_len(entry.size)).map_err(FileError::at("write", &real))?;
+        work.note_change();
+        return Ok(());
+    }
     let len = facts(&file)?.len();
     if len == 0 {
         work.fresh.store(true, Ordering::Relaxed);
@@ -406,24 +431,46 @@ fn finish(job: &Job<'_>, work: &Work) -> Result<()> {
     let changed = work.changed.load(Ordering::Relaxed);
     if !work.skip.load(Ordering::Relaxed) || job.owners.of(entry.user, entry.group).is_some() {
         let file = job.place.file(&entry.path, OFlags::RDONLY)?;
-        settle(job.place, job.owners, entry, &file)?;
+        if work.left_out {
+            // Under the backup's time it would be taken for the backup's file: by a restore of everything, and by a backup.
+            settle_access(job.place, job.owners, entry, &file)?;
+        } else {
+            settle(job.place, job.owners, entry, &file)?;
+        }
         if job.sync_each && changed {
             file.sync_all().map_err(FileError::at("sync", job.place.real(&entry.path)))?;
         }
     }
     job.env.observer.add(Counter::Files, 1);
-    let count = if changed { &job.totals.files_written } else { &job.totals.files_kept };
-    count.fetch_add(1, Ordering::Relaxed);
+    let told = match (work.left_out, changed) {
+        (true, _) => ", left out",
+        (false, true) => "",
+        (false, false) => ", kept",
+    };
+    if !work.left_out {
+        let count = if changed { &job.totals.files_written } else { &job.totals.files_kept };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
     tracing::debug!(
         target: crate::observe::DETAIL,
-        "restore file {} ({} bytes{})", job.place.real(&entry.path).display(), entry.size,
-        if changed { "" } else { ", kept" }
+        "restore file {} ({} bytes{told})", job.place.real(&entry.path).display(), entry.size
     );
     Ok(())
 }
 
 /// Sets owner, mode and time where they differ.
 pub(super) fn settle(place: &Place, owners: &Owners, entry: &Entry, file: &File) -> Result<()> {
+    let stat = settle_access(place, owners, entry, file)?;
+    if (stat.st_mtime, stat.st_mtime_nsec as u32) != (entry.modified, entry.modified_nanos) {
+        let time = Timespec { tv_sec: entry.modified, tv_nsec: entry.modified_nanos.into() };
+        rustix::fs::futimens(file, &Timestamps { last_access: time, last_modification: time })
+            .map_err(at("change time of", place.real(&entry.path)))?;
+    }
+    Ok(())
+}
+
+/// Sets owner and mode where they differ; what was found.
+fn settle_access(place: &Place, owners: &Owners, entry: &Entry, file: &File) -> Result<Stat> {
     let real = || place.real(&entry.path);
     let stat = rustix::fs::fstat(file).map_err(at("stat", real()))?;
     let mut mode = stat.st_mode & 0o7777;
@@ -437,10 +484,5 @@ pub(super) fn settle(place: &Place, owners: &Owners, entry: &Entry, file: &File)
     if mode != entry.mode {
         rustix::fs::fchmod(file, Bits::from_raw_mode(entry.mode)).map_err(at("change mode of", real()))?;
     }
-    if (stat.st_mtime, stat.st_mtime_nsec as u32) != (entry.modified, entry.modified_nanos) {
-        let time = Timespec { tv_sec: entry.modified, tv_nsec: entry.modified_nanos.into() };
-        rustix::fs::futimens(file, &Timestamps { last_access: time, last_modification: time })
-            .map_err(at("change time of", real()))?;
-    }
-    Ok(())
+    Ok(stat)
 }

@@ -34,7 +34,7 @@ const LATEST: &str = "latest";
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Options of a classic restore that a mount does not fulfil. That it needs an empty directory it says by itself.
-const REFUSED: [Opt; 3] = [Opt::TablespaceMap, Opt::TablespaceMapAll, Opt::LinkMap];
+const REFUSED: [Opt; 5] = [Opt::TablespaceMap, Opt::TablespaceMapAll, Opt::LinkMap, Opt::DbInclude, Opt::DbExclude];
 
 /// Under which name it is recorded what a clone is for, unless it is a clone for its own sake.
 pub(super) const FOR: &str = "for";

@@ -8,7 +8,7 @@ use pgkeep_formats::id::SessionId;
 use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::repo::records::{BackupType, Commit};
 
-fn backup(label: &str, stop: i64, lsn: u64, history_id: u32) -> Commit {
+pub(in crate::restore) fn backup(label: &str, stop: i64, lsn: u64, history_id: u32) -> Commit {
     Commit {
         session: SessionId([0; 16]),
         generation: 0,
