@@ -77,7 +77,7 @@ fn operate(settings: &Settings, invocation: &Invocation) -> Result<Status, Failu
         option::check_supported(settings)?;
     }
     let observer = progress::observer();
-    let operation = commands::of(settings.command())?;
+    let operation = commands::of(settings.command());
     guarded(|| operation(&Context { settings, invocation, cancel: &cancel, observer: &*observer }))
 }
 

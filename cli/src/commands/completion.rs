@@ -28,7 +28,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
 
 /// The commands there are.
 fn commands() -> impl Iterator<Item = (&'static str, &'static str, Command)> {
-    COMMANDS.iter().filter(|c| c.available).map(|c| (c.name, c.help, c.command))
+    COMMANDS.iter().map(|c| (c.name, c.help, c.command))
 }
 
 /// An option as it is typed, with the number 1 where there is one, and without its value.

@@ -56,7 +56,6 @@ fn print(text: &str) -> Result<Status, Failure> {
 
 fn named(name: &str) -> Result<Command, OptionError> {
     Command::by_name(name)
-        .filter(|c| c.def().available)
         .ok_or_else(|| OptionError::new(Status::COMMAND_INVALID, format!("there is no command '{name}'")))
 }
 
@@ -70,7 +69,7 @@ fn overview(program: &Program) -> String {
         "{} {VERSION}: backup, restore and instant clones of PostgreSQL\n\nUsage:\n    {} [options] <command> [parameters]\n\nCommands:\n",
         program.name, program.name
     );
-    for command in COMMANDS.iter().filter(|c| c.available) {
+    for command in COMMANDS {
         entry(&mut text, command.name, 18, command.help);
     }
     let _ = writeln!(

@@ -32,7 +32,7 @@ pub(crate) use expire::why_all;
 
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Command, Invocation, OptionError, Settings};
+use crate::option::{Command, Invocation, Settings};
 use pgkeep_engine::observe::{Cancel, Observer};
 use pgkeep_engine::{Error, Kind};
 use std::path::{Path, PathBuf};
@@ -54,41 +54,35 @@ pub struct Context<'a> {
 pub type Operation = fn(&Context<'_>) -> Result<Status, Failure>;
 
 /// The code of a command.
-///
-/// # Errors
-/// Status 48 for a command that this version does not have.
-pub fn of(command: Command) -> Result<Operation, Failure> {
+#[must_use]
+pub fn of(command: Command) -> Operation {
     match command {
-        Command::Annotate => Ok(annotate::run),
-        Command::ArchiveGet => Ok(archive_get::run),
-        Command::ArchivePush => Ok(archive_push::run),
-        Command::Backup => Ok(backup::run),
-        Command::Check => Ok(check::run),
-        Command::StanzaCreate => Ok(stanza::create),
-        Command::StanzaDelete => Ok(stanza::delete),
-        Command::StanzaUpgrade => Ok(stanza::upgrade),
-        Command::Clone => Ok(clone::run),
-        Command::Completion => Ok(completion::run),
-        Command::Diff => Ok(diff::run),
-        Command::Drill => Ok(drill::run),
-        Command::Expire => Ok(expire::run),
-        Command::Extract => Ok(extract::run),
-        Command::Help => Ok(help::run),
-        Command::Info => Ok(info::run),
-        Command::Mount => Ok(mount::run),
-        Command::Repair => Ok(repair::run),
-        Command::RepoGet => Ok(repo_files::get),
-        Command::RepoLs => Ok(repo_files::list),
-        Command::RepoStats => Ok(repo_stats::run),
-        Command::Restore => Ok(restore::run),
-        Command::Start => Ok(start::run),
-        Command::Stop => Ok(stop::run),
-        Command::Verify => Ok(verify::run),
-        Command::Version => Ok(version::run),
-        other => {
-            let message = format!("command '{}' does not exist in this version", other.name());
-            Err(OptionError::new(Status::COMMAND_INVALID, message).into())
-        }
+        Command::Annotate => annotate::run,
+        Command::ArchiveGet => archive_get::run,
+        Command::ArchivePush => archive_push::run,
+        Command::Backup => backup::run,
+        Command::Check => check::run,
+        Command::StanzaCreate => stanza::create,
+        Command::StanzaDelete => stanza::delete,
+        Command::StanzaUpgrade => stanza::upgrade,
+        Command::Clone => clone::run,
+        Command::Completion => completion::run,
+        Command::Diff => diff::run,
+        Command::Drill => drill::run,
+        Command::Expire => expire::run,
+        Command::Extract => extract::run,
+        Command::Help => help::run,
+        Command::Info => info::run,
+        Command::Mount => mount::run,
+        Command::Repair => repair::run,
+        Command::RepoGet => repo_files::get,
+        Command::RepoLs => repo_files::list,
+        Command::RepoStats => repo_stats::run,
+        Command::Restore => restore::run,
+        Command::Start => start::run,
+        Command::Stop => stop::run,
+        Command::Verify => verify::run,
+        Command::Version => version::run,
     }
 }
 

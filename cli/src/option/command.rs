@@ -115,8 +115,6 @@ pub struct CommandDef {
     pub log_file: bool,
     /// Exit statuses worth knowing, beyond those of options and configuration.
     pub statuses: &'static [u8],
-    /// Present in this version.
-    pub available: bool,
 }
 
 impl Command {
@@ -170,7 +168,6 @@ const fn row(command: Command, name: &'static str, help: &'static str, stanza: S
         announces: true,
         log_file: true,
         statuses: &[],
-        available: true,
     }
 }
 
@@ -199,11 +196,6 @@ impl CommandDef {
 
     const fn fileless(mut self) -> Self {
         self.log_file = false;
-        self
-    }
-
-    const fn later(mut self) -> Self {
-        self.available = false;
         self
     }
 }

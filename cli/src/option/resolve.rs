@@ -143,7 +143,7 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, OptionError> {
     let mut draft = Draft::new(invocation, command);
     draft.role = role;
     if command == Command::Completion {
-        check_params(command, &params)?;
+        check_params(command, role, &params)?;
     }
     if matches!(command, Command::Completion | Command::Help | Command::Version) {
         draft.lenient = true;
@@ -190,21 +190,14 @@ fn command_of(line: &Line) -> Result<(Command, Role, Vec<OsString>), OptionError
     if line.help && command != Command::Help {
         return Ok((Command::Help, Role::Main, vec![command.name().into()]));
     }
-    if !command.def().available {
-        let message = format!("command '{name}' does not exist in this version");
-        return Err(OptionError::new(Status::COMMAND_INVALID, message));
-    }
     Ok((command, role, rest.to_vec()))
 }
 
 /// Commands that a mistyped one may have meant.
 fn near(name: &str) -> String {
     let start = name.get(..3).unwrap_or(name);
-    let like: Vec<_> = COMMANDS
-        .iter()
-        .filter(|c| c.available && !start.is_empty() && c.name.contains(start))
-        .map(|c| c.name)
-        .collect();
+    let like: Vec<_> =
+        COMMANDS.iter().filter(|c| !start.is_empty() && c.name.contains(start)).map(|c| c.name).collect();
     match like.as_slice() {
         [] => "'help' lists the commands".to_owned(),
         some => format!("did you mean {}?", some.join(" or ")),

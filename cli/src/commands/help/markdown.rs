@@ -27,7 +27,7 @@ that before files, those before defaults. `<N>` is 1 to 256. A secret is refused
 pub(super) fn reference(program: &Program) -> String {
     let mut text = HEAD.to_owned();
     text.push_str("\n## Commands\n");
-    for command in COMMANDS.iter().filter(|c| c.available) {
+    for command in COMMANDS {
         of_command(&mut text, program, command.command);
     }
     text.push_str("\n## Options\n");
@@ -81,7 +81,7 @@ fn shown() -> Vec<&'static Def> {
 }
 
 fn takers(def: &Def) -> Vec<&'static str> {
-    COMMANDS.iter().filter(|c| c.available && def.is_valid_for(c.command)).map(|c| c.name).collect()
+    COMMANDS.iter().filter(|c| def.is_valid_for(c.command)).map(|c| c.name).collect()
 }
 
 fn row(text: &mut String, program: &Program, def: &Def) {
@@ -91,7 +91,7 @@ fn row(text: &mut String, program: &Program, def: &Def) {
     };
     let (mut value, mut defaults) = (kind(def.ty), default(def.default));
     for over in def.overrides {
-        let of = COMMANDS.iter().filter(|c| c.available && over.commands & c.command.bit() != 0).map(|c| c.name);
+        let of = COMMANDS.iter().filter(|c| over.commands & c.command.bit() != 0).map(|c| c.name);
         let of = of.collect::<Vec<_>>().join(", ");
         if over.ty != def.ty {
             let _ = write!(value, "; of {of}: {}", kind(over.ty));
@@ -119,7 +119,7 @@ fn row(text: &mut String, program: &Program, def: &Def) {
 
 /// The commands that take it, by what is shorter.
 fn commands(def: &Def) -> String {
-    let (takers, all) = (takers(def), COMMANDS.iter().filter(|c| c.available));
+    let (takers, all) = (takers(def), COMMANDS.iter());
     let others: Vec<_> = all.map(|c| c.name).filter(|name| !takers.contains(name)).collect();
     match (takers.len() > MANY, others.is_empty()) {
         (false, _) => takers.join(", "),
@@ -132,7 +132,7 @@ fn commands(def: &Def) -> String {
 fn about(def: &Def) -> String {
     let mut parts = vec![def.help.to_owned()];
     for (commands, meaning) in def.meanings {
-        let of = COMMANDS.iter().filter(|c| c.available && commands & c.command.bit() != 0).map(|c| c.name);
+        let of = COMMANDS.iter().filter(|c| commands & c.command.bit() != 0).map(|c| c.name);
         parts.push(format!("of {}: {meaning}", of.collect::<Vec<_>>().join(", ")));
     }
     if def.secret {
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn every_command_and_option_that_help_shows_is_in_it() {
         let text = super::reference(&PGKEEP);
-        for command in crate::option::command::COMMANDS.iter().filter(|c| c.available) {
+        for command in crate::option::command::COMMANDS {
             assert!(text.contains(&format!("\n### {}\n", command.name)), "{}", command.name);
             for def in crate::option::options_of(command.command) {
                 assert!(text.contains(&format!("\n| `{}` | ", super::typed_name(def))), "{}", def.name);
