@@ -150,7 +150,10 @@ pub fn run(
         }
     }
     let known: HashSet<_> = backups.iter().map(|b| b.session).collect();
-    let late: Vec<Backup> = repository.backups(stanza)?.into_iter().filter(|b| !known.contains(&b.session)).collect();
+    let (late, mut problems) = repository.backups_beside(stanza, &known)?;
+    if let Some(e) = problems.pop() {
+        return Err(e);
+    }
 
     // 5. WAL.
     let current = current.archive_id();

@@ -72,10 +72,18 @@ impl Repository {
     /// # Errors
     /// What the store said while listing, and of the newest generation.
     pub fn backups_readable(&self, stanza: &str) -> Result<(Vec<Backup>, Vec<Error>)> {
+        self.backups_beside(stanza, &HashSet::new())
+    }
+
+    /// As [`Self::backups_readable`], without those of these sessions, which are not read again.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn backups_beside(&self, stanza: &str, known: &HashSet<SessionId>) -> Result<(Vec<Backup>, Vec<Error>)> {
         let mut names = Vec::new();
         self.store.list(&layout::backups(stanza), Depth::All, &mut |l| {
             // What others leave there, such as `.nfs` files, is none of ours.
-            if layout::parse_backup(stanza, &l.key).is_some() {
+            if layout::parse_backup(stanza, &l.key).is_some_and(|session| !known.contains(&session)) {
                 names.push(l.key);
             }
         })?;
