@@ -6,7 +6,7 @@
 //! what is archived under a name is this server's. These take no lock.
 //!
 //! With `archive-async` a process in the background, which holds the stanza's archive lock, does the same for all that the
-//! server has ready ([`push_ahead`]) or will ask for next ([`get_ahead`]). What it has done is in the [`spool`], and [`queue`].
+//! server has ready ([`push_ahead()`]) or will ask for next ([`get_ahead()`]). What it has done is in the [`spool`], and [`queue`].
 //! Who is asked for a file finds it there ([`look`], [`Queue::take`]).
 //!
 //! Both take repositories as they came out of opening: one that could not be opened is a [`Configured`] with its error,

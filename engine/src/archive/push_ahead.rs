@@ -24,6 +24,7 @@ use crate::{Error, Result};
 use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::wal::WalSegmentSize;
 use rayon::ThreadPool;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -92,12 +93,15 @@ pub fn push_ahead(
     let pool = super::pool(options.workers)?;
     let mut report = PushAheadReport::default();
     let mut left = options.batch_bytes;
+    // Marks go a moment after words are passed on: what this run has dealt with is not taken up again.
+    let mut done = HashSet::new();
     loop {
         lock::check_stopped(&options.push.lock_path, Some(&options.push.stanza))?;
         let control = options.push.pg_path.as_deref().map(|path| read_control(path).map(|c| c.fields)).transpose()?;
         let size = control.as_ref().map_or(WalSegmentSize::DEFAULT, |c| c.wal_segment_size);
         let binding = Binding::new(&options.push.stanza, control.as_ref(), &options.repositories);
-        let pending = pending(options, &binding)?;
+        let mut pending = pending(options, &binding)?;
+        pending.retain(|name| !done.contains(name));
         let (Some(first), Some(last)) = (pending.first(), pending.last()) else { break };
         let queued = (pending.len() as u64).saturating_mul(size.bytes());
         if options.push.queue_max.is_some_and(|max| queued > max) {
@@ -126,6 +130,7 @@ pub fn push_ahead(
         let (pushed, failed) = run.push(batch, size)?;
         report.pushed += pushed;
         report.failed += failed;
+        done.extend(batch.iter().cloned());
         left = left.saturating_sub(pushed.saturating_mul(size.bytes()));
         let is_full = batch.len() < pending.len() || left < size.bytes();
         if failed > 0 || pushed == 0 || is_full || begun.elapsed() > LOOKS_FOR {

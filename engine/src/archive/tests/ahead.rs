@@ -224,6 +224,26 @@ fn a_lost_reply_is_no_word() {
     assert!(rig.look(&name).is_some() && rig.error(&name).is_none());
 }
 
+#[test]
+fn what_was_acknowledged_a_moment_ago_is_not_pushed_again_by_the_same_run() {
+    // The word is taken as soon as it is there, and the mark stays for a while.
+    let (rig, (_, repositories)) = (Rig::new(), one(Version::V16));
+    let name = rig.ready(3, 1);
+    let word_taken = Cancel::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while rig.look(&name).is_none() && !word_taken.is_cancelled() {
+                std::thread::yield_now();
+            }
+        });
+        let report = rig.push(&repositories);
+        word_taken.cancel();
+        assert_eq!(report.unwrap().pushed, 1);
+    });
+    let again = rig.look(&name).is_some_and(|status| !status.message.is_empty());
+    assert!(!again, "it was pushed a second time");
+}
+
 fn get_options(rig: &Rig, name: &str, segments: u64) -> GetAheadOptions {
     GetAheadOptions {
         get: GetOptions {
