@@ -94,6 +94,10 @@ fn an_operator_makes_backs_up_restores_and_replicates() {
 
     // To a time, in a new place, WAL on a volume of its own.
     pod.cluster.psql("INSERT INTO happened VALUES (2)");
+    // Backups end at whole seconds, and a time to go to is behind one of them.
+    let info = pod.ok("pgbackrest info --output=json").json();
+    let stop = info[0]["backup"][1]["timestamp"]["stop"].as_i64().unwrap();
+    pod.cluster.wait_for(&format!("SELECT clock_timestamp() > to_timestamp({stop}) + interval '1 second'"));
     let time = pod.cluster.psql("SELECT clock_timestamp()::text");
     pod.cluster.psql("INSERT INTO happened VALUES (3)");
     let archived = pod.cluster.switch_wal();

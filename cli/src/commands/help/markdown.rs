@@ -39,6 +39,10 @@ pub(super) fn reference(program: &Program) -> String {
         for def in shown().into_iter().filter(|def| heading_of(def) == heading) {
             row(&mut text, program, def);
         }
+        for def in shown().into_iter().filter(|def| heading_of(def) == heading && !def.more.is_empty()) {
+            let _ = writeln!(text, "\n`{}`:\n", typed_name(def));
+            def.more.iter().for_each(|more| _ = writeln!(text, "- {}", escaped(more)));
+        }
     }
     text
 }
@@ -139,8 +143,8 @@ fn about(def: &Def) -> String {
         parts.push("secret".to_owned());
     }
     if let Some(depend) = def.depend {
-        let how = if depend.values.is_empty() { String::new() } else { format!("={}", depend.values.join(" or ")) };
-        parts.push(format!("counts only with `{}{how}`", typed_name(depend.on.def())));
+        let how = if depend.values.is_empty() { String::new() } else { format!(" {}", depend.values.join(" or ")) };
+        parts.push(format!("counts only with `{}`{how}", typed_name(depend.on.def())));
     }
     if !def.aliases.is_empty() {
         parts.push(format!("old names: `{}`", def.aliases.join("`, `").replace('?', "N")));
