@@ -31,6 +31,9 @@ fn standby_of(world: &World, name: &str, spaces: &[(PathBuf, PathBuf)]) -> Clust
     let out = copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync"]).output().expect("cannot run pg_basebackup");
     assert!(out.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&out.stderr));
     let mut standby = Cluster::adopt(primary.major(), &data);
+    // What pg_basebackup writes is for its own libpq, which need not be the server's.
+    let socket = primary.socket_dir().display();
+    standby.override_setting("primary_conninfo", &format!("host={socket} port={port} user=postgres"));
     standby.start();
     standby
 }
