@@ -8,7 +8,7 @@
 //! index, the chunk table and the references are real and terabytes of pages are not.
 
 use crate::commit_record;
-use pgkeep_engine::backup::{self, BackupOptions};
+use pgkeep_engine::backup::{self, BackupOptions, StandbyUse};
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::Unlock;
 use pgkeep_engine::observe::{Cancel, Silent};
@@ -171,8 +171,11 @@ impl Ground {
     pub fn backup_files(&self, backup_type: BackupType) -> u64 {
         let options = BackupOptions {
             stanza: STANZA.to_owned(),
+            key: 1,
             pgdata: self.path("data"),
             server: None,
+            others: Vec::new(),
+            standby: StandbyUse::No,
             backup_type,
             delta: false,
             force: false,

@@ -1,7 +1,7 @@
 //! From options to open repositories and reachable servers.
 
 use crate::error::Failure;
-use crate::option::{Cipher, Command, Opt, Repo, Settings};
+use crate::option::{Cipher, Command, Opt, Pg, Repo, Settings};
 use pgkeep_engine::archive::Configured;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::{KeyFile, Passphrase, Unlock};
@@ -158,7 +158,11 @@ pub(crate) fn targets(settings: &Settings) -> Result<Vec<RepoTarget>, Failure> {
 
 /// How to reach the server of the first cluster.
 pub(crate) fn server(settings: &Settings) -> ConnectOptions {
-    let pg = settings.pg(1);
+    server_of(settings, settings.pg(1))
+}
+
+/// How to reach the server of a cluster.
+pub(crate) fn server_of(settings: &Settings, pg: Pg<'_>) -> ConnectOptions {
     ConnectOptions {
         host: None,
         socket_path: pg.socket_path().map(Path::to_path_buf),
@@ -175,9 +179,16 @@ pub(crate) fn server(settings: &Settings) -> ConnectOptions {
 /// # Errors
 /// `OptionRequired` if it is not configured.
 pub(crate) fn pgdata(settings: &Settings) -> Result<PathBuf, Failure> {
-    let path = settings.pg(1).path();
-    let missing = || Error::refused(Kind::OptionRequired, "option pg1-path is required");
-    Ok(path.ok_or_else(missing)?.to_path_buf())
+    pgdata_of(settings.pg(1))
+}
+
+/// Data directory of a cluster.
+///
+/// # Errors
+/// `OptionRequired` if it is not configured.
+pub(crate) fn pgdata_of(pg: Pg<'_>) -> Result<PathBuf, Failure> {
+    let missing = || Error::refused(Kind::OptionRequired, format!("option pg{}-path is required", pg.key()));
+    Ok(pg.path().ok_or_else(missing)?.to_path_buf())
 }
 
 fn store(settings: &Settings, local: LocalStore) -> Arc<dyn Store> {

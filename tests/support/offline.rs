@@ -16,7 +16,7 @@ pub use invariants::{Ledger, chunk_ids, invariants, rebuild};
 pub use tree::{Kept, Tree, read_back};
 
 use pgkeep_engine::Result;
-use pgkeep_engine::backup::{self, BackupOptions, BackupReport};
+use pgkeep_engine::backup::{self, BackupOptions, BackupReport, StandbyUse};
 use pgkeep_engine::clock::{Clock, SystemClock};
 use pgkeep_engine::crypto::Unlock;
 use pgkeep_engine::limit::Limits;
@@ -156,8 +156,11 @@ impl World {
     pub fn options(&self, backup_type: BackupType) -> BackupOptions {
         BackupOptions {
             stanza: STANZA.to_owned(),
+            key: 1,
             pgdata: self.cluster.path().to_path_buf(),
             server: None,
+            others: Vec::new(),
+            standby: StandbyUse::No,
             backup_type,
             delta: false,
             force: false,

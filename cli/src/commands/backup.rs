@@ -3,15 +3,18 @@
 use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::Opt;
+use crate::option::{Opt, Pg, Settings};
 use crate::size::{cpus, human_size};
 use crate::{VERSION, repos, zone};
-use pgkeep_engine::backup::{self, BackupOptions, Deltas};
+use pgkeep_engine::backup::{self, BackupOptions, Deltas, Place, StandbyUse};
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::limit::Limits;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::repo::records::BackupType;
 use std::num::NonZero;
+
+/// Number of the cluster that is always configured.
+const FIRST: u16 = 1;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
@@ -20,8 +23,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let repository = repos::open(settings, repo)?;
     let options = BackupOptions {
         stanza: settings.stanza_name().to_owned(),
+        key: FIRST,
         pgdata: repos::pgdata(settings)?,
         server: settings.flag(Opt::Online).then(|| repos::server(settings)),
+        others: others(settings)?,
+        standby: standby(settings),
         backup_type: match settings.text(Opt::Type) {
             Some("full") => BackupType::Full,
             Some("diff") => BackupType::Diff,
@@ -71,5 +77,21 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         super::expire::after_backup(context, repo, &repository)
     } else {
         Ok(Status::OK)
+    }
+}
+
+/// The clusters beside the first.
+fn others(settings: &Settings) -> Result<Vec<Place>, Failure> {
+    let place =
+        |pg: Pg<'_>| Ok(Place { key: pg.key(), pgdata: repos::pgdata_of(pg)?, server: repos::server_of(settings, pg) });
+    settings.pgs().filter(|pg| pg.key() != FIRST).map(place).collect()
+}
+
+/// What option `backup-standby` asks for.
+pub(super) fn standby(settings: &Settings) -> StandbyUse {
+    match settings.text(Opt::BackupStandby) {
+        Some("y") => StandbyUse::Required,
+        Some("prefer") => StandbyUse::Prefer,
+        _ => StandbyUse::No,
     }
 }

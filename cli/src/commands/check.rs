@@ -1,11 +1,12 @@
 //! `check`: configuration, server and archive, of one stanza or of all that are configured.
 
-use super::Context;
+use super::{Context, backup};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{self, Opt, Settings};
 use crate::repos;
-use pgkeep_engine::check::{self, ArchiveCheck, CheckOptions, ServerRole};
+use pgkeep_engine::backup::StandbyUse;
+use pgkeep_engine::check::{self, ArchiveCheck, CheckOptions, CheckReport, ServerRole};
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::observe::Cancel;
 use pgkeep_engine::pg::server::Connection;
@@ -30,7 +31,6 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
 }
 
 fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
-    let pgdata = repos::pgdata(settings)?;
     let archive_check = match (settings.flag(Opt::ArchiveCheck), settings.flag(Opt::ArchiveModeCheck)) {
         (false, _) => ArchiveCheck::Off,
         (true, false) => ArchiveCheck::AnyMode,
@@ -38,17 +38,57 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
     };
     let program = settings.exe().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let names = ["pgkeep", "pgbackrest", program.as_str()];
-    let options = CheckOptions {
-        stanza: settings.stanza_name(),
-        pgdata: &pgdata,
-        port: settings.pg(1).port(),
-        program_names: &names,
-        archive_check,
-        archive_timeout: settings.time(Opt::ArchiveTimeout),
-    };
-    let mut server = Connection::open(&repos::server(settings), "check", cancel).map_err(Error::from)?;
+    let mut servers = Vec::new();
+    let mut unreachable = None;
+    let alone = settings.pgs().count() == 1;
+    for pg in settings.pgs() {
+        match Connection::open(&repos::server_of(settings, pg), "check", cancel).map_err(Error::from) {
+            Ok(server) => servers.push((pg, server)),
+            Err(e) if e.kind() == Kind::DbConnect && !alone => {
+                tracing::warn!("pg{} is passed over: {}", pg.key(), e.chain());
+                unreachable.get_or_insert(e);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if let (true, Some(e)) = (servers.is_empty(), unreachable) {
+        return Err(e.into());
+    }
     let repositories = repos::open_all(settings)?;
-    let report = check::run(&mut server, &repositories, &options, &SystemClock, cancel)?;
+    let (mut primary, mut standby) = (None, None);
+    for (pg, server) in &mut servers {
+        let pgdata = repos::pgdata_of(*pg)?;
+        let options = CheckOptions {
+            stanza: settings.stanza_name(),
+            pgdata: &pgdata,
+            port: pg.port(),
+            program_names: &names,
+            archive_check,
+            archive_timeout: settings.time(Opt::ArchiveTimeout),
+        };
+        let report = check::run(server, &repositories, &options, &SystemClock, cancel)?;
+        tell(&report);
+        if report.role == ServerRole::Standby {
+            standby.get_or_insert(pg.key());
+        } else if let Some(other) = primary.replace(pg.key()) {
+            let text = format!("pg{other} and pg{} are both primaries: a stanza has one", pg.key());
+            return Err(Error::refused(Kind::DbConnect, text).into());
+        }
+    }
+    match backup::standby(settings) {
+        StandbyUse::Required if standby.is_none() => {
+            let text = "no running standby was found among the clusters configured, to copy files from";
+            Err(Error::refused(Kind::DbConnect, text).into())
+        }
+        StandbyUse::Prefer if standby.is_none() => {
+            tracing::warn!("no running standby was found: backups copy all files from the primary");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn tell(report: &CheckReport) {
     if report.role == ServerRole::Standby {
         tracing::info!("switch wal not performed because this is a standby");
     }
@@ -63,5 +103,4 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
             );
         }
     }
-    Ok(())
 }

@@ -126,7 +126,7 @@ fn option<'a>(
                 return Err(invalid(format!("option '--{name}' takes no value")));
             }
             match (form, def.ty) {
-                (Written::Negated, Type::Bool) => Written::Value("n".to_owned()),
+                (Written::Negated, ty) if ty.is_switch() => Written::Value("n".to_owned()),
                 (Written::Negated, _) if !def.negate => {
                     return Err(invalid(format!("option '{shown}' cannot be negated")));
                 }
@@ -144,7 +144,7 @@ fn option<'a>(
         }
         None => {
             let text = match (value, def.ty) {
-                (None, Type::Bool) => Some(OsStr::new("y")),
+                (None, ty) if ty.is_switch() => Some(OsStr::new("y")),
                 (None, _) => next(),
                 (value, _) => value,
             };
@@ -197,6 +197,8 @@ mod tests {
             ("archive-push pg_wal/x --log-level-c=info", "archive-push pg_wal/x | log-level-console=info"),
             ("--pg2-path=/x --reset-pg1-host --db-path=/y", " | pg2-path=/x pg1-host:Reset pg1-path=/y"),
             ("--no-config info", "info | config:Negated"),
+            ("--backup-standby backup --no-backup-standby", "backup | backup-standby=y backup-standby=n"),
+            ("--backup-standby=prefer backup", "backup | backup-standby=prefer"),
             ("--set --type restore", "restore | set=--type"),
             (
                 "--stanza=S --set=L clone create --dir D --mountpoint M",

@@ -258,7 +258,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[26, 55, 63, 75, 95])
         .quiet(),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
-        .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 58, 61, 63, 64, 70, 73, 75, 76, 78, 95, 100, 122]),
+        .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 58, 61, 63, 64, 70, 73, 75, 76, 78, 80, 81, 95, 100, 122]),
     row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required)
         .ends(&[28, 40, 47, 50, 56, 57, 58, 62, 64, 95, 103, 104]),
     row(C::StanzaDelete, "stanza-delete", "Remove a stanza from one repository.", Required).ends(&[38, 50, 55, 60, 95]),

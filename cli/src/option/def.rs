@@ -41,6 +41,13 @@ impl Type {
     pub fn is_multi(self) -> bool {
         matches!(self, Self::List | Self::Hash)
     }
+
+    /// True when the name alone stands for `y`, and with `no-` in front for `n`: of a boolean, and of words with these two
+    /// among them.
+    #[must_use]
+    pub fn is_switch(self) -> bool {
+        matches!(self, Self::Bool) || matches!(self, Self::Enum(words) if words.contains(&"y") && words.contains(&"n"))
+    }
 }
 
 /// Whether an option is numbered.

@@ -335,7 +335,7 @@ options! {
     // Backup.
     Annotation "annotation" "note to keep with the backup, key=value" = Def::new(Type::Hash, None).on(ANNOTATE | BACKUP).typed();
     BackupStandby "backup-standby" "copy most files from a standby"
-        = word(&["n", "prefer", "y"], "n").on(BACKUP | CHECK).ignored("files are copied from the primary");
+        = word(&["n", "prefer", "y"], "n").on(BACKUP | CHECK);
     ChecksumPage "checksum-page" "check page checksums (default: if the cluster has them)" = Def::new(Type::Bool, None).on(BACKUP);
     CpuLimit "cpu-limit" "CPU time to use at most: a share of all CPUs, 50%, or a number of them, 1.5"
         = Def::new(Type::Cpus, None).on(BACKUP);

@@ -1,23 +1,25 @@
 //! The cluster to be backed up: that it is the one configured, and the stanza's.
 
 use super::BackupOptions;
+use super::servers::{self, Servers};
+use super::standby::{Standby, StandbyUse};
 use crate::check;
 use crate::observe::Cancel;
 use crate::pg::datadir;
-use crate::pg::identity::ClusterIdentity;
 use crate::pg::server::{Connection, Database, Tablespace};
 use crate::repository::Repository;
 use crate::{Error, Kind, Result};
-use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::version::Version;
 use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
 use pgkeep_formats::repo::records::StanzaHistory;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What must be known of the cluster, from the server and from `pg_control`.
 pub(super) struct Cluster {
+    /// Its data directory; of a running one the primary's.
+    pub(super) pgdata: PathBuf,
     pub(super) version: Version,
     pub(super) system_identifier: u64,
     pub(super) checksums: bool,
@@ -30,8 +32,12 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Looks at the cluster and, unless it is backed up as a stopped one, connects to its server.
-    pub(super) fn look(options: &BackupOptions, cancel: &Cancel) -> Result<(Self, Option<Connection>)> {
+    /// Looks at the cluster and, unless it is backed up as a stopped one, connects to its primary and, if files are to be
+    /// copied from there, a standby.
+    pub(super) fn look(
+        options: &BackupOptions,
+        cancel: &Cancel,
+    ) -> Result<(Self, Option<Connection>, Option<Standby>)> {
         let Some(server) = &options.server else {
             if datadir::is_running(&options.pgdata)? && !options.force {
                 return Err(Error::refused(
@@ -42,26 +48,27 @@ impl Cluster {
             if !options.force {
                 refuse_unrecovered(&options.pgdata)?;
             }
-            return Ok((Self::new(&datadir::read_control(&options.pgdata)?.fields), None));
+            if options.standby != StandbyUse::No {
+                tracing::warn!("option backup-standby has no effect on the backup of a stopped server");
+            }
+            return Ok((Self::of(&options.pgdata)?, None, None));
         };
-        let mut connection = Connection::open(server, "backup", cancel)?;
-        let (_, found) = ClusterIdentity::of_server(&mut connection, &options.pgdata, server.port)?;
-        if found.in_recovery {
-            return Err(Error::refused(Kind::DbMismatch, "the server is a standby: back up its primary"));
-        }
+        let Servers { pgdata, mut connection, identity: found, standby } = servers::find(options, server, cancel)?;
         // Now and not after the copying: what the backup needs would never arrive.
         if options.archive_check {
             check::archives(&found)
                 .map_err(|e| e.during("a backup of a running server needs the WAL written meanwhile"))?;
         }
-        let mut cluster = Self::new(&datadir::read_control(&options.pgdata)?.fields);
+        let mut cluster = Self::of(&pgdata)?;
         cluster.timeline = found.timeline;
         (cluster.databases, cluster.tablespaces) = (connection.databases()?, connection.tablespaces()?);
-        Ok((cluster, Some(connection)))
+        Ok((cluster, Some(connection), standby))
     }
 
-    fn new(control: &ControlFile) -> Self {
-        Self {
+    fn of(pgdata: &Path) -> Result<Self> {
+        let control = datadir::read_control(pgdata)?.fields;
+        Ok(Self {
+            pgdata: pgdata.to_owned(),
             version: control.version,
             system_identifier: control.system_identifier,
             checksums: control.has_page_checksums(),
@@ -71,7 +78,7 @@ impl Cluster {
             timeline: control.timeline,
             databases: Vec::new(),
             tablespaces: Vec::new(),
-        }
+        })
     }
 
     /// The stanza's current history entry, which must be this cluster's.

@@ -111,7 +111,7 @@ impl Dispatcher<'_> {
         self.flush(&mut state)
     }
 
-    fn entry(&self, state: &mut State, entry: datadir::Entry) -> Result<()> {
+    fn entry(&self, state: &mut State, mut entry: datadir::Entry) -> Result<()> {
         let path = path_text(&entry.path)?;
         if self.plan.is_late(&path) {
             return Ok(());
@@ -140,6 +140,11 @@ impl Dispatcher<'_> {
                 return self.send_unchanged(state, built, record);
             }
         }
+        let redirected = match &self.plan.standby {
+            Some(standby) => standby.redirect(&built.path, &mut entry)?,
+            None => false,
+        };
+        let padded_to = if redirected { entry.size } else { 0 };
         let pages = self.plan.pages_of(&built.path, entry.size);
         let unit = if pages.is_some() || is_paged(&built.path, entry.size, self.plan.page_size) {
             self.plan.page_size
@@ -148,7 +153,7 @@ impl Dispatcher<'_> {
         };
         let mut built = BuiltEntry { unit, ..built };
         if entry.size <= INLINE_BYTES_MAX as u64 && unit == 1 {
-            return match read_small(&entry)? {
+            return match read_small(&entry, padded_to)? {
                 Some(bytes) => {
                     self.shared.limits.charge(bytes.len());
                     self.shared.read.fetch_add(bytes.len() as u64, AtomicOrdering::Relaxed);
@@ -166,13 +171,13 @@ impl Dispatcher<'_> {
         if entry.size <= POOL_FILE_MAX {
             let earlier = earlier.filter(|_| unit == self.plan.page_size);
             let size = entry.size as usize;
-            return self.pool(state, built, PoolFile { source: entry.source, pages, size, earlier });
+            return self.pool(state, built, PoolFile { source: entry.source, pages, size, padded_to, earlier });
         }
         let Some(file) = RegionReader::open(&entry.source, pages)? else {
             vanished(&built.path);
             return Ok(());
         };
-        let file = Arc::new(file.limited(&self.shared.limits));
+        let file = Arc::new(file.limited(&self.shared.limits).padded_to(padded_to));
         let first = state.sequence;
         let count = entry.size.div_ceil(TASK_BYTES_MAX as u64);
         // The item goes first: tasks of one file may be more than there are permits.
@@ -332,8 +337,10 @@ fn is_paged(path: &str, size: u64, page_size: u32) -> bool {
 }
 
 /// A file small enough to keep in its entry; `None` if it has vanished.
-fn read_small(entry: &datadir::Entry) -> Result<Option<Vec<u8>>> {
-    let Some(reader) = RegionReader::open(&entry.source, None)? else { return Ok(None) };
+fn read_small(entry: &datadir::Entry, padded_to: u64) -> Result<Option<Vec<u8>>> {
+    let Some(reader) = RegionReader::open(&entry.source, None)?.map(|r| r.padded_to(padded_to)) else {
+        return Ok(None);
+    };
     let mut bytes = vec![0; entry.size as usize];
     let region = reader.read(0, &mut bytes)?;
     bytes.truncate(region.len);

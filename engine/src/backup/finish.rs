@@ -14,6 +14,7 @@ use pgkeep_formats::pg::label::BackupLabelFile;
 use pgkeep_formats::pg::wal::WalSegment;
 use pgkeep_formats::repo::manifest::{LATE_BYTES_MAX, Node, path_cmp};
 use pgkeep_formats::repo::records::{LinkRef, TablespaceRef};
+use std::path::Path;
 use std::time::Duration;
 
 /// Where the WAL of this backup is archived, and how long to wait for it.
@@ -35,7 +36,7 @@ impl Wal<'_> {
         }
         names
             .iter()
-            .try_for_each(|name| check_own(self.repository, stanza, &self.archive_id, &self.options.pgdata, name))
+            .try_for_each(|name| check_own(self.repository, stanza, &self.archive_id, &self.cluster.pgdata, name))
     }
 
     /// The start of a backup ends a segment. If that one is not archived in time, hours of copying would be in vain.
@@ -74,7 +75,7 @@ impl Wal<'_> {
 
 /// `pg_control` and the label files, in path order.
 pub(super) fn late_entries(
-    options: &BackupOptions,
+    pgdata: &Path,
     control: &[u8],
     stop: Option<&BackupStop>,
     now: Duration,
@@ -92,7 +93,7 @@ pub(super) fn late_entries(
         extents: Vec::new(),
         bad_pages: Vec::new(),
     };
-    let (user, group) = owner(options)?;
+    let (user, group) = owner(pgdata)?;
     let mut out = vec![file("global/pg_control", control.to_vec(), &user, &group)];
     if let Some(stop) = stop {
         // What the server gives must be a label, or the restored cluster would start from the wrong checkpoint.
@@ -110,9 +111,9 @@ pub(super) fn late_entries(
     Ok(out)
 }
 
-fn owner(options: &BackupOptions) -> Result<(String, String)> {
+fn owner(pgdata: &Path) -> Result<(String, String)> {
     use std::os::unix::fs::MetadataExt;
-    let facts = std::fs::metadata(&options.pgdata).map_err(FileError::at("stat", &options.pgdata))?;
+    let facts = std::fs::metadata(pgdata).map_err(FileError::at("stat", pgdata))?;
     let names = datadir::names::Names::load();
     let user = names.user(facts.uid()).map_or_else(|| facts.uid().to_string(), str::to_owned);
     Ok((user, names.group(facts.gid()).map_or_else(|| facts.gid().to_string(), str::to_owned)))

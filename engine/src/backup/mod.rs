@@ -6,6 +6,7 @@
 //! - `gather`: changed pages together   - `old_pages`: what they can be encoded against   - `sequence`: order and packs
 //! - `stages`: how busy each of them was
 //! - `summaries`, `unread`: what WAL summaries spare reading
+//! - `servers`: which one is the primary   - `standby`: reading files from another one
 //!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
@@ -21,7 +22,9 @@ mod pages;
 mod parent;
 mod plan;
 mod sequence;
+mod servers;
 mod stages;
+mod standby;
 mod summaries;
 mod task;
 #[cfg(test)]
@@ -34,7 +37,10 @@ use self::old_pages::OldPages;
 pub use self::old_pages::{BASE_CACHE_BYTES, DeltaMode, Deltas};
 use self::plan::{Plan, Survey};
 use self::sequence::{Copied, Copy, UPLOADERS};
+pub use self::servers::Place;
 use self::stages::Stages;
+pub use self::standby::StandbyUse;
+use self::standby::{Files, Standby};
 use self::task::Shared;
 use crate::chunk::Gear;
 use crate::clock::Clock;
@@ -59,10 +65,16 @@ use std::time::Duration;
 pub struct BackupOptions {
     /// Stanza.
     pub stanza: String,
-    /// Data directory.
+    /// Number of the first cluster configured, in messages.
+    pub key: u16,
+    /// Its data directory.
     pub pgdata: PathBuf,
-    /// How to reach the server; `None` backs up a stopped cluster.
+    /// How to reach its server; `None` backs up a stopped cluster.
     pub server: Option<ConnectOptions>,
+    /// Further clusters configured. The primary and its standbys are found out among all of them.
+    pub others: Vec<Place>,
+    /// Whether files are copied from a standby.
+    pub standby: StandbyUse,
     /// Type asked for. Without a backup to build on it becomes a full.
     pub backup_type: BackupType,
     /// Compare content instead of trusting times of change.
@@ -134,7 +146,7 @@ pub fn run(
     let lock = Lock::acquire(&options.lock_path, &name, &options.exec_id)?;
 
     // 2. The cluster is the stanza's.
-    let (cluster, mut connection) = Cluster::look(options, cancel)?;
+    let (cluster, mut connection, standby) = Cluster::look(options, cancel)?;
     let history = cluster.history(repository, &options.stanza)?;
     let archive_id = history.archive_id();
     let wal_of = Wal { repository, options, cluster: &cluster, archive_id: archive_id.clone(), cancel, clock };
@@ -163,6 +175,7 @@ pub fn run(
     let mut session = WriterSession::begin(repository, &options.stanza, BACKUP, &options.host, clock)?;
     let result = (|| {
         let asked = clock.now();
+        let mut standby = standby;
         let start = match &mut connection {
             Some(connection) => {
                 let pace = if options.start_fast { CheckpointPace::Fast } else { CheckpointPace::Spread };
@@ -185,6 +198,15 @@ pub fn run(
         let full = prior.map(|p| label::full_of(&p.label));
         let start_time = start.as_ref().map_or(now, |s| s.time).as_secs() as i64;
         let label = label::make(backup_type, full, start_time, &options.zone, &existing)?;
+        if let (Some(found), Some(start), Some(connection)) = (&mut standby, &start, &mut connection) {
+            match found.wait(connection, start, options.archive_timeout, cancel) {
+                Err(e) if options.standby == StandbyUse::Prefer && e.kind() != Kind::Interrupted => {
+                    tracing::warn!("all files are copied from the primary: {}", e.chain());
+                    standby = None;
+                }
+                other => other?,
+            }
+        }
 
         // 5. Copy.
         let source = Arc::new(ChunkSource::new(
@@ -199,8 +221,8 @@ pub fn run(
         }
         // Only what is known of the prior can be trusted.
         let trusted = prior.filter(|_| earlier.is_prior);
-        let mut plan = make_plan(options, &cluster, start.as_ref())?;
-        let survey = plan::survey(&plan, earlier.prior(), now.as_secs() as i64, cancel)?;
+        let mut plan = make_plan(options, &cluster, start.as_ref(), standby.as_ref().map(Standby::files))?;
+        let survey = plan::survey(&plan, earlier.prior(), clock, cancel)?;
         plan.trusted_before =
             trusted.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
         // Manifests and the survey are read while the segment is on its way.
@@ -233,8 +255,16 @@ pub fn run(
             tracing::info!("WAL summaries spared reading {spared} of {} bytes", copied.size);
         }
 
+        let written = match (&mut standby, &start) {
+            (Some(standby), Some(start)) => Some(standby.written(start)?),
+            _ => None,
+        };
+        if let Some(files) = &plan.standby {
+            tracing::info!("{}", files.told());
+        }
+
         // 6. pg_control last, then the server's label files.
-        let control = datadir::read_control(&options.pgdata)?;
+        let control = datadir::read_control(&cluster.pgdata)?;
         let stop = match &mut connection {
             Some(connection) => {
                 tracing::info!("execute non-exclusive backup stop and wait for all WAL segments to archive");
@@ -248,7 +278,10 @@ pub fn run(
             }
             None => None,
         };
-        let late = late_entries(options, &control.bytes, stop.as_ref(), clock.now())?;
+        if let (Some(standby), Some(written), Some(stop)) = (&standby, &written, &stop) {
+            standby.check_end(written, stop.lsn)?;
+        }
+        let late = late_entries(&cluster.pgdata, &control.bytes, stop.as_ref(), clock.now())?;
         let late_bytes: u64 = late.iter().map(|e| e.size).sum();
 
         // 7. The WAL that makes it consistent is archived.
@@ -264,9 +297,9 @@ pub fn run(
         let summary = builder.finish(&mut session, late)?;
         let stop_time = stop.as_ref().map_or_else(|| clock.now(), |s| s.time).as_secs() as i64;
         tracing::info!("new backup label = {label}");
-        // What summaries spared reading is as it was when the backup started. A file changed between that and the
-        // copying is then newer than what is kept of it.
-        let copy_start = if plan.changed.is_some() { asked } else { now };
+        // What summaries spared reading is as it was when the backup started, and a standby's files may be. A file changed
+        // between that and the copying is then newer than what is kept of it.
+        let copy_start = if plan.changed.is_some() || plan.standby.is_some() { asked } else { now };
         Ok((start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source))
     })();
     let (start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source) =
@@ -337,10 +370,16 @@ fn unless_lost(error: Error, connection: &mut Option<Connection>) -> Error {
     }
 }
 
-fn make_plan(options: &BackupOptions, cluster: &Cluster, start: Option<&BackupStart>) -> Result<Plan> {
+fn make_plan(
+    options: &BackupOptions,
+    cluster: &Cluster,
+    start: Option<&BackupStart>,
+    standby: Option<Files>,
+) -> Result<Plan> {
     let exclude = Exclusions::parse(&options.exclude)?;
     Ok(Plan {
-        pgdata: options.pgdata.clone(),
+        pgdata: cluster.pgdata.clone(),
+        standby,
         walk: WalkOptions { version: cluster.version, online: start.is_some(), exclude, report: true },
         page_size: cluster.page_size,
         segment_blocks: cluster.segment_blocks,

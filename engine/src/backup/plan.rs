@@ -9,7 +9,9 @@
 //! not change is not (`unread`). Size and time decide about everything else.
 
 use super::dispatch::{link_text, parent_record, path_text};
+use super::standby::Files;
 use crate::Result;
+use crate::clock::Clock;
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, WalkOptions};
 use crate::pg::summaries::ChangedBlocks;
@@ -34,6 +36,8 @@ pub(super) const LATE: [&str; 3] = ["backup_label", "global/pg_control", "tables
 /// What all threads of a backup must know.
 pub(super) struct Plan {
     pub(super) pgdata: PathBuf,
+    /// Where most files are read, if not there.
+    pub(super) standby: Option<Files>,
     pub(super) walk: WalkOptions,
     pub(super) page_size: u32,
     pub(super) segment_blocks: u32,
@@ -73,8 +77,9 @@ pub(super) struct Survey {
     pub(super) distrust: Option<String>,
 }
 
-/// Looks at every file, without reading any, and compares with the prior. `now` is seconds since the Unix epoch.
-pub(super) fn survey(plan: &Plan, prior: Option<&Arc<Manifest>>, now: i64, cancel: &Cancel) -> Result<Survey> {
+/// Looks at every file, without reading any, and compares with the prior.
+pub(super) fn survey(plan: &Plan, prior: Option<&Arc<Manifest>>, clock: &dyn Clock, cancel: &Cancel) -> Result<Survey> {
+    let mut now = 0;
     let mut records = prior.map(|m| m.files().peekable());
     let mut survey = Survey::default();
     datadir::walk(&plan.pgdata, &plan.walk, cancel, |entry| {
@@ -90,6 +95,10 @@ pub(super) fn survey(plan: &Plan, prior: Option<&Arc<Manifest>>, now: i64, cance
             return Ok(());
         }
         let time = (entry.mtime, entry.mtime_nanos);
+        // The server goes on writing while its files are looked at: only what is later than this very moment is odd.
+        if entry.mtime > now + 1 {
+            now = clock.now().as_secs() as i64;
+        }
         if entry.mtime > now + 1 {
             survey.distrust = Some(format!("file '{path}' has a time in the future"));
         } else if let Some(then) = record.map(|r| r.entry) {

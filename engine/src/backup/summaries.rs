@@ -54,7 +54,7 @@ impl Ask<'_> {
         // A server that does not answer any more is noticed by whoever needs the answer.
         let mut state = || connection.summarizer().ok().flatten();
         let place = (&since, &until);
-        match summaries::find(&self.options.pgdata, place, geometry, &mut state, self.cancel, self.clock)? {
+        match summaries::find(&self.cluster.pgdata, place, geometry, &mut state, self.cancel, self.clock)? {
             Outcome::Unknown(reason) => Ok(unused(&reason)),
             Outcome::Known(changed) => {
                 tracing::info!(

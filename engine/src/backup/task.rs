@@ -35,6 +35,8 @@ pub(super) struct PoolFile {
     pub(super) source: PathBuf,
     pub(super) pages: Option<Pages>,
     pub(super) size: usize,
+    /// If not 0, the size it is given although it may be shorter.
+    pub(super) padded_to: u64,
     pub(super) earlier: Option<Arc<EarlierFile>>,
 }
 
@@ -450,7 +452,7 @@ impl<'a> Worker<'a> {
                 continue;
             };
             let room = buffer.get_mut(at..at + file.size).unwrap_or_default();
-            let reader = reader.limited(&self.shared.limits);
+            let reader = reader.limited(&self.shared.limits).padded_to(file.padded_to);
             let region = self.shared.stages.time(Activity::Read, || reader.read(0, room))?;
             self.shared.read.fetch_add(region.len as u64, Ordering::Relaxed);
             let end = region.len.next_multiple_of(unit_bytes).min(room.len());

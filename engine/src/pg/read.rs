@@ -69,6 +69,8 @@ pub struct RegionReader {
     /// Pages that stayed wrong so far.
     bad_pages: AtomicUsize,
     limits: Option<Arc<Limits>>,
+    /// Up to here there are zeros behind the end of the file.
+    padded_to: u64,
 }
 
 impl RegionReader {
@@ -90,13 +92,26 @@ impl RegionReader {
                 tracing::trace!("no advice for '{}': {e}", path.display());
             }
         }
-        Ok(Some(Self { file, path: path.to_path_buf(), pages, bad_pages: AtomicUsize::new(0), limits: None }))
+        Ok(Some(Self {
+            file,
+            path: path.to_path_buf(),
+            pages,
+            bad_pages: AtomicUsize::new(0),
+            limits: None,
+            padded_to: 0,
+        }))
     }
 
     /// Reads no faster than `limits` allow from now on, in smaller pieces, and no more once they end.
     #[must_use]
     pub fn limited(self, limits: &Arc<Limits>) -> Self {
         Self { limits: Some(Arc::clone(limits)), ..self }
+    }
+
+    /// Reads as if the file went on with zeros to this size, if it is shorter.
+    #[must_use]
+    pub fn padded_to(self, size: u64) -> Self {
+        Self { padded_to: size, ..self }
     }
 
     /// Lets the kernel fetch bytes that will be read soon, so that the disk works while others are looked at. Not if reading is
@@ -203,6 +218,11 @@ impl RegionReader {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(FileError::at("read", &self.path)(e).into()),
             }
+        }
+        let padded = self.padded_to.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        if let Some(behind) = buffer.get_mut(len..padded) {
+            behind.fill(0);
+            len = padded;
         }
         Ok(len)
     }

@@ -15,6 +15,7 @@ mod error;
 mod facts;
 mod options;
 mod password;
+mod standby;
 mod summarizer;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use error::ServerError;
 pub use facts::{ArchiveMode, Database, Identity, Tablespace};
 pub use options::ConnectOptions;
 pub use password::password_from_file;
+pub use standby::{Checkpoint, Written};
 pub use summarizer::SummarizerState;
 pub use tls::SslMode;
 
@@ -41,10 +43,10 @@ use postgres::{Client, NoTls, Row};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How long between two looks at a server that has not got where it must get.
+/// How long between two looks at whether a query is to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// A peer that is silent for this long while bytes are on their way to it is gone.
 const TCP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -306,55 +308,6 @@ impl Connection {
     /// As all queries; a standby refuses.
     pub fn switch_wal(&mut self) -> Result<String, ServerError> {
         self.one("switch the WAL segment", "select pg_walfile_name(pg_switch_wal())", &[], |r| r.try_get(0))
-    }
-
-    /// Whether the server is a primary now.
-    ///
-    /// # Errors
-    /// As all queries.
-    pub fn is_primary(&mut self) -> Result<bool, ServerError> {
-        self.one("ask whether the server is in recovery", "select not pg_is_in_recovery()", &[], |r| r.try_get(0))
-    }
-
-    /// Up to where a standby has replayed; `None` on a primary and before the first record.
-    ///
-    /// # Errors
-    /// As all queries.
-    pub fn replay_lsn(&mut self) -> Result<Option<Lsn>, ServerError> {
-        let sql = "select (pg_last_wal_replay_lsn() - '0/0')::bigint";
-        let lsn: Option<i64> = self.one("ask how far the standby has replayed", sql, &[], |r| r.try_get(0))?;
-        Ok(lsn.map(|l| Lsn(l.cast_unsigned())))
-    }
-
-    /// Waits until a standby has replayed `lsn`, the start of a backup on its primary, and has written what
-    /// it replayed before that to its files.
-    ///
-    /// The second half matters as much: WAL before the start is not replayed on restore, so pages changed
-    /// by it must not be in the standby's memory alone. A restart point at or after `lsn` says they are not.
-    ///
-    /// # Errors
-    /// [`ServerError::Timeout`] after `limit`, and as all queries. The user must be allowed to checkpoint.
-    pub fn wait_replay(&mut self, lsn: Lsn, limit: Duration) -> Result<(), ServerError> {
-        const DOING: &str = "wait for the standby to replay the start of the backup";
-        let started = Instant::now();
-        let pause = || match started.elapsed() < limit {
-            true => {
-                std::thread::sleep(POLL_INTERVAL);
-                Ok(())
-            }
-            false => Err(ServerError::Timeout { doing: DOING, limit }),
-        };
-        while self.replay_lsn()?.is_none_or(|replayed| replayed < lsn) {
-            pause()?;
-        }
-        loop {
-            self.run("checkpoint the standby", |c| c.batch_execute("checkpoint"))?;
-            let sql = "select (redo_lsn - '0/0')::bigint from pg_control_checkpoint()";
-            if self.lsn(DOING, sql, &[])? >= lsn {
-                return Ok(());
-            }
-            pause()?;
-        }
     }
 
     /// Asks the server for a sign of life, so that a long operation notices early that its session is gone.

@@ -6,3 +6,4 @@ mod chain;
 mod content;
 mod faults;
 mod refusals;
+mod standby;

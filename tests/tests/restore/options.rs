@@ -33,6 +33,9 @@ fn root_restores_owners_and_modes() {
         "--type=name",
         "--target-action=promote",
     ]);
+    // The WAL is no link in the backup, and becomes one.
+    let wal = world.path("wal of root");
+    command.arg(format!("--link-map=pg_wal={}", wal.display()));
     command.arg(format!("--target={}", mark.name)).arg(format!("--pg1-path={}", target.display())).arg("restore");
     let run = world.sandbox.finish(command);
     assert_eq!(run.code, Some(0), "{run}");
@@ -41,10 +44,11 @@ fn root_restores_owners_and_modes() {
         (m.uid(), m.gid(), m.mode() & 0o7777)
     };
     for name in
-        ["", "PG_VERSION", "base", "global/pg_control", "postgresql.conf", "odd", "pg_wal", "pg_wal/archive_status"]
+        ["", "PG_VERSION", "base", "global/pg_control", "postgresql.conf", "odd", "pg_wal/.", "pg_wal/archive_status"]
     {
         assert_eq!(facts(&target.join(name)), facts(&world.cluster.data_dir().join(name)), "'{name}'");
     }
+    assert_eq!(fs::read_link(target.join("pg_wal")).unwrap(), wal);
     for name in ["postgresql.auto.conf", "recovery.signal"] {
         assert_eq!(facts(&target.join(name)).0, facts(world.cluster.data_dir()).0, "{name}");
     }

@@ -176,6 +176,22 @@ fn a_file_truncated_while_a_page_is_read_again_ends_there() {
 }
 
 #[test]
+fn a_file_that_is_shorter_goes_on_with_zeros_as_far_as_asked() {
+    let content = page(0, Lsn(5), 1);
+    let file = file(&content);
+    let reader = RegionReader::open(file.path(), Some(pages(0))).unwrap().unwrap().padded_to(3 * SIZE as u64);
+    let mut buffer = vec![7; 4 * SIZE];
+    let region = reader.read(0, &mut buffer).unwrap();
+    assert_eq!(region, Region { len: 3 * SIZE, ..Region::default() });
+    assert!(buffer[..SIZE] == content && is_zero(&buffer[SIZE..3 * SIZE]) && buffer[3 * SIZE] == 7);
+    assert_eq!(reader.read(2 * SIZE as u64, &mut buffer).unwrap().len, SIZE);
+    assert_eq!(reader.read(3 * SIZE as u64, &mut buffer).unwrap().len, 0);
+    // Longer is not its concern: who reads says how much.
+    let reader = RegionReader::open(file.path(), None).unwrap().unwrap().padded_to(100);
+    assert_eq!(reader.read(0, &mut buffer).unwrap().len, SIZE);
+}
+
+#[test]
 fn a_limited_reader_reads_the_same_in_pieces_and_stops_with_its_limits() {
     let content: Vec<u8> = (0..24).flat_map(|block| page(block, Lsn(5), block as u8)).collect();
     let file = file(&content);

@@ -131,7 +131,8 @@ pub struct Commit {
     /// Whether the server was running.
     pub online: bool,
     /// When copying began, after the walk: a file changed shortly before may have changed again without showing it. Where
-    /// WAL summaries spared reading, when the backup was asked for: what was not read is as it was at its start.
+    /// WAL summaries spared reading, or files came from a standby, when the backup was asked for: what was not read, and what
+    /// the standby had not got yet, is as it was at its start.
     /// Nanoseconds since the Unix epoch.
     pub copy_start_nanos: u64,
 }
