@@ -187,7 +187,7 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
     let notes = repository.annotate(stanza, &mut backups)?;
     let detailed = options.set.is_some();
     let with_pin = |commit: Backup| {
-        let pinned_until = notes.get(&commit.session).and_then(|note| note.pinned_until);
+        let pinned_until = notes.of.get(&commit.session).and_then(|note| note.pinned_until);
         BackupInfo { repo_key: view.key, detailed, pinned_until, commit }
     };
     view.backups = backups.into_iter().map(with_pin).collect();
@@ -202,6 +202,7 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
             describe(&e)
         );
     }
+    problems.extend(notes.unreadable.into_iter().map(|(_, e)| e));
     match problems.pop() {
         Some(e) => Err(e),
         None if view.backups.is_empty() => Ok(Code::NoBackup),

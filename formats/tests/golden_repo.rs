@@ -218,7 +218,7 @@ fn expired() -> Expired {
 }
 
 fn heartbeat() -> Heartbeat {
-    Heartbeat { wal: Some(("17-2".into(), "000000030000000A000000FE".into())) }
+    Heartbeat { wal: Some(("17-2".into(), "000000030000000A000000FE".into())), without_wal: false }
 }
 
 fn drill() -> Drill {
@@ -361,6 +361,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("note-free.bin", Note { pinned_until: None, ..note() }.encode()),
         ("expired.bin", expired().encode()),
         ("heartbeat.bin", heartbeat().encode()),
+        ("heartbeat-offline.bin", Heartbeat { wal: None, without_wal: true }.encode()),
         ("drill.bin", drill().encode()),
         ("trace.bin", trace().encode()),
         ("commit.bin", commit().encode()),
@@ -411,6 +412,7 @@ fn samples_are_read_as_what_they_were() {
     is(Note::decode(&stored("note-free.bin")), Note { pinned_until: None, ..note() });
     is(Expired::decode(&stored("expired.bin")), expired());
     is(Heartbeat::decode(&stored("heartbeat.bin")), heartbeat());
+    is(Heartbeat::decode(&stored("heartbeat-offline.bin")), Heartbeat { wal: None, without_wal: true });
     is(Heartbeat::decode(&[]), Heartbeat::default());
     is(Drill::decode(&stored("drill.bin")), drill());
     is(Trace::decode(&stored("trace.bin")), trace());

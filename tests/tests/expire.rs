@@ -63,7 +63,7 @@ fn retention_takes_what_it_should_and_what_stays_restores() {
         let args = ["--repo1-retention-full=1", "--explain"];
         let dry = decided(&world, &args);
         assert_eq!(going(&dry), [&first, &second]);
-        assert_eq!(dry["backup"][1]["reason"], json!([format!("depends on {first}, which goes")]));
+        assert_eq!(dry["backup"][1]["reason"], json!([format!("was compared with {first}, which is not kept")]));
         let text = world.ok(["expire", "--repo1-retention-full=1", "--dry-run"]);
         assert!(text.messages("INFO").iter().any(|m| m.starts_with("[DRY-RUN] repo1: expire backup ")), "{text}");
         assert_eq!((archived(&world), world.labels().len()), (before.clone(), 4));

@@ -81,6 +81,11 @@ fn one(context: &Context<'_>, repo: Repo<'_>, label: &str, pin: Option<Pin>) -> 
         Ok(changed)
     };
     let changed = repository.change_note(stanza, backup, &mut change)?;
+    // An expire elsewhere may have been faster.
+    if !repository.visible(stanza)?.contains(&backup.session) {
+        let text = format!("backup set {label} has expired meanwhile");
+        return Err(Error::refused(Kind::BackupSetInvalid, text).into());
+    }
     tracing::info!(
         "repo{}: backup set '{label}' {}",
         repo.key(),

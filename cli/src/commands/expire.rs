@@ -29,6 +29,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         let outcome = repos::open(settings, repo).and_then(|repository| one(context, repo, &repository, ask));
         match outcome {
             Ok(report) => done.push((repo.key(), report)),
+            Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => return Err(e.into()),
             Err(e) => failed.push((repo.key(), e)),
         }
     }
@@ -54,6 +55,9 @@ pub(super) fn after_backup(context: &Context<'_>, repo: Repo<'_>, repository: &R
         }
         Err(e) => {
             tracing::info!("the backup is complete; what failed is to expire older ones");
+            if matches!(&e, Failure::Engine(e) if e.kind() == Kind::Interrupted) {
+                return Err(e);
+            }
             finish(vec![(repo.key(), e)], &[], Ask::Rules)
         }
     }
@@ -142,9 +146,6 @@ fn retention(settings: &Settings, repo: Repo<'_>) -> Retention {
 
 fn tell(key: u16, report: &ExpireReport, dry_run: bool, ask: Ask<'_>) {
     let dry = if dry_run { "[DRY-RUN] " } else { "" };
-    for (label, why) in report.expired() {
-        tracing::info!("{dry}repo{key}: expire backup {label} ({why})");
-    }
     let newest = report.backups.last();
     if let Some(newest) = newest.filter(|b| !b.fate.stays() && ask != Ask::Rules) {
         tracing::warn!("{dry}repo{key}: the newest backup, {}, has expired", newest.backup.label);
@@ -169,9 +170,6 @@ fn tell(key: u16, report: &ExpireReport, dry_run: bool, ask: Ask<'_>) {
 }
 
 fn tell_archive(place: &str, archive: &ArchiveFate) {
-    for (first, last) in &archive.removed.runs {
-        tracing::info!("{place} remove archive, start = {first}, stop = {last}");
-    }
     match &archive.keep {
         WalKeep::All(why) => tracing::info!("{place} archive is kept: {}", why_all(why)),
         _ if archive.removed.files == 0 => tracing::info!("{place} no archive to remove"),

@@ -191,7 +191,10 @@ pub fn run(
                 session.needs_wal(&archive_id, &first)?;
                 Some(start)
             }
-            None => None,
+            None => {
+                session.needs_no_wal()?;
+                None
+            }
         };
         // A label that cannot be had is better known before hours of copying.
         let now = clock.now();
@@ -321,7 +324,7 @@ pub fn run(
         label,
         backup_type,
         prior: prior.map(|p| p.label.clone()),
-        reference: plan::reference(prior),
+        reference: plan::reference(prior, &existing),
         history_id: history.id,
         version: history.version,
         system_identifier: cluster.system_identifier,

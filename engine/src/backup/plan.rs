@@ -20,6 +20,7 @@ use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::pg::page::PageCheck;
 use pgkeep_formats::repo::manifest::Entry;
 use pgkeep_formats::repo::records::{BackupType, Commit};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -128,10 +129,12 @@ pub(super) fn prior(asked: BackupType, candidates: &[Commit]) -> (BackupType, Op
     }
 }
 
-/// pgBackRest's dependencies of a backup: the full, and what of its prior's dependencies comes behind it.
-pub(super) fn reference(prior: Option<&Commit>) -> Vec<String> {
+/// pgBackRest's dependencies of a backup: the full, and what of its prior's dependencies comes behind it, as far as they
+/// are still there: with increments for ever and rules that keep some, the list would grow for ever too.
+pub(super) fn reference(prior: Option<&Commit>, existing: &[Commit]) -> Vec<String> {
+    let labels: HashSet<&str> = existing.iter().map(|c| c.label.as_str()).collect();
     prior.map_or_else(Vec::new, |prior| {
-        let mut out = prior.reference.clone();
+        let mut out: Vec<String> = prior.reference.iter().filter(|l| labels.contains(l.as_str())).cloned().collect();
         out.push(prior.label.clone());
         out.sort();
         out.dedup();

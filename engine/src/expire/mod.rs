@@ -4,13 +4,15 @@
 //! collection, which is another operation.
 //!
 //! Order: markers first, newest backup first, so that what depends on a backup goes before it; then WAL. So after a crash
-//! no visible backup lacks WAL, and doing it again does the rest.
+//! no visible backup lacks WAL, and doing it again does the rest; until then `verify` may take the hole of a removal that
+//! was interrupted for a loss.
 //!
 //! *No backup loses its WAL to this*, whoever takes it and wherever. Backups are listed (T1), then the sessions that have
 //! not ended (T2), then backups again (T3). A backup that is visible at T1 is planned for. One that is visible at T3 only
 //! has its range kept. One whose session was listed at T2 has all WAL kept from where it begins; if that is not known yet,
 //! no WAL is removed at all. One whose session came later than T2 begins behind every backup of T1, and so behind the
-//! segment from which all is kept. Locks and clocks play no part: silence only decides whether a session is fenced, and
+//! segment from which all is kept. All WAL of a cluster goes only if the stanza had a newer one already when its history was
+//! read, after archives were listed: it then takes no backups any more. Locks and clocks play no part: silence only decides whether a session is fenced, and
 //! one that is fenced cannot commit. A record that cannot be read ends the run before anything is removed.
 //!
 //! Cost: lists of commits, sessions and of WAL directories up to the first that stays, one put for each backup that goes,
@@ -28,12 +30,12 @@ pub use wal::{WalKeep, WalOfBackup, WhyAll};
 
 use crate::clock::Clock;
 use crate::observe::{Cancel, Observer};
-use crate::repository::wal::WalRemoved;
+use crate::repository::wal::{Removal, WalRemoved};
 use crate::repository::{Backup, Repository, Unfinished};
 use crate::{Error, Kind, Result};
 use jiff::tz::TimeZone;
 use pgkeep_formats::pg::wal::SegmentName;
-use pgkeep_formats::repo::records::BackupType;
+use pgkeep_formats::repo::records::{BackupType, Note, PINNED_FOR_EVER};
 use std::collections::HashSet;
 
 /// What to do.
@@ -112,34 +114,48 @@ pub fn run(
     clock: &dyn Clock,
 ) -> Result<ExpireReport> {
     // 1. What there is (T1).
+    cancel.check()?;
     let stanza = options.stanza;
-    let history = repository.stanza_history(stanza)?;
-    let Some(current) = history.last() else {
+    if repository.stanza_history(stanza)?.is_empty() {
         return Err(Error::refused(Kind::FileMissing, format!("stanza '{stanza}' does not exist in the repository")));
-    };
+    }
     let mut backups = repository.backups(stanza)?;
-    let notes = repository.annotate(stanza, &mut backups)?;
+    let mut notes = repository.annotate(stanza, &mut backups)?;
+    for (session, e) in notes.unreadable.drain(..) {
+        let label = backups.iter().find(|b| b.session == session).map_or("", |b| b.label.as_str());
+        tracing::warn!("backup {label} is kept, as its notes may pin it and cannot be read: {}", e.chain());
+        notes.of.insert(session, Note { pinned_until: Some(PINNED_FOR_EVER), ..Note::default() });
+    }
 
     // 2. What becomes of it.
     let now = clock.now().as_secs() as i64;
-    let situation = rules::Situation { backups: &backups, notes: &notes, now, zone: options.zone };
+    let situation = rules::Situation { backups: &backups, notes: &notes.of, now, zone: options.zone };
     check_ask(&situation, options)?;
-    let fates = rules::decide(&situation, options.retention, options.ask);
+    let mut fates = rules::decide(&situation, options.retention, options.ask);
     let pinned: Vec<Option<i64>> = backups.iter().map(|b| situation.pinned(b)).collect();
 
     // 3. Markers, the newest first.
-    if !options.dry_run {
-        for (backup, fate) in backups.iter().zip(&fates).rev() {
-            let Fate::Goes(why) = fate else { continue };
-            cancel.check()?;
+    let teller = Teller { repo: repository.key(), dry_run: options.dry_run };
+    for (backup, fate) in backups.iter().zip(&mut fates).rev() {
+        let Fate::Goes(why) = fate else { continue };
+        cancel.check()?;
+        if !options.dry_run {
+            // It may have been pinned since it was decided.
+            let pin = repository.note(stanza, backup.session)?.and_then(|note| note.pinned_until);
+            if let Some(until) = pin.filter(|until| *until > now && !options.force) {
+                *fate = Fate::Stays(vec![Keeps::Pinned(until)]);
+                continue;
+            }
             repository.mark_expired(stanza, backup.session, &why.to_string(), now)?;
             repository.remove_notes(stanza, backup.session)?;
         }
+        teller.say(&format!("expire backup {} ({why})", backup.label));
     }
 
     // 4. Who else needs WAL (T2, T3).
     let mut report = ExpireReport::default();
     for session in repository.unfinished(stanza)? {
+        cancel.check()?;
         if session.is_silent(clock.now()) {
             if !options.dry_run {
                 repository.fence_silent(stanza, session.session, clock)?;
@@ -155,28 +171,31 @@ pub fn run(
         return Err(e);
     }
 
-    // 5. WAL.
-    let current = current.archive_id();
+    // 5. WAL. Clusters are asked for after archives: one that was former then has no backups any more.
+    let archive_ids = repository.wal_archives(stanza)?;
+    let history = repository.stanza_history(stanza)?;
     let archives = wal::Archives {
         backups: &backups,
         fates: &fates,
         late: &late,
         unfinished: &report.unfinished,
-        current: &current,
+        history: &history,
     };
-    for archive_id in repository.wal_archives(stanza)? {
-        let keep = wal::plan(&archives, &archive_id, options.retention, options.ask);
+    let ask = capped(repository, stanza, options.ask, &archives)?;
+    let ask = ask.as_deref().map_or(options.ask, Ask::WalBefore);
+    for archive_id in archive_ids {
+        let keep = wal::plan(&archives, &archive_id, options.retention, ask);
+        let removal = Removal {
+            to: keep.end(),
+            keeps: &|name| keep.keeps(name),
+            dry_run: options.dry_run,
+            each_run: &|first, last| {
+                teller.say(&format!("{archive_id} remove archive, start = {first}, stop = {last}"));
+            },
+        };
         let removed = match keep {
             WalKeep::All(_) => WalRemoved::default(),
-            _ => repository.wal_remove(
-                stanza,
-                &archive_id,
-                keep.end(),
-                &|name| keep.keeps(name),
-                options.dry_run,
-                observer,
-                cancel,
-            )?,
+            _ => repository.wal_remove(stanza, &archive_id, &removal, observer, cancel)?,
         };
         report.archives.push(ArchiveFate { archive_id, keep, removed });
     }
@@ -184,6 +203,32 @@ pub fn run(
         .map(|((backup, fate), pinned_until)| BackupFate { backup, pinned_until, fate })
         .collect();
     Ok(report)
+}
+
+/// Tells what is done when it is done: of what was begun and failed, the log knows how far it came.
+struct Teller {
+    repo: u32,
+    dry_run: bool,
+}
+
+impl Teller {
+    fn say(&self, text: &str) {
+        tracing::info!("{}repo{}: {text}", if self.dry_run { "[DRY-RUN] " } else { "" }, self.repo);
+    }
+}
+
+/// The segment before which WAL goes, if that was asked for: none behind the beginning of the newest backup, or the end of
+/// the archive, as what comes behind may be of a backup that has just begun.
+fn capped(repository: &Repository, stanza: &str, ask: Ask<'_>, archives: &wal::Archives<'_>) -> Result<Option<String>> {
+    let (Ask::WalBefore(segment), Some(current)) = (ask, archives.history.last()) else { return Ok(None) };
+    let archive_id = current.archive_id();
+    let newest = archives.backups.iter().chain(archives.late).filter(|b| b.archive_id() == archive_id);
+    let newest = newest.filter_map(|b| b.wal.as_ref()).map(|(first, _)| first.clone()).max();
+    let cap = match newest {
+        Some(newest) => Some(newest),
+        None => repository.wal_bounds(stanza, &archive_id)?.map(|(_, last)| last),
+    };
+    Ok(Some(cap.filter(|cap| cap.as_str() < segment).unwrap_or_else(|| segment.to_owned())))
 }
 
 /// Refuses what was asked for by name and must not be done.
@@ -198,28 +243,26 @@ fn check_ask(situation: &rules::Situation<'_>, options: &ExpireOptions<'_>) -> R
         Ask::Oldest if backups.iter().filter(|b| b.backup_type == BackupType::Full).count() < 2 => {
             refused("the oldest full backup is the last one, without which there would be none".to_owned())
         }
-        Ask::Set(label) => {
-            let Some(asked) = backups.iter().find(|b| b.label == label) else {
-                return refused(format!("backup set {label} does not exist"));
-            };
-            if options.force {
-                return Ok(());
-            }
-            let is_full = |b: &&Backup| b.backup_type == BackupType::Full;
-            if asked.backup_type == BackupType::Full && backups.iter().filter(is_full).count() < 2 {
-                return refused(format!("full backup {label} is the last one, without which there would be none"));
-            }
+        Ask::Set(label) if !backups.iter().any(|b| b.label == label) => {
+            refused(format!("backup set {label} does not exist"))
+        }
+        Ask::Set(_) | Ask::Oldest if !options.force => {
             let fates = rules::decide(situation, options.retention, options.ask);
             let going = || backups.iter().zip(&fates).filter(|(_, fate)| !fate.stays()).map(|(b, _)| b);
+            let is_full = |b: &&Backup| b.backup_type == BackupType::Full;
+            if let Some(full) = going().find(is_full)
+                && going().filter(is_full).count() == backups.iter().filter(is_full).count()
+            {
+                let label = &full.label;
+                return refused(format!("full backup {label} is the last one, without which there would be none"));
+            }
             if let Some((backup, until)) = going().find_map(|b| situation.pinned(b).map(|until| (b, until))) {
                 return refused(format!("backup {} is {}", backup.label, Keeps::Pinned(until)));
             }
             let left = backups.len() - going().count();
-            if left == 0 || left < options.retention.minimum as usize {
-                return refused(format!(
-                    "without backup {label} there would be {left} backups, and retention-minimum is {}",
-                    options.retention.minimum.max(1)
-                ));
+            let minimum = options.retention.minimum.max(1);
+            if left < minimum as usize {
+                return refused(format!("there would be {left} backups left, and retention-minimum is {minimum}"));
             }
             Ok(())
         }

@@ -120,7 +120,7 @@ pub enum Goes {
     FullDays(u32),
     /// There are enough newer full and differential backups.
     Diff(u32),
-    /// It was compared with this one, which goes.
+    /// It was compared with this one, which pgBackRest's rules do not keep.
     DependsOn(String),
     /// No rule keeps it.
     NotKept,
@@ -134,7 +134,7 @@ impl fmt::Display for Goes {
             Self::FullCount(n) => write!(f, "retention-full={n}"),
             Self::FullDays(n) => write!(f, "retention-full={n} days"),
             Self::Diff(n) => write!(f, "retention-diff={n}"),
-            Self::DependsOn(label) => write!(f, "depends on {label}, which goes"),
+            Self::DependsOn(label) => write!(f, "was compared with {label}, which is not kept"),
             Self::NotKept => f.write_str("no rule keeps it"),
             Self::Asked => f.write_str("asked for"),
         }
@@ -206,7 +206,7 @@ pub(super) fn decide(situation: &Situation<'_>, retention: &Retention, ask: Ask<
         },
         Ask::WalBefore(_) => not_asked(),
     };
-    // What stays whatever the rules say. A backup that is asked for by name is refused instead, by the caller.
+    // What stays whatever the rules say. What is asked for is refused instead, by the caller.
     let by_end = newest_first(backups);
     let minimum = retention.minimum as usize;
     for (rank, at) in by_end.into_iter().enumerate() {
@@ -217,7 +217,7 @@ pub(super) fn decide(situation: &Situation<'_>, retention: &Retention, ask: Ask<
         let kept: Vec<Keeps> = pinned.into_iter().chain(minimum).chain(newest).collect();
         match fate {
             Fate::Stays(reasons) => reasons.extend(kept),
-            Fate::Goes(_) if matches!(ask, Ask::Set(_)) || kept.is_empty() => {}
+            Fate::Goes(_) if matches!(ask, Ask::Set(_) | Ask::Oldest) || kept.is_empty() => {}
             Fate::Goes(_) => *fate = Fate::Stays(kept),
         }
     }

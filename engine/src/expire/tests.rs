@@ -3,9 +3,14 @@
 use super::rules::{Situation, decide};
 use super::*;
 use crate::clock::SystemClock;
+use crate::crypto::Unlock;
 use crate::observe::Silent;
-use crate::repository::testing::{commit, committed, in_memory, session};
+use crate::pg::ClusterIdentity;
+use crate::repository::testing::{CLUSTER, commit, committed, in_memory, on, session};
 use crate::repository::wal::WalFile;
+use crate::repository::{Needs, OpenOptions};
+use crate::stanza::{RepoTarget, upgrade};
+use crate::store::MemoryStore;
 use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::records::{Commit, Note, PINNED_FOR_EVER};
 use proptest::prelude::*;
@@ -233,21 +238,46 @@ fn only_wal_before_a_segment_goes_if_that_is_asked_for() {
     assert_eq!(report.expired().count(), 0);
     let left: Vec<u32> = [10, 11, 30, 31].into_iter().chain(44..60).collect();
     assert_eq!(numbers(&archived(&repository, ARCHIVE)), left);
+    // What a backup may have begun to need since is behind the newest one.
+    expire(&repository, &options(&count(1), Ask::WalBefore(&"00000002".repeat(3)))).unwrap();
+    let left: Vec<u32> = [10, 11, 30, 31].into_iter().chain(50..60).collect();
+    assert_eq!(numbers(&archived(&repository, ARCHIVE)), left);
     let bad = expire(&repository, &options(&count(1), Ask::WalBefore("44"))).unwrap_err();
     assert_eq!(bad.kind(), Kind::OptionInvalidValue);
 }
 
 #[test]
 fn a_former_clusters_archive_goes_with_its_last_backup() {
-    let repository = repository("F1 F3");
-    for name in ["000000010000000000000001", "00000002.history", "000000020000000000000002.00000028.backup"] {
-        archive(&repository, "14-0", name);
+    let store = MemoryStore::new();
+    let repository = on(&store, "demo");
+    for word in ["F1", "F3"] {
+        committed(&repository, "demo", described(word, "F1 F3"));
     }
-    expire(&repository, &options(&Retention::default(), Ask::Rules)).unwrap();
-    assert_eq!(archived(&repository, "14-0").len(), 3, "nothing is configured");
-    expire(&repository, &options(&count(1), Ask::Rules)).unwrap();
-    assert!(archived(&repository, "14-0").is_empty());
-    assert_eq!(numbers(&archived(&repository, ARCHIVE)), (30..40).collect::<Vec<_>>());
+    for name in [&segment(5), "00000002.history", "000000020000000000000002.00000028.backup"] {
+        archive(&repository, ARCHIVE, name);
+    }
+    let identity = ClusterIdentity { version: 16, system_identifier: 7002, ..CLUSTER };
+    let options_ = OpenOptions { key: 1, unlock: Unlock::None, cache: None };
+    let target = RepoTarget { store: Arc::new(store), options: options_ };
+    upgrade(vec![target], "demo", &identity, &SystemClock).unwrap().remove(0).result.unwrap();
+    archive(&repository, "16-2", &segment(1));
+    // Nobody knows this one: it may be of a cluster that has just come.
+    archive(&repository, "17-3", &segment(1));
+    let of_new = |day: i64| {
+        let change = |c: &mut Commit| {
+            (c.label, c.stop) = (format!("202602{day:02}-000000F"), MONDAY + 40 * DAY + day * DAY);
+            (c.version, c.history_id) = (16, 2);
+            c.wal = Some((segment(1), segment(1)));
+        };
+        committed(&repository, "demo", change)
+    };
+    of_new(1);
+    expire(&repository, &options(&count(2), Ask::Rules)).unwrap();
+    assert_eq!(archived(&repository, ARCHIVE).len(), 3, "one backup of it is left");
+    of_new(2);
+    expire(&repository, &options(&count(2), Ask::Rules)).unwrap();
+    assert!(archived(&repository, ARCHIVE).is_empty());
+    assert_eq!((archived(&repository, "16-2").len(), archived(&repository, "17-3").len()), (1, 1));
 }
 
 #[test]
@@ -309,7 +339,7 @@ fn what_must_stay_is_refused_unless_forced() {
     assert_eq!(kind(expire(&repository, &options(&free, ask(1)))), Kind::BackupSetInvalid);
     let forced = ExpireOptions { force: true, ..options(&free, ask(1)) };
     assert_eq!(expire(&repository, &forced).unwrap().expired().count(), 1);
-    assert!(repository.notes("demo").unwrap().is_empty(), "its notes go with it");
+    assert!(repository.note("demo", backups[1].session).unwrap().is_none(), "its notes go with it");
 }
 
 #[test]
@@ -476,9 +506,10 @@ proptest! {
             host: "h".into(),
             started: 0,
             last_seen: 0,
-            wal: Some((ARCHIVE.into(), segment(*n))),
+            needs: Needs::From(ARCHIVE.into(), segment(*n)),
         }).collect();
-        let archives = wal::Archives { backups: &backups, fates: &fates, late: &[], unfinished: &unfinished, current: ARCHIVE };
+        let history = in_memory("demo").stanza_history("demo").unwrap();
+        let archives = wal::Archives { backups: &backups, fates: &fates, late: &[], unfinished: &unfinished, history: &history };
         let keep = wal::plan(&archives, ARCHIVE, &retention, Ask::Rules);
         prop_assert!(keep != WalKeep::Nothing);
         for (backup, _) in backups.iter().zip(&fates).filter(|(_, f)| f.stays()) {

@@ -5,9 +5,9 @@
 //! segment of the oldest backup that counts for recovery onwards, everything stays.
 
 use super::rules::{Ask, Fate, FullRetention, Keeps, Retention};
-use crate::repository::{Backup, Unfinished};
+use crate::repository::{Backup, Needs, Unfinished};
 use pgkeep_formats::pg::timeline::TimelineId;
-use pgkeep_formats::repo::records::BackupType;
+use pgkeep_formats::repo::records::{BackupType, StanzaHistory};
 
 /// What is kept of one archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,8 +114,8 @@ pub(super) struct Archives<'a> {
     pub late: &'a [Backup],
     /// Sessions that have not ended.
     pub unfinished: &'a [Unfinished],
-    /// The archive of the stanza's current cluster.
-    pub current: &'a str,
+    /// The clusters of the stanza, oldest first.
+    pub history: &'a [StanzaHistory],
 }
 
 impl Archives<'_> {
@@ -127,19 +127,23 @@ impl Archives<'_> {
 /// What is kept of an archive.
 #[must_use]
 pub(super) fn plan(archives: &Archives<'_>, archive_id: &str, retention: &Retention, ask: Ask<'_>) -> WalKeep {
-    if let Some(begun) = archives.unfinished.iter().find(|u| u.wal.is_none()) {
+    if let Some(begun) = archives.unfinished.iter().find(|u| u.needs == Needs::Unknown) {
         return WalKeep::All(WhyAll::Begun { host: begun.host.clone(), started: begun.started });
     }
     let is_of = |b: &&Backup| b.archive_id() == archive_id;
     let staying: Vec<&Backup> = archives.staying().map(|(b, _)| b).filter(is_of).collect();
     let late = || archives.late.iter().filter(is_of);
     let running: Vec<&str> = (archives.unfinished.iter())
-        .filter_map(|u| u.wal.as_ref())
-        .filter(|(id, _)| id == archive_id)
-        .map(|(_, first)| first.as_str())
+        .filter_map(|u| match &u.needs {
+            Needs::From(id, first) if id == archive_id => Some(first.as_str()),
+            _ => None,
+        })
         .collect();
+    let current = archives.history.last().map(StanzaHistory::archive_id);
+    let is_former =
+        archives.history.iter().any(|h| h.archive_id() == archive_id) && current.as_deref() != Some(archive_id);
     let from = if let Ask::WalBefore(segment) = ask {
-        if archive_id != archives.current {
+        if current.as_deref() != Some(archive_id) {
             return WalKeep::All(WhyAll::NotConfigured);
         }
         segment.to_owned()
@@ -149,10 +153,7 @@ pub(super) fn plan(archives: &Archives<'_>, archive_id: &str, retention: &Retent
             Err(why) => return WalKeep::All(why),
         };
         if staying.is_empty() && late().next().is_none() && running.is_empty() {
-            return match archive_id == archives.current {
-                true => WalKeep::All(WhyAll::NoBackup),
-                false => WalKeep::Nothing,
-            };
+            return if is_former { WalKeep::Nothing } else { WalKeep::All(WhyAll::NoBackup) };
         }
         // If none of the archive's backups counts, all of them are older than the window: from the last one on, then.
         let counting: Vec<&&Backup> = staying.iter().filter(|b| b.label >= label).collect();

@@ -91,12 +91,13 @@ impl Repository {
             return Ok((Vec::new(), Vec::new()));
         }
         let expired = self.expired_sessions(stanza)?;
+        // A marked one need not be read.
+        names.retain(|name| layout::parse_backup(stanza, name).is_none_or(|session| !expired.contains(&session)));
         let generation = self.newest_generation()?;
         let catalogue: HashSet<SessionId> = generation.catalogue.iter().copied().collect();
         let (mut out, mut problems) = (Vec::new(), Vec::new());
         for name in names {
             match self.read_commit(stanza, &name) {
-                Ok(Some(c)) if expired.contains(&c.session) => {}
                 Ok(Some(c)) if c.generation < generation.boundary && !catalogue.contains(&c.session) => {}
                 Ok(Some(c)) => out.push(c),
                 Ok(None) => {}
@@ -105,6 +106,29 @@ impl Repository {
         }
         out.sort_by(|a, b| a.label.cmp(&b.label));
         Ok((out, problems))
+    }
+
+    /// Sessions of the visible backups of a stanza.
+    ///
+    /// # Errors
+    /// As [`Self::backups_readable`].
+    pub fn visible(&self, stanza: &str) -> Result<HashSet<SessionId>> {
+        Ok(self.backups_readable(stanza)?.0.into_iter().map(|b| b.session).collect())
+    }
+
+    /// The records of backups that have expired, as far as they are still there and can be read.
+    ///
+    /// # Errors
+    /// What the store said while listing.
+    pub fn expired_backups(&self, stanza: &str) -> Result<Vec<Backup>> {
+        let mut out = Vec::new();
+        for session in self.expired_sessions(stanza)? {
+            // Collected, or damaged: nobody needs it.
+            if let Ok(Some(commit)) = self.read_commit(stanza, &layout::backup(stanza, session)) {
+                out.push(commit);
+            }
+        }
+        Ok(out)
     }
 
     fn read_commit(&self, stanza: &str, name: &str) -> Result<Option<Commit>> {

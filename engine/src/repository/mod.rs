@@ -31,9 +31,10 @@ pub use base_cache::{BaseCache, PendingHashes, SubHashes};
 pub use catalogue::Backup;
 pub use chunks::{ChunkSource, Plain};
 pub use index::RepositoryIndex;
+pub use notes::Notes;
 pub use rebuild::Rebuilt;
 pub use session::{AllChunks, Stored, WriterSession, seal_data};
-pub use unfinished::{BACKUP, SILENT_AFTER, Unfinished};
+pub use unfinished::{BACKUP, Needs, SILENT_AFTER, Unfinished};
 
 use crate::crypto::{ChunkOpener, Keyring, Opened, Scope, Unlock};
 use crate::crypto::{FileKekCache, KekCache};

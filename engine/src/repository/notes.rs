@@ -1,8 +1,8 @@
 //! What is said of backups after their commit: notes of users, and markers that expire them.
 //!
 //! *Invariant.* A backup's newest note holds all that users said of it, so notes are never merged by a reader. Who
-//! writes one creates the next number; whoever comes second reads the first one's and begins again, so that nothing noted
-//! is lost, without a lock.
+//! writes one creates the next number, and then sees that his is the newest; whoever comes second reads the first one's and
+//! begins again, so that nothing noted is lost, without a lock.
 
 use super::{Backup, Repository};
 use crate::crypto::{Scope, SessionSealer};
@@ -21,40 +21,58 @@ const ATTEMPTS: usize = 16;
 /// Numbers of the notes of each backup, ascending.
 type Numbers = BTreeMap<SessionId, Vec<u32>>;
 
+/// What is noted of some backups.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// The newest note of each that has one.
+    pub of: BTreeMap<SessionId, Note>,
+    /// Backups of which the newest note cannot be read, and why.
+    pub unreadable: Vec<(SessionId, Error)>,
+}
+
 impl Repository {
-    /// The newest notes of a stanza's backups. Costs one list, and a small read for each backup that has one.
+    /// The newest notes of these backups, which get the annotations that were noted since their commit. Costs one list, and
+    /// a small read for each backup that has a note.
     ///
     /// # Errors
-    /// What the store, the cipher or the decoder said: a pin must not be overlooked.
-    pub fn notes(&self, stanza: &str) -> Result<BTreeMap<SessionId, Note>> {
+    /// What the store said while listing; notes that keep vanishing.
+    pub fn annotate(&self, stanza: &str, backups: &mut [Backup]) -> Result<Notes> {
         'listing: for _ in 0..ATTEMPTS {
-            let mut out = BTreeMap::new();
-            for (session, numbers) in self.note_numbers(stanza, &layout::annotations_of(stanza))? {
-                let Some(newest) = numbers.last() else { continue };
+            let numbers = self.note_numbers(stanza, &layout::annotations_of(stanza))?;
+            let mut notes = Notes::default();
+            for backup in backups.iter_mut() {
+                let session = backup.session;
+                let Some(newest) = numbers.get(&session).and_then(|n| n.last()) else { continue };
                 match self.read_note(stanza, session, *newest) {
-                    Ok(note) => drop(out.insert(session, note)),
+                    Ok(note) => {
+                        backup.annotations.clone_from(&note.annotations);
+                        notes.of.insert(session, note);
+                    }
                     // A newer one took its place since it was listed.
                     Err(e) if e.is_not_found() => continue 'listing,
-                    Err(e) => return Err(e),
+                    Err(e) => notes.unreadable.push((session, e)),
                 }
             }
-            return Ok(out);
+            return Ok(notes);
         }
         Err(Error::refused(Kind::FileMissing, format!("notes on backups of stanza '{stanza}' keep vanishing")))
     }
 
-    /// Gives backups the annotations that were noted since their commit.
+    /// The newest note of one backup, if it has one.
     ///
     /// # Errors
-    /// As [`Self::notes`].
-    pub fn annotate(&self, stanza: &str, backups: &mut [Backup]) -> Result<BTreeMap<SessionId, Note>> {
-        let notes = self.notes(stanza)?;
-        for backup in backups {
-            if let Some(note) = notes.get(&backup.session) {
-                backup.annotations.clone_from(&note.annotations);
+    /// What the store, the cipher or the decoder said.
+    pub fn note(&self, stanza: &str, session: SessionId) -> Result<Option<Note>> {
+        let prefix = format!("{}{session}/", layout::annotations_of(stanza));
+        for _ in 0..ATTEMPTS {
+            let numbers = self.note_numbers(stanza, &prefix)?.remove(&session).unwrap_or_default();
+            let Some(newest) = numbers.last() else { return Ok(None) };
+            match self.read_note(stanza, session, *newest) {
+                Err(e) if e.is_not_found() => {}
+                other => return other.map(Some),
             }
         }
-        Ok(notes)
+        Err(Error::refused(Kind::FileMissing, format!("notes on backups of stanza '{stanza}' keep vanishing")))
     }
 
     /// Changes what is noted of a backup. `change` is given what holds, and may be called several times; it answers whether
@@ -71,6 +89,7 @@ impl Repository {
         self.check_writable()?;
         let session = backup.session;
         let prefix = format!("{}{session}/", layout::annotations_of(stanza));
+        let mut written = false;
         for _ in 0..ATTEMPTS {
             let numbers = self.note_numbers(stanza, &prefix)?.remove(&session).unwrap_or_default();
             let mut note = match numbers.last() {
@@ -81,15 +100,22 @@ impl Repository {
                 },
             };
             if !change(&mut note)? {
-                return Ok(false);
+                return Ok(written);
             }
-            let name = layout::annotation(stanza, session, numbers.last().map_or(0, |n| n.saturating_add(1)));
+            let number = numbers.last().map_or(0, |n| n.saturating_add(1));
+            let name = layout::annotation(stanza, session, number);
             let sealer = SessionSealer::new(Arc::clone(self.keyring()))?;
             let scope = Scope::Stanza(stanza);
             let bytes = sealer.seal_object(ObjectKind::Annotation, &scope, &name, &[], &note.encode())?;
             if self.store().put_if_absent(&name, &bytes)? == Put::Exists
                 && self.store().get(&name, crate::store::Range::Whole)? != bytes
             {
+                continue;
+            }
+            written = true;
+            // The number may have been used before, and its note have been replaced and deleted since this one's was listed.
+            let after = self.note_numbers(stanza, &prefix)?.remove(&session).unwrap_or_default();
+            if after.last().is_some_and(|newest| *newest > number) {
                 continue;
             }
             // What it took the place of is of no use any more, and harmless.
@@ -176,7 +202,7 @@ mod tests {
         repository.store().list("annotations/", Depth::All, &mut |l| names.push(l.key)).unwrap();
         assert_eq!(names, [layout::annotation("demo", backup.session, 1)]);
         repository.remove_notes("demo", backup.session).unwrap();
-        assert!(repository.notes("demo").unwrap().is_empty());
+        assert!(repository.note("demo", backup.session).unwrap().is_none());
     }
 
     #[test]
@@ -194,8 +220,27 @@ mod tests {
         };
         assert!(repository.change_note("demo", &backup, &mut change).unwrap());
         assert_eq!(calls, 2);
-        let note = repository.notes("demo").unwrap().remove(&backup.session).unwrap();
+        let note = repository.note("demo", backup.session).unwrap().unwrap();
         assert_eq!(note.annotations.len(), 2, "{note:?}");
+    }
+
+    #[test]
+    fn a_number_that_is_free_again_is_not_mistaken_for_the_next() {
+        let repository = in_memory("demo");
+        let backup = committed(&repository, "demo", |_| {});
+        assert!(set(&repository, &backup, "first", "1"));
+        let mut calls = 0;
+        let mut change = |note: &mut Note| {
+            calls += 1;
+            if calls == 1 {
+                // Two others write meanwhile, and the number this one would take is free again.
+                assert!(set(&repository, &backup, "second", "2") && set(&repository, &backup, "third", "3"));
+            }
+            Ok(note.annotations.insert("mine".into(), "4".into()).as_deref() != Some("4"))
+        };
+        assert!(repository.change_note("demo", &backup, &mut change).unwrap());
+        let note = repository.note("demo", backup.session).unwrap().unwrap();
+        assert_eq!(note.annotations.into_keys().collect::<Vec<_>>(), ["first", "mine", "second", "third"]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use pgkeep_formats::repo::envelope::{ChunkHead, Domain, ObjectKind};
 use pgkeep_formats::repo::index::{IndexBuilder, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::FooterEntry;
-use pgkeep_formats::repo::records::{Commit, Fence, Heartbeat, SessionOpen};
+use pgkeep_formats::repo::records::{Commit, Fence, Generation, Heartbeat, SessionOpen};
 use pgkeep_formats::repo::refs::Refs;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -107,48 +107,64 @@ impl WriterSession {
                 fence(repository, stanza, session, session, "a generation was published while it started", clock)?;
                 continue;
             }
-            let epoch = repository.keyring().current_epoch()?;
-            put_new(&**repository.store(), &layout::session_key(session, epoch), &sealer.wrapped_data_key(epoch)?)?;
-            let condemned: HashSet<PackId> = now.condemned.iter().map(|c| c.pack).collect();
-            let key = repository.keyring().subkey("index head")?;
-            let head = repository.cache();
-            let head = Arc::new(Head::open(head.as_deref(), session, key.expose(), HeadOptions::default()));
-            let index = repository.load_index(&condemned, Arc::clone(&head) as Arc<dyn ChunkIndexMut>)?;
-            // Listed after the index was loaded: what that names was durable before.
-            let lost = repository.lost_packs(&index.packs())?;
-            if let Some((_, example)) = &lost.example {
-                tracing::warn!(
-                    "{} packs cannot be read: {example}; nothing is built on them, see 'verify' for what they held",
-                    lost.packs.len()
-                );
+            let begun = Self::prepare(repository, stanza, Arc::clone(&sealer), &now);
+            if begun.is_err() {
+                // Nobody is to wait for a session that never began to work.
+                end(repository, stanza, session, "it could not begin", clock);
             }
-            let shunned: HashSet<PackId> = condemned.union(&lost.packs).copied().collect();
-            if !lost.packs.is_empty() {
-                index.set_condemned(shunned.clone());
-            }
-            return Ok(Self {
-                repository: Arc::clone(repository),
-                stanza: stanza.to_owned(),
-                generation: now.number,
-                epoch,
-                sealer,
-                index,
-                lost_packs: lost.packs.len(),
-                shunned,
-                head,
-                pending: HashSet::new(),
-                data: None,
-                meta: None,
-                sequence: 0,
-                beats: 0,
-                last_beat: Instant::now(),
-                heartbeat: Heartbeat::default(),
-                unpublished: Vec::new(),
-                unpublished_bytes: 0,
-                stored: 0,
-            });
+            return begun;
         }
         Err(Error::refused(Kind::LockAcquire, "garbage collection publishes faster than this session can start"))
+    }
+
+    /// W2 and W3, with the generation that is the newest.
+    fn prepare(
+        repository: &Arc<Repository>,
+        stanza: &str,
+        sealer: Arc<SessionSealer>,
+        now: &Generation,
+    ) -> Result<Self> {
+        let session = sealer.session();
+        let epoch = repository.keyring().current_epoch()?;
+        put_new(&**repository.store(), &layout::session_key(session, epoch), &sealer.wrapped_data_key(epoch)?)?;
+        let condemned: HashSet<PackId> = now.condemned.iter().map(|c| c.pack).collect();
+        let key = repository.keyring().subkey("index head")?;
+        let head = repository.cache();
+        let head = Arc::new(Head::open(head.as_deref(), session, key.expose(), HeadOptions::default()));
+        let index = repository.load_index(&condemned, Arc::clone(&head) as Arc<dyn ChunkIndexMut>)?;
+        // Listed after the index was loaded: what that names was durable before.
+        let lost = repository.lost_packs(&index.packs())?;
+        if let Some((_, example)) = &lost.example {
+            tracing::warn!(
+                "{} packs cannot be read: {example}; nothing is built on them, see 'verify' for what they held",
+                lost.packs.len()
+            );
+        }
+        let shunned: HashSet<PackId> = condemned.union(&lost.packs).copied().collect();
+        if !lost.packs.is_empty() {
+            index.set_condemned(shunned.clone());
+        }
+        Ok(Self {
+            repository: Arc::clone(repository),
+            stanza: stanza.to_owned(),
+            generation: now.number,
+            epoch,
+            sealer,
+            index,
+            lost_packs: lost.packs.len(),
+            shunned,
+            head,
+            pending: HashSet::new(),
+            data: None,
+            meta: None,
+            sequence: 0,
+            beats: 0,
+            last_beat: Instant::now(),
+            heartbeat: Heartbeat::default(),
+            unpublished: Vec::new(),
+            unpublished_bytes: 0,
+            stored: 0,
+        })
     }
 
     /// The session's id.
@@ -367,6 +383,15 @@ impl WriterSession {
         self.beat()
     }
 
+    /// Tells everybody that the backup needs no WAL.
+    ///
+    /// # Errors
+    /// What the store or the cipher said.
+    pub fn needs_no_wal(&mut self) -> Result<()> {
+        self.heartbeat.without_wal = true;
+        self.beat()
+    }
+
     /// Gives a sign of life if the last one is old. Cheap, to be called often.
     ///
     /// # Errors
@@ -390,11 +415,21 @@ impl WriterSession {
     /// # Errors
     /// `LockAcquire` if the session was fenced; `FileMissing` if a chunk or pack it needs is gone; what the store said.
     pub fn commit(
-        mut self,
+        self,
         chunks: &mut AllChunks<'_>,
         finish: impl FnOnce(u64, u64) -> Commit,
         clock: &dyn Clock,
     ) -> Result<Commit> {
+        let (repository, stanza, session) = (Arc::clone(&self.repository), self.stanza.clone(), self.id());
+        let committed = self.try_commit(chunks, finish);
+        if committed.is_err() {
+            // If its record is there after all, this does nothing.
+            end(&repository, &stanza, session, "it could not commit", clock);
+        }
+        committed
+    }
+
+    fn try_commit(mut self, chunks: &mut AllChunks<'_>, finish: impl FnOnce(u64, u64) -> Commit) -> Result<Commit> {
         self.publish()?;
         let mut refs = Refs::new(self.id(), self.generation);
         let mut packs: HashMap<PackId, Arc<PackFacts>> = HashMap::new();
@@ -428,7 +463,7 @@ impl WriterSession {
         put_new(&**self.repository.store(), &name, &bytes)?;
         self.check_packs(&packs)?;
         let commit = finish(used, self.stored + bytes.len() as u64);
-        self.create_commit(&commit, clock)?;
+        self.create_commit(&commit)?;
         Ok(commit)
     }
 
@@ -445,7 +480,7 @@ impl WriterSession {
     }
 
     /// W7 and W8.
-    fn create_commit(&self, commit: &Commit, _clock: &dyn Clock) -> Result<()> {
+    fn create_commit(&self, commit: &Commit) -> Result<()> {
         let name = layout::backup(&self.stanza, self.id());
         let scope = Scope::Stanza(&self.stanza);
         let bytes = self.sealer.seal_object(ObjectKind::Commit, &scope, &name, &[], &commit.encode())?;
@@ -482,6 +517,13 @@ impl WriterSession {
     pub fn abandon(mut self, reason: &str, clock: &dyn Clock) -> Result<()> {
         self.publish()?;
         fence(&self.repository, &self.stanza, self.id(), self.id(), reason, clock)
+    }
+}
+
+/// As [`fence`], for a session that has failed already, for a reason that matters more.
+fn end(repository: &Repository, stanza: &str, session: SessionId, reason: &str, clock: &dyn Clock) {
+    if let Err(e) = fence(repository, stanza, session, session, reason, clock) {
+        tracing::debug!("cannot fence the failed session: {e}");
     }
 }
 

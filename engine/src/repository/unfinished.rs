@@ -21,7 +21,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A session gives a sign of life every ten minutes while it works, and waits for WAL a day at most.
+/// A session gives a sign of life every ten minutes while it works. While it waits for WAL it gives none: each segment may
+/// take a day (`archive-timeout`), which is less than half of this.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// A session that has not ended.
@@ -35,8 +36,19 @@ pub struct Unfinished {
     pub started: i64,
     /// Its last sign of life, by the store's clock; seconds since the Unix epoch.
     pub last_seen: i64,
-    /// The archive and the first segment it needs; `None` if that is not known yet.
-    pub wal: Option<(String, String)>,
+    /// The WAL it needs.
+    pub needs: Needs,
+}
+
+/// The WAL that a backup will need which has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Needs {
+    /// That is not known yet.
+    Unknown,
+    /// None: its server is stopped.
+    Nothing,
+    /// All of this archive from this segment on.
+    From(String, String),
 }
 
 impl Unfinished {
@@ -89,11 +101,13 @@ impl Repository {
             if open.stanza != stanza || open.purpose != BACKUP {
                 continue;
             }
-            let wal = match signs.newest_beat {
-                None => None,
-                Some(n) => self.read_heartbeat(session, n)?.wal,
+            let beat = signs.newest_beat.map(|n| self.read_heartbeat(session, n)).transpose()?.unwrap_or_default();
+            let needs = match beat {
+                Heartbeat { wal: Some((archive_id, first)), .. } => Needs::From(archive_id, first),
+                Heartbeat { without_wal: true, .. } => Needs::Nothing,
+                _ => Needs::Unknown,
             };
-            out.push(Unfinished { session, host: open.host, started: open.started, last_seen: signs.last_seen, wal });
+            out.push(Unfinished { session, host: open.host, started: open.started, last_seen: signs.last_seen, needs });
         }
         Ok(out)
     }
@@ -136,17 +150,20 @@ mod tests {
         let failed = session(&repository, "demo");
         let found = repository.unfinished("demo").unwrap();
         assert_eq!(found.len(), 2);
-        assert!(found.iter().all(|u| u.wal.is_none() && !u.is_silent(SystemClock.now())));
+        assert!(found.iter().all(|u| u.needs == Needs::Unknown && !u.is_silent(SystemClock.now())));
         failed.abandon("test", &SystemClock).unwrap();
         running.needs_wal("15-1", "000000010000000000000005").unwrap();
         let found = repository.unfinished("demo").unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].session, running.id());
-        assert_eq!(found[0].wal, Some(("15-1".to_owned(), "000000010000000000000005".to_owned())));
+        assert_eq!(found[0].needs, Needs::From("15-1".to_owned(), "000000010000000000000005".to_owned()));
         assert!(found[0].is_silent(SystemClock.now() + SILENT_AFTER + Duration::from_secs(60)));
         assert!(repository.unfinished("other").unwrap().is_empty());
         commit(running, |_| {});
         assert!(repository.unfinished("demo").unwrap().is_empty());
+        let mut offline = session(&repository, "demo");
+        offline.needs_no_wal().unwrap();
+        assert_eq!(repository.unfinished("demo").unwrap()[0].needs, Needs::Nothing);
     }
 
     #[test]

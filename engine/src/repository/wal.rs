@@ -16,7 +16,7 @@ mod remove;
 mod tests;
 
 pub use listing::{WalEntry, WalGaps, WalRange};
-pub use remove::WalRemoved;
+pub use remove::{Removal, WalRemoved};
 
 use super::Repository;
 use crate::chunk::Encoder;

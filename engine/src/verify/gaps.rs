@@ -86,10 +86,11 @@ fn path(timeline: u32, histories: &BTreeMap<u32, TimelineHistory>, size: WalSegm
     parts
 }
 
-/// Finds the holes on every path.
+/// Finds the holes on every path. `former` are the ranges of backups that have expired.
 pub(super) fn find(
     present: &Present,
     needs: &[Need],
+    former: &[Need],
     histories: &BTreeMap<u32, TimelineHistory>,
     size: WalSegmentSize,
 ) -> Gaps {
@@ -97,12 +98,12 @@ pub(super) fn find(
     let timelines: BTreeSet<u32> = present.timelines().chain(needs.iter().map(|n| n.timeline)).collect();
     for timeline in timelines {
         let parts = path(timeline, histories, size);
-        on_path(timeline, &parts, present, needs, &mut gaps);
+        on_path(timeline, &parts, present, needs, former, &mut gaps);
     }
     gaps
 }
 
-fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], gaps: &mut Gaps) {
+fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], former: &[Need], gaps: &mut Gaps) {
     let mut covered: Vec<(u64, u64)> = Vec::new();
     for part in parts {
         for (first, last) in present.0.get(&part.timeline).into_iter().flatten() {
@@ -120,6 +121,8 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], gap
         parts.iter().any(|p| p.timeline == n.timeline && n.first >= p.first && n.last <= p.last.saturating_add(1))
     };
     let needs: Vec<&Need> = needs.iter().filter(on_path).collect();
+    // Retention that was applied while they were there made holes beside them.
+    let beside: Vec<&Need> = former.iter().filter(on_path).chain(needs.iter().copied()).collect();
     let Some(oldest) = needs.iter().map(|n| n.first).min() else {
         holes(&covered, None).for_each(|h| note(parts, h, GapKind::Unused, gaps));
         return;
@@ -132,7 +135,7 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], gap
             GapKind::Needed
         } else if hole.1 < oldest {
             GapKind::Unused
-        } else if needs.iter().any(|n| n.last + 1 == hole.0) && needs.iter().any(|n| n.first == hole.1 + 1) {
+        } else if beside.iter().any(|n| n.last + 1 == hole.0) && beside.iter().any(|n| n.first == hole.1 + 1) {
             GapKind::Expired
         } else {
             GapKind::Lost

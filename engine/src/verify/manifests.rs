@@ -171,6 +171,8 @@ impl Walk<'_> {
         if let (Some(at), Some(refs)) = (&at, &self.refs)
             && !refs.contains(at.pack.pack, at.ordinal)
             && !self.packs.has_copy(id, |pack, ordinal| refs.contains(pack, ordinal))
+            // A pack that was left out may hold it a second time.
+            && !refs.packs().any(|pack| self.packs.is_unread(pack))
         {
             self.lacking.get_or_insert(*id);
         }

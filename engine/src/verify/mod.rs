@@ -102,26 +102,28 @@ pub fn run(
     let wanted = if whole { None } else { used_packs(repository, &targets)? };
     let packs = Packs::list(repository, &index, &all, wanted.as_ref(), &findings)?;
     observer.begin("verify packs", packs.bytes());
-    let selection = Selection::new(repository, options);
+    let selection = Selection::new(repository, options)?;
     packs.scan(options.jobs, &selection, &findings, observer, cancel)?;
     observer.end();
     let marked = packs.mark(&findings)?;
     // 5. Manifests.
     walk(repository, &index, &packs, &mut targets, options.jobs, &findings, cancel)?;
-    // 6. WAL.
+    // 6. WAL. What expired since the catalogue was read needs none, and an expire may go on while this reads.
+    retain_visible(repository, &mut targets, |_| true)?;
     let mut gaps = Vec::new();
     for stanza in &chosen {
-        gaps.extend(check_wal(repository, stanza, &mut targets, options, &selection, &findings, observer, cancel)?);
+        gaps.extend(wal_of(repository, stanza, &mut targets, options, &selection, &findings, observer, cancel)?);
     }
     // 7. Sessions that ended without a word. Of all stanzas, as a reference record does not say whose it is.
     records::warn_of_unended(repository, &all, referring, &findings)?;
     // 8. What has gone meanwhile was not damaged.
-    retain_visible(repository, &mut targets)?;
+    retain_visible(repository, &mut targets, is_hit)?;
     let manifests_read =
         targets.iter().all(|t| !t.verdict.problems.iter().any(|p| matches!(p, BackupProblem::Manifest { .. })));
     selection.keep(&findings);
     let mut report = findings.into_report();
-    report.garbage = (whole && manifests_read && report.damage_total == 0).then(|| packs.unused());
+    report.garbage = (whole && manifests_read && report.damage_total == 0 && report.counts.unread_packs == 0)
+        .then(|| packs.unused());
     report.backups = targets.into_iter().map(|t| t.verdict).collect();
     report.backups.sort_by(|a, b| (&a.stanza, &a.label).cmp(&(&b.stanza, &b.label)));
     report.gaps = gaps;
@@ -244,6 +246,7 @@ fn check_wal(
     let mut archives: BTreeSet<String> = repository.wal_archives(stanza)?.into_iter().collect();
     archives
         .extend(targets.iter().filter(|t| t.stanza == stanza && t.backup.wal.is_some()).map(|t| t.backup.archive_id()));
+    let former = repository.expired_backups(stanza)?;
     let mut gaps = Vec::new();
     for archive_id in archives {
         let mut backups: Vec<_> = targets
@@ -274,6 +277,7 @@ fn check_wal(
             &archive_id,
             entry,
             &mut backups,
+            &former,
             range,
             jobs,
             selection,
@@ -286,13 +290,45 @@ fn check_wal(
     Ok(gaps)
 }
 
-/// Forgets backups with problems that are not visible any more: they were expired while they were verified.
-fn retain_visible(repository: &Repository, targets: &mut Vec<Target>) -> Result<()> {
-    let hit = |t: &Target| !t.verdict.problems.is_empty() || !t.verdict.windows.is_empty();
-    let mut visible = HashSet::new();
-    for stanza in targets.iter().filter(|t| hit(t)).map(|t| t.stanza.clone()).collect::<BTreeSet<_>>() {
-        visible.extend(repository.backups_readable(&stanza)?.0.into_iter().map(|b| b.session));
+/// Checks the WAL of a stanza; again if backups expired meanwhile, as holes may be where theirs was.
+#[expect(clippy::too_many_arguments, reason = "as check_wal")]
+fn wal_of(
+    repository: &Repository,
+    stanza: &str,
+    targets: &mut Vec<Target>,
+    options: &VerifyOptions<'_>,
+    selection: &Selection,
+    findings: &Findings,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Vec<WalGap>> {
+    loop {
+        let gaps = check_wal(repository, stanza, targets, options, selection, findings, observer, cancel)?;
+        if !gaps.iter().any(|g| matches!(g.kind, GapKind::Needed | GapKind::Lost)) {
+            return Ok(gaps);
+        }
+        let before = targets.len();
+        retain_visible(repository, targets, |t| t.stanza == stanza)?;
+        if targets.len() == before {
+            return Ok(gaps);
+        }
+        for target in targets.iter_mut().filter(|t| t.stanza == stanza) {
+            target.verdict.windows.clear();
+            target.verdict.problems.retain(|p| !matches!(p, BackupProblem::Wal { .. }));
+        }
     }
-    targets.retain(|t| !hit(t) || visible.contains(&t.backup.session));
+}
+
+fn is_hit(target: &Target) -> bool {
+    !target.verdict.problems.is_empty() || !target.verdict.windows.is_empty()
+}
+
+/// Forgets those of these backups that are not visible any more: they were expired while they were verified.
+fn retain_visible(repository: &Repository, targets: &mut Vec<Target>, of: impl Fn(&Target) -> bool) -> Result<()> {
+    let mut visible = HashSet::new();
+    for stanza in targets.iter().filter(|t| of(t)).map(|t| t.stanza.clone()).collect::<BTreeSet<_>>() {
+        visible.extend(repository.visible(&stanza)?);
+    }
+    targets.retain(|t| !of(t) || visible.contains(&t.backup.session));
     Ok(())
 }

@@ -379,6 +379,12 @@ impl Packs {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(pack)
     }
 
+    /// True if this pack was left out: which chunks it has copies of is not known.
+    pub(super) fn is_unread(&self, pack: PackId) -> bool {
+        let pack = self.by_id.get(&pack).and_then(|n| self.packs.get(*n));
+        pack.is_some_and(|pack| matches!(pack.scan.get(), Some(Scan::Unread)))
+    }
+
     /// True if all of them were listed.
     pub(super) fn has_all(&self, mut packs: impl Iterator<Item = PackId>) -> bool {
         packs.all(|pack| self.by_id.contains_key(&pack))

@@ -10,7 +10,8 @@ use super::VerifyOptions;
 use super::report::Findings;
 use crate::repository::Repository;
 use crate::{FileError, Result};
-use std::collections::HashMap;
+use pgkeep_formats::repo::layout;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -34,29 +35,51 @@ pub(super) struct Selection {
     now: u32,
     file: Option<PathBuf>,
     earlier: HashMap<NameHash, u32>,
-    whole: Mutex<HashMap<NameHash, u32>>,
+    /// Packs that are marked as damaged: always read.
+    marked: HashSet<NameHash>,
+    seen: Mutex<Seen>,
+}
+
+/// What this run has come to.
+#[derive(Default)]
+struct Seen {
+    picked: HashSet<NameHash>,
+    whole: HashSet<NameHash>,
 }
 
 impl Selection {
-    /// As the options ask. What the cache says of earlier runs is read only if it is needed.
-    pub(super) fn new(repository: &Repository, options: &VerifyOptions<'_>) -> Self {
+    /// As the options ask.
+    ///
+    /// # Errors
+    /// What the store said when it was asked for marked packs.
+    pub(super) fn new(repository: &Repository, options: &VerifyOptions<'_>) -> Result<Self> {
         let now = seconds(options.now);
         let file = repository.cache().map(|dir| dir.join("verified"));
         let earlier = file.as_deref().map(read).unwrap_or_default();
-        Self {
+        let marked = repository.marked_packs()?;
+        Ok(Self {
             percent: options.sample,
             seed: options.seed,
             since: options.older_than.map(|age| now.saturating_sub(seconds(age))),
             now,
             file,
             earlier,
-            whole: Mutex::default(),
-        }
+            marked: marked.into_iter().map(|pack| hash(&layout::pack(pack))).collect(),
+            seen: Mutex::default(),
+        })
     }
 
     /// Whether this object is to be read.
     pub(super) fn picks(&self, name: &str) -> bool {
         let hash = hash(name);
+        let picked = self.marked.contains(&hash) || self.is_drawn(hash);
+        if picked {
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).picked.insert(hash);
+        }
+        picked
+    }
+
+    fn is_drawn(&self, hash: NameHash) -> bool {
         if let (Some(since), Some(read)) = (self.since, self.earlier.get(&hash))
             && *read >= since
             && *read <= self.now
@@ -75,14 +98,17 @@ impl Selection {
 
     /// Notes that an object was read and is whole.
     pub(super) fn is_whole(&self, name: &str) {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner).insert(hash(name), self.now);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).whole.insert(hash(name));
     }
 
     /// Keeps what was seen for later runs. That it cannot be kept is a warning.
     pub(super) fn keep(self, findings: &Findings) {
         let Some(file) = self.file else { return };
+        let Seen { picked, whole } = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut all = self.earlier;
-        all.extend(self.whole.into_inner().unwrap_or_else(PoisonError::into_inner));
+        // What was read and is not whole any more is not left out again.
+        all.retain(|hash, _| !picked.contains(hash));
+        all.extend(whole.into_iter().map(|hash| (hash, self.now)));
         let oldest = self.now.saturating_sub(seconds(FORGOTTEN_AFTER));
         let mut entries: Vec<(NameHash, u32)> = all.into_iter().filter(|(_, read)| *read >= oldest).collect();
         entries.sort_unstable_by_key(|(hash, read)| (std::cmp::Reverse(*read), *hash));

@@ -29,7 +29,8 @@ struct Seen {
     bad: HashSet<String>,
 }
 
-/// Verifies one archive of a stanza; `backups` are those that need it, with their verdicts.
+/// Verifies one archive of a stanza; `backups` are those that need it, with their verdicts, `former` those of the stanza that
+/// have expired: retention has left holes beside their WAL.
 #[expect(clippy::too_many_arguments, reason = "one call, and the pieces have nothing in common")]
 pub(super) fn check(
     repository: &Repository,
@@ -37,6 +38,7 @@ pub(super) fn check(
     archive_id: &str,
     history: Option<&StanzaHistory>,
     backups: &mut [(&Backup, &mut BackupVerdict)],
+    former: &[Backup],
     range: WalRange<'_>,
     jobs: usize,
     selection: &Selection,
@@ -61,7 +63,9 @@ pub(super) fn check(
     let recorded = backups.first().and_then(|(b, _)| WalSegmentSize::new(b.wal_segment_size));
     let Some(size) = lock(&seen).size.or(recorded) else { return Ok(Vec::new()) };
     let needs = needs(backups, size, findings, stanza);
-    let mut found = find(&mut segments, &needs, &lock(&seen).histories, size);
+    let former: Vec<Need> =
+        former.iter().filter(|b| b.archive_id() == archive_id).filter_map(|b| need(b, 0, size)).collect();
+    let mut found = find(&mut segments, &needs, &former, &lock(&seen).histories, size);
     // A running server archives in parallel: what was missing when its directory was listed may be there by now.
     for (first, last) in names_of(&found, size) {
         let range = WalRange { from: Some(&first), to: Some(&last) };
@@ -74,7 +78,7 @@ pub(super) fn check(
     }
     if !batch.is_empty() {
         read(&mut batch, &mut segments)?;
-        found = find(&mut segments, &needs, &lock(&seen).histories, size);
+        found = find(&mut segments, &needs, &former, &lock(&seen).histories, size);
     }
     let present = present(&segments, size);
     let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -98,12 +102,13 @@ fn present(segments: &[SegmentName], size: WalSegmentSize) -> Present {
 fn find(
     segments: &mut Vec<SegmentName>,
     needs: &[Need],
+    former: &[Need],
     histories: &BTreeMap<u32, TimelineHistory>,
     size: WalSegmentSize,
 ) -> Gaps {
     segments.sort_unstable();
     segments.dedup();
-    gaps::find(&present(segments, size), needs, histories, size)
+    gaps::find(&present(segments, size), needs, former, histories, size)
 }
 
 /// First and last name of each hole that does harm.
@@ -236,12 +241,9 @@ fn needs(
     let mut needs = Vec::new();
     for (number, (backup, _)) in backups.iter().enumerate() {
         let Some((start, stop)) = &backup.wal else { continue };
-        match (WalSegment::parse(start, size), WalSegment::parse(stop, size)) {
-            (Ok(start), Ok(stop)) if start.timeline == stop.timeline && start.number <= stop.number => {
-                let (timeline, first, last) = (start.timeline.0, start.number, stop.number);
-                needs.push(Need { backup: number, timeline, first, last });
-            }
-            _ => findings.damage(
+        match need(backup, number, size) {
+            Some(need) => needs.push(need),
+            None => findings.damage(
                 &layout::backup(stanza, backup.session),
                 Flaw::Inconsistent,
                 format!("it needs WAL from {start} to {stop}, which is no range"),
@@ -249,6 +251,15 @@ fn needs(
         }
     }
     needs
+}
+
+/// The range a backup needs; none if it needs none, or says what is no range.
+fn need(backup: &Backup, number: usize, size: WalSegmentSize) -> Option<Need> {
+    let (start, stop) = backup.wal.as_ref()?;
+    let (start, stop) = (WalSegment::parse(start, size).ok()?, WalSegment::parse(stop, size).ok()?);
+    let (timeline, first, last) = (start.timeline.0, start.number, stop.number);
+    let is_range = start.timeline == stop.timeline && first <= last;
+    is_range.then_some(Need { backup: number, timeline, first, last })
 }
 
 fn name(timeline: u32, number: u64, size: WalSegmentSize) -> String {

@@ -17,37 +17,50 @@ pub struct WalRemoved {
     pub runs: Vec<(String, String)>,
 }
 
+/// What to remove.
+pub struct Removal<'a> {
+    /// Ends the search: names behind it are not looked at.
+    pub to: Option<&'a str>,
+    /// Whether a file stays.
+    pub keeps: &'a dyn Fn(&str) -> bool,
+    /// Nothing is removed.
+    pub dry_run: bool,
+    /// Called with the first and the last segment of each run of files, when it has been removed.
+    pub each_run: &'a dyn Fn(&str, &str),
+}
+
 impl Repository {
-    /// Removes the files of an archive that `keeps` does not keep, in the order of their names, so that what is left after an
-    /// interruption lacks no more than its beginning. `to` ends the search: names behind it are not looked at. With `dry_run`
-    /// nothing is removed.
+    /// Removes the files of an archive that are not kept, in the order of their names.
     ///
     /// # Errors
     /// `FeatureNotSupported` if this program must not write to the repository; `Interrupted`; what the store said.
-    #[allow(clippy::too_many_arguments)]
     pub fn wal_remove(
         &self,
         stanza: &str,
         archive_id: &str,
-        to: Option<&str>,
-        keeps: &dyn Fn(&str) -> bool,
-        dry_run: bool,
+        removal: &Removal<'_>,
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<WalRemoved> {
         self.check_writable()?;
         let mut removed = WalRemoved::default();
         let mut run: Option<(String, String)> = None;
-        self.wal_list(stanza, archive_id, WalRange { from: None, to }, &mut |entry| {
+        let end = |run: Option<(String, String)>, removed: &mut WalRemoved| {
+            if let Some((first, last)) = run {
+                (removal.each_run)(&first, &last);
+                removed.runs.push((first, last));
+            }
+        };
+        let outcome = self.wal_list(stanza, archive_id, WalRange { from: None, to: removal.to }, &mut |entry| {
             cancel.check()?;
             let is_history = entry.name.ends_with(".history");
-            if keeps(&entry.name) {
+            if (removal.keeps)(&entry.name) {
                 if !is_history {
-                    removed.runs.extend(run.take());
+                    end(run.take(), &mut removed);
                 }
                 return Ok(());
             }
-            if !dry_run {
+            if !removal.dry_run {
                 self.store().delete(&layout::wal(stanza, archive_id, &entry.name)).map_err(Error::from)?;
             }
             observer.add(Counter::Files, 1);
@@ -61,8 +74,9 @@ impl Repository {
                 }
             }
             Ok(())
-        })?;
-        removed.runs.extend(run);
-        Ok(removed)
+        });
+        // Also what was removed before a failure.
+        end(run, &mut removed);
+        outcome.map(|()| removed)
     }
 }

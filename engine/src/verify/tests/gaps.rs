@@ -41,7 +41,7 @@ fn holes_that_retention_leaves_are_told_from_losses() {
     // Three backups: the first two keep only what they need, the third one all that follows.
     let needs = [need(0, 1, 10, 11), need(1, 1, 20, 20), need(2, 1, 30, 31)];
     let wal = present(&[(1, &[10, 11, 20, 30, 31, 32, 33, 35])]);
-    let gaps = find(&wal, &needs, &BTreeMap::new(), SIZE);
+    let gaps = find(&wal, &needs, &[], &BTreeMap::new(), SIZE);
     let expected =
         [(hole(1, 12, 19), GapKind::Expired), (hole(1, 21, 29), GapKind::Expired), (hole(1, 34, 34), GapKind::Lost)];
     assert_eq!(gaps.holes, BTreeMap::from(expected));
@@ -49,17 +49,17 @@ fn holes_that_retention_leaves_are_told_from_losses() {
     let window = |reaches, resumes| Cost::Window { timeline: 1, reaches: (1, reaches), resumes: (1, resumes) };
     assert_eq!(gaps.costs, BTreeMap::from([(2, BTreeSet::from([window(33, 35)]))]));
     let less = present(&[(1, &[10, 11, 20, 21, 30, 31, 32])]);
-    let gaps = find(&less, &needs, &BTreeMap::new(), SIZE);
+    let gaps = find(&less, &needs, &[], &BTreeMap::new(), SIZE);
     assert_eq!(gaps.holes[&hole(1, 22, 29)], GapKind::Lost);
     assert_eq!(gaps.costs, BTreeMap::from([(1, BTreeSet::from([window(21, 30)]))]));
 }
 
 #[test]
 fn holes_before_the_first_backup_do_no_harm() {
-    let gaps = find(&present(&[(1, &[1, 3, 5, 6])]), &[need(0, 1, 5, 6)], &BTreeMap::new(), SIZE);
+    let gaps = find(&present(&[(1, &[1, 3, 5, 6])]), &[need(0, 1, 5, 6)], &[], &BTreeMap::new(), SIZE);
     assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 2, 2), GapKind::Unused), (hole(1, 4, 4), GapKind::Unused)]));
     assert!(gaps.costs.is_empty());
-    let gaps = find(&present(&[(1, &[1, 3])]), &[], &BTreeMap::new(), SIZE);
+    let gaps = find(&present(&[(1, &[1, 3])]), &[], &[], &BTreeMap::new(), SIZE);
     assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 2, 2), GapKind::Unused)]));
 }
 
@@ -68,24 +68,24 @@ fn a_path_over_timelines_takes_each_segment_from_the_timeline_that_owns_it() {
     // Timeline 1 went on to 6 after 2 had left it in segment 5.
     let histories = BTreeMap::from([history(2, &[(1, 5)])]);
     let wal = present(&[(1, &[3, 4, 5, 6]), (2, &[5, 6, 7])]);
-    assert!(find(&wal, &[need(0, 1, 3, 3)], &histories, SIZE).holes.is_empty());
+    assert!(find(&wal, &[need(0, 1, 3, 3)], &[], &histories, SIZE).holes.is_empty());
     // Without 4 nothing behind it is reached, on either timeline.
     let wal = present(&[(1, &[3, 5, 6]), (2, &[5, 6, 7])]);
-    let gaps = find(&wal, &[need(0, 1, 3, 3)], &histories, SIZE);
+    let gaps = find(&wal, &[need(0, 1, 3, 3)], &[], &histories, SIZE);
     assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 4, 4), GapKind::Lost)]));
     let window = |timeline| Cost::Window { timeline, reaches: (1, 3), resumes: (timeline, 5) };
     assert_eq!(gaps.costs[&0], BTreeSet::from([window(1), window(2)]));
     // The old timeline ended early: the hole is on it, though it has nothing behind the hole.
     let wal = present(&[(1, &[3]), (2, &[5, 6])]);
-    let gaps = find(&wal, &[need(0, 1, 3, 3)], &histories, SIZE);
+    let gaps = find(&wal, &[need(0, 1, 3, 3)], &[], &histories, SIZE);
     assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 4, 4), GapKind::Lost)]));
     // The new timeline lacks its first segment.
     let wal = present(&[(1, &[3, 4, 5]), (2, &[6])]);
-    let gaps = find(&wal, &[need(0, 1, 3, 3)], &histories, SIZE);
+    let gaps = find(&wal, &[need(0, 1, 3, 3)], &[], &histories, SIZE);
     assert_eq!(gaps.holes, BTreeMap::from([(hole(2, 5, 5), GapKind::Lost)]));
     // A backup of timeline 2 does not care for what timeline 1 did later.
     let wal = present(&[(1, &[3, 4, 8]), (2, &[5, 6, 7])]);
-    let gaps = find(&wal, &[need(0, 2, 6, 7)], &histories, SIZE);
+    let gaps = find(&wal, &[need(0, 2, 6, 7)], &[], &histories, SIZE);
     assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 5, 7), GapKind::Unused)]));
     assert!(gaps.costs.is_empty());
 }
@@ -93,7 +93,7 @@ fn a_path_over_timelines_takes_each_segment_from_the_timeline_that_owns_it() {
 #[test]
 fn a_needed_hole_is_split_by_backup() {
     let needs = [need(0, 1, 2, 5), need(1, 1, 4, 8)];
-    let gaps = find(&present(&[(1, &[2, 3, 8, 9])]), &needs, &BTreeMap::new(), SIZE);
+    let gaps = find(&present(&[(1, &[2, 3, 8, 9])]), &needs, &[], &BTreeMap::new(), SIZE);
     assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 4, 7), GapKind::Needed)]));
     assert_eq!(gaps.costs[&0], BTreeSet::from([Cost::Consistency(hole(1, 4, 5))]));
     assert_eq!(gaps.costs[&1], BTreeSet::from([Cost::Consistency(hole(1, 4, 7))]));
@@ -110,7 +110,7 @@ proptest! {
         let needs: Vec<Need> =
             backups.iter().enumerate().map(|(n, (first, len))| need(n, 1, *first, first + len)).collect();
         let numbers: Vec<u64> = there.iter().copied().collect();
-        let gaps = find(&present(&[(1, &numbers)]), &needs, &BTreeMap::new(), SIZE);
+        let gaps = find(&present(&[(1, &numbers)]), &needs, &[], &BTreeMap::new(), SIZE);
         let ends = there.iter().copied().chain(needs.iter().flat_map(|n| [n.first, n.last]));
         let (low, high) = (ends.clone().min().unwrap_or(0), ends.max().unwrap_or(0));
         let in_hole = |n: u64| gaps.holes.keys().filter(|h| h.first <= n && n <= h.last).count();

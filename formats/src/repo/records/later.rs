@@ -94,6 +94,8 @@ impl Expired {
 pub struct Heartbeat {
     /// The archive, `<version>-<history id>`, and the first segment of it that the backup will need.
     pub wal: Option<(String, String)>,
+    /// The backup needs no WAL: its server is stopped.
+    pub without_wal: bool,
 }
 
 impl Heartbeat {
@@ -104,6 +106,9 @@ impl Heartbeat {
         w.maybe(2, self.wal.as_ref(), |w, (archive_id, first)| {
             w.text(archive_id).text(first);
         });
+        if self.without_wal {
+            w.int(4, 1);
+        }
         w.finish()
     }
 
@@ -116,10 +121,11 @@ impl Heartbeat {
             return Ok(Self::default());
         }
         let f = Fields::parse(bytes, VERSION, &[], "heartbeat")?;
-        let Some(mut r) = f.get(2) else { return Ok(Self::default()) };
+        let without_wal = f.int_or(4, 0)? != 0;
+        let Some(mut r) = f.get(2) else { return Ok(Self { wal: None, without_wal }) };
         let wal = (r.text("archive id")?.to_owned(), r.text("first segment")?.to_owned());
         r.finish("heartbeat")?;
-        Ok(Self { wal: Some(wal) })
+        Ok(Self { wal: Some(wal), without_wal })
     }
 }
 
@@ -139,8 +145,10 @@ mod tests {
         assert_eq!(Note::decode(&free.encode()), Ok(free));
         let expired = Expired { by: SessionId([3; 16]), reason: "retention".into(), created: 9 };
         assert_eq!(Expired::decode(&expired.encode()), Ok(expired));
-        let beat = Heartbeat { wal: Some(("17-1".into(), "000000010000000000000005".into())) };
+        let beat = Heartbeat { wal: Some(("17-1".into(), "000000010000000000000005".into())), ..Heartbeat::default() };
         assert_eq!(Heartbeat::decode(&beat.encode()), Ok(beat));
+        let without = Heartbeat { without_wal: true, ..Heartbeat::default() };
+        assert_eq!(Heartbeat::decode(&without.encode()), Ok(without));
         assert_eq!(Heartbeat::decode(&[]), Ok(Heartbeat::default()));
         assert_eq!(Heartbeat::decode(&Heartbeat::default().encode()), Ok(Heartbeat::default()));
     }
