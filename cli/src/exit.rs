@@ -251,7 +251,9 @@ mod tests {
     const COMMON: [u8; 16] = [25, 27, 29, 30, 31, 32, 37, 41, 42, 43, 48, 55, 67, 73, 96, 125];
 
     /// Where the refusals of commands are made, below the workspace: files, and directories with all in them.
-    const SOURCES: [(&str, &[&str]); 15] = [
+    const SOURCES: [(&str, &[&str]); 17] = [
+        ("annotate", &["cli/src/commands/annotate.rs", "engine/src/repository/notes.rs"]),
+        ("expire", &["cli/src/commands/expire.rs", "engine/src/expire"]),
         ("archive-get", &["engine/src/archive/get.rs", GET_AHEAD, BACKGROUND]),
         ("archive-push", &["engine/src/archive/push.rs", PUSH_AHEAD, BACKGROUND]),
         ("backup", &["engine/src/backup", "engine/src/pg/datadir"]),

@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(offered(&["pgkeep", "backup", "--type", "="]), ["full", "diff", "incr"]);
         assert_eq!(offered(&["pgkeep", "restore", "--type", "=", "im"]), ["immediate"]);
         assert_eq!(offered(&["pgkeep", "info", "--output", "js"]), ["json"]);
-        assert_eq!(offered(&["pgkeep", "backup", "--no-expire"]), ["--no-expire-auto"]);
+        assert_eq!(offered(&["pgkeep", "backup", "--no-expire-a"]), ["--no-expire-auto"]);
         assert_eq!(offered(&["pgkeep", "clone", "hy"]), ["hydrate"]);
         assert_eq!(offered(&["pgkeep", "help", "repo-"]), ["repo-get", "repo-ls", "repo-stats"]);
         assert_eq!(offered(&["pgkeep", "completion", ""]), ["bash", "zsh", "fish"]);

@@ -186,7 +186,7 @@ options! {
         = Def::new(Type::Path, Some("/etc/@/conf.d")).on(ALL | HELP).typed();
     ConfigPath "config-path" "directory of the configuration file and of conf.d"
         = Def::new(Type::Path, Some("/etc/@")).on(ALL | HELP).typed();
-    DataOlderThan "data-older-than" "leave out packs and WAL that this host has read and found whole within this time"
+    DataOlderThan "data-older-than" "leave out what this host has read and found whole within this time"
         = Def::new(Type::Time(SECOND, 3650 * DAY), None).on(VERIFY).typed();
     DataOnly "data-only" "dump rows and no definitions" = flag("n").on(EXTRACT).typed();
     DbTimeout "db-timeout" "longest wait for the server to answer"
@@ -203,7 +203,7 @@ options! {
     DrillDir "drill-dir" "directory of own checks: NAME.sql, and NAME.out with what it must print"
         = path().on(DRILL);
     DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE).typed();
-    Explain "explain" "say of every backup and archive why it stays or goes, and change nothing" = flag("n").on(EXPIRE).typed();
+    Explain "explain" "say why each backup and archive stays or goes, and change nothing" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     File "file" "file, or directory, to write to instead of standard output" = Def::new(Type::AnyPath, None).on(EXTRACT).typed();
     Filter "filter" "regular expression (POSIX, extended) that is to be found in a path" = text().on(C::RepoLs.bit()).typed();
@@ -232,7 +232,7 @@ options! {
         = flag("y").on(ALL).ignored("files get no more rights than the umask leaves");
     OnError "on-error" "what archive-get does when it cannot tell: report, abort the recovery, or wait"
         = word(&["report", "abort", "wait"], "report").on(GET).typed();
-    Keyless "keyless" "compare packs with their names, which takes no key and tells nothing of backups and WAL" = flag("n").on(VERIFY).typed();
+    Keyless "keyless" "only compare packs with their names, which takes no key" = flag("n").on(VERIFY).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
         = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF | EXPIRE)
@@ -250,7 +250,7 @@ options! {
     PgBin "pg-bin" "directory of PostgreSQL's programs" = Def::new(Type::Path, None).on(CLONE | SCRATCH).typed();
     Oldest "oldest" "expire the oldest full backup and what depends on it" = flag("n").on(EXPIRE).typed();
     Owner "owner" "dump who owns what" = flag("y").on(EXTRACT).typed();
-    PinUntil "pin-until" "retention leaves the backup alone until then: a date, a time, forever, or none to take the pin off"
+    PinUntil "pin-until" "leave the backup alone until a date or time, or forever; none unpins"
         = text().on(ANNOTATE).typed();
     Port "port" "port of the clone's server" = int(1, 65535).on(CLONE).typed();
     Priority "priority" "nice value of the process" = int(-20, 19).on(STORE);
@@ -316,7 +316,7 @@ options! {
         = flag("y").on(PUSH | BACKUP | CHECK).when(Opt::Online, &["y"]);
     ArchiveCopy "archive-copy" "keep the WAL a backup needs inside it"
         = flag("n").on(BACKUP).when(Opt::ArchiveCheck, &["y"]).ignored("WAL stays in the archive, which keeps what backups need");
-    ArchiveExpireBefore "archive-expire-before" "remove only WAL, and of it what is before this segment and no backup needs"
+    ArchiveExpireBefore "archive-expire-before" "remove only WAL before this segment that no backup needs"
         = text().on(EXPIRE).typed();
     ArchiveGetQueueMax "archive-get-queue-max" "size of the queue of fetched WAL"
         = size(0, 4 * PIB, "128MiB").on(GET).when(Opt::ArchiveAsync, &["y"]);
@@ -341,7 +341,7 @@ options! {
         = Def::new(Type::Cpus, None).on(BACKUP);
     Exclude "exclude" "path under the data directory to leave out" = Def::new(Type::List, None).on(BACKUP);
     ExpireAuto "expire-auto" "apply retention after a backup" = flag("y").on(BACKUP);
-    ExpireDependents "expire-dependents" "what was compared with a backup goes with it, although it does not need it"
+    ExpireDependents "expire-dependents" "what was compared with a backup goes with it"
         = flag("y").on(BACKUP | EXPIRE);
     IoLimit "io-limit" "bytes to read a second at most"
         = Def::new(Type::Size(64 * KIB, TIB), None).on(BACKUP | CLONE);

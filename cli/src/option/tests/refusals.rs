@@ -43,7 +43,8 @@ fn secrets_that_everybody_can_read_are_warned_of() {
     assert_eq!(warned("info"), Vec::<String>::new(), "nobody gets there");
     mode(etc, 0o755);
     for args in ["info", "--stanza=demo backup"] {
-        let warned = warned(args);
+        let mut warned = warned(args);
+        warned.retain(|text| !text.contains("retention"));
         assert_eq!(warned.len(), 3, "{warned:#?}");
         for path in &files {
             let remedy = format!("chmod 600 '{}'", path.display());
@@ -129,7 +130,7 @@ fn command_lines_have_their_status() {
         ("", 0),
         ("--stanza=demo", 30),
         ("frob", 48),
-        ("expire", 48),
+        ("expire", 37),
         ("backup", 37),
         ("verify", 37),
         ("info", 0),
