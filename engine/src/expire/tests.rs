@@ -253,7 +253,7 @@ fn a_former_clusters_archive_goes_with_its_last_backup() {
     for word in ["F1", "F3"] {
         committed(&repository, "demo", described(word, "F1 F3"));
     }
-    for name in [&segment(5), "00000002.history", "000000020000000000000002.00000028.backup"] {
+    for name in [&segment(35), "00000002.history", "000000020000000000000002.00000028.backup"] {
         archive(&repository, ARCHIVE, name);
     }
     let identity = ClusterIdentity { version: 16, system_identifier: 7002, ..CLUSTER };

@@ -66,7 +66,7 @@ pub(super) struct Packs {
     hasher: Option<PageHasher>,
     /// Chunks of opaque packs that were read.
     probed: Mutex<HashMap<(PackId, u16), bool>>,
-    /// Packs that were told of as missing.
+    /// Packs that were told of as missing, or as too short without having been read.
     missing: Mutex<HashSet<PackId>>,
     /// Good copies of chunks in packs other than the one the index names: what was stored again lies in two.
     copies: Mutex<HashMap<ChunkId, Vec<(PackId, u16)>>>,
@@ -374,7 +374,7 @@ impl Packs {
         }
     }
 
-    /// True for a pack that was not told of as missing before.
+    /// True for a pack that was not told of as missing, or too short, before.
     fn is_first_missing(&self, pack: PackId) -> bool {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(pack)
     }
@@ -400,6 +400,14 @@ impl Packs {
             }
             Some(pack) => {
                 pack.used.store(true, Ordering::Relaxed);
+                if matches!(pack.scan.get(), Some(Scan::Unread)) && pack.size != at.pack.size {
+                    // Said once; whether the chunk is whole all the same is seen below.
+                    if self.is_first_missing(pack.id) {
+                        let text = format!("it has {} bytes, and the index knows {}", pack.size, at.pack.size);
+                        findings.damage(&layout::pack(pack.id), Flaw::Damaged, text);
+                    }
+                    self.distrust(pack.id);
+                }
                 match pack.scan.get() {
                     Some(Scan::Read { chunks, bad }) => {
                         usize::from(at.ordinal) < *chunks && bad.binary_search(&at.ordinal).is_err()
