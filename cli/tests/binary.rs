@@ -82,6 +82,7 @@ Usage:
     pgkeep [options] <command> [parameters]
 
 Commands:
+  annotate          Change the notes of a backup, or pin it.
   archive-get       Fetch one WAL file from the archive.
   archive-push      Store one WAL file in the archive.
   backup            Back up a cluster.
@@ -90,6 +91,7 @@ Commands:
   completion        Print a script that completes commands and options in a shell.
   diff              Tell which relations differ between two backups.
   drill             Prove a backup: recover it, start it, check all of it.
+  expire            Remove backups and WAL that retention no longer keeps.
   extract           Dump tables as they were at some time.
   help              Explain commands and options.
   info              List stanzas, backups and archived WAL.

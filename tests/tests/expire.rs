@@ -161,6 +161,10 @@ fn pins_notes_and_rules_that_keep() {
         restored.wait_promoted();
         assert_eq!(restored.psql(&format!("SELECT count(*) FROM {table}")), "2000");
     }
+    // Behind it is the hole that retention made: whoever wants to go further is told.
+    let target = world.sandbox.dir("further");
+    let run = world.restore_to(&target, [set.as_str()]);
+    assert!(run.messages("WARN").iter().any(|m| m.contains("recovery ends with the backup")), "{run}");
     // Without the pin it goes like any other.
     world.ok(["annotate", &set, "--pin-until=none"]);
     decided(&world, &["--repo1-retention-policy=REDUNDANCY 1"]);

@@ -57,6 +57,10 @@ fn one(context: &Context<'_>, repo: Repo<'_>, label: &str, pin: Option<Pin>) -> 
     let repository = repos::open(settings, repo)?;
     let name = LockName { stanza: stanza.to_owned(), lock_type: LockType::Backup, repo_key: repo.key().into() };
     let _lock = Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?;
+    if repository.stanza_history(stanza)?.is_empty() {
+        let text = format!("stanza '{stanza}' does not exist in the repository");
+        return Err(Error::refused(Kind::FileMissing, text).into());
+    }
     let (backups, mut problems) = repository.backups_readable(stanza)?;
     let Some(backup) = backups.iter().find(|b| b.label == label) else {
         // It may be the one whose record is damaged.

@@ -21,7 +21,10 @@ const ASKS: [Opt; 3] = [Opt::Set, Opt::Oldest, Opt::ArchiveExpireBefore];
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    check_stopped(settings.lock_path(), settings.stanza())?;
+    // Who only looks may do so at any time.
+    if !is_dry(settings) {
+        check_stopped(settings.lock_path(), settings.stanza())?;
+    }
     let ask = ask(settings)?;
     let mut done = Vec::new();
     let mut failed = Vec::new();
@@ -90,15 +93,22 @@ fn one(context: &Context<'_>, repo: Repo<'_>, repository: &Repository, ask: Ask<
     let settings = context.settings;
     let stanza = settings.stanza_name();
     let name = LockName { stanza: stanza.to_owned(), lock_type: LockType::Backup, repo_key: repo.key().into() };
-    let _lock = Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?;
+    let dry_run = is_dry(settings);
+    let _lock = match dry_run {
+        true => None,
+        false => Some(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?),
+    };
     let retention = retention(settings, repo);
-    // 'backup' has none of these two.
-    let dry_run = settings.flag(Opt::DryRun) || settings.flag(Opt::Explain);
     let force = ask != Ask::Rules && settings.flag(Opt::Force);
     let options = ExpireOptions { stanza, retention: &retention, ask, force, dry_run, zone: &zone::local() };
     let report = expire::run(repository, &options, context.observer, context.cancel, &SystemClock)?;
     tell(repo.key(), &report, dry_run, ask);
     Ok(report)
+}
+
+/// Whether nothing is to be changed. `backup` has none of these options.
+fn is_dry(settings: &Settings) -> bool {
+    settings.flag(Opt::DryRun) || settings.flag(Opt::Explain)
 }
 
 fn ask(settings: &Settings) -> Result<Ask<'_>, Failure> {
@@ -148,7 +158,8 @@ fn tell(key: u16, report: &ExpireReport, dry_run: bool, ask: Ask<'_>) {
     let dry = if dry_run { "[DRY-RUN] " } else { "" };
     let newest = report.backups.last();
     if let Some(newest) = newest.filter(|b| !b.fate.stays() && ask != Ask::Rules) {
-        tracing::warn!("{dry}repo{key}: the newest backup, {}, has expired", newest.backup.label);
+        let has = if dry_run { "would expire" } else { "has expired" };
+        tracing::warn!("{dry}repo{key}: the newest backup, {}, {has}", newest.backup.label);
     }
     for session in &report.fenced {
         tracing::warn!(

@@ -213,7 +213,7 @@ options! {
         (DELETE, "delete although a server seems to run"),
         (STOP, "also end what is running: TERM to whoever holds a lock"),
         (CLONE, "end a server that runs on the clone; take a set that ended after the target"),
-        (EXPIRE, "with --set: although it is pinned, the last full backup, or one of the least that must stay"),
+        (EXPIRE, "with --set or --oldest: although it is pinned, or the last full"),
     ]);
     Foreground "foreground" "serve in front instead of in the background" = flag("n").on(CLONE | MOUNT | RESTORE).typed();
     ForClone "for-clone" "the file is for the server of a clone" = flag("n").on(GET).typed().hidden();

@@ -99,7 +99,7 @@ impl fmt::Display for Keeps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRule => f.write_str("no retention is configured"),
-            Self::Retention => f.write_str("within retention-full and retention-diff"),
+            Self::Retention => f.write_str("no pgBackRest rule takes it"),
             Self::Period(period, name) => write!(f, "keep-{period}: {name}"),
             Self::Policy(policy) => write!(f, "retention-policy: {policy}"),
             Self::Pinned(PINNED_FOR_EVER) => f.write_str("pinned for ever"),
@@ -316,7 +316,8 @@ fn kept(situation: &Situation<'_>, retention: &Retention) -> Vec<Vec<Keeps>> {
             if left > 0 && last.as_ref() != Some(&name) {
                 left -= 1;
                 if let Some(reasons) = out.get_mut(*at) {
-                    reasons.push(Keeps::Period(*period, name.clone()));
+                    let shown = name.split_once(" #").map_or(name.as_str(), |(time, _)| time);
+                    reasons.push(Keeps::Period(*period, shown.to_owned()));
                 }
                 last = Some(name);
             }

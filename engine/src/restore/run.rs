@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::pg::version::Version;
+use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::Commit;
 use rustix::fs::Mode as Bits;
@@ -167,7 +168,42 @@ pub fn choose_backup(repositories: &[Arc<Repository>], options: &RestoreOptions)
     let (repository, backup) = choose(repositories, options)?;
     let recovery = with_instant(effective_recovery(&options.recovery, &backup), &options.time_zone);
     check_history(&repository, &options.stanza, &backup, &recovery)?;
+    match hole_behind(&repository, &options.stanza, &backup, &recovery) {
+        Ok(None) => {}
+        Ok(Some(missing)) => tracing::warn!(
+            "WAL segment {missing}, the first behind backup {}, is not in the archive, which goes on after it: recovery ends \
+             with the backup, whatever the target; retention makes such holes behind backups that it keeps for themselves",
+            backup.label
+        ),
+        Err(e) => tracing::warn!("it cannot be told how far WAL behind backup {} goes: {}", backup.label, e.chain()),
+    }
     Ok(Choice { repository, backup, recovery })
+}
+
+/// The segment right behind a backup, if it is missing although later ones of its timeline are there, and recovery wants it.
+fn hole_behind(
+    repository: &Repository,
+    stanza: &str,
+    backup: &Commit,
+    recovery: &RecoveryOptions,
+) -> Result<Option<String>> {
+    let goes_on = recovery.recovery_type.reads_archive()
+        && !matches!(recovery.recovery_type, RecoveryType::Immediate | RecoveryType::Standby);
+    let (Some((_, last)), Some(size)) = (&backup.wal, WalSegmentSize::new(backup.wal_segment_size)) else {
+        return Ok(None);
+    };
+    let Ok(last) = WalSegment::parse(last, size) else { return Ok(None) };
+    if !goes_on {
+        return Ok(None);
+    }
+    let (archive_id, next) = (backup.archive_id(), last.next());
+    let newest = repository.wal_newest(stanza, &archive_id)?;
+    let later = newest.iter().filter_map(|name| name.segment(size).ok());
+    if !later.into_iter().any(|s| s.timeline == last.timeline && s.number > next.number) {
+        return Ok(None);
+    }
+    let gap = repository.wal_gaps(stanza, &archive_id, next, next, size).next().transpose()?;
+    Ok(gap.map(|name| name.to_string()))
 }
 
 /// A chosen backup whose manifest can be read.

@@ -131,9 +131,10 @@ impl Packs {
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<()> {
+        let least = selection.at_least_one(self.packs.iter().map(|pack| pack.id));
         workers::each(jobs, self.packs.iter(), cancel, |pack| {
             let name = layout::pack(pack.id);
-            let scan = if selection.picks(&name) {
+            let scan = if selection.picks(&name) || least == Some(pack.id) {
                 self.scan_one(pack, findings, cancel)?
             } else {
                 findings.count(|c| {

@@ -10,6 +10,7 @@ use super::VerifyOptions;
 use super::report::Findings;
 use crate::repository::Repository;
 use crate::{FileError, Result};
+use pgkeep_formats::id::PackId;
 use pgkeep_formats::repo::layout;
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -77,6 +78,12 @@ impl Selection {
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).picked.insert(hash);
         }
         picked
+    }
+
+    /// Of a sample so small that none of these packs may be drawn, one that is read all the same.
+    pub(super) fn at_least_one(&self, packs: impl Iterator<Item = PackId>) -> Option<PackId> {
+        self.percent?;
+        packs.min_by_key(|pack| *blake3::hash(&[&self.seed.to_le_bytes()[..], &pack.0[..]].concat()).as_bytes())
     }
 
     fn is_drawn(&self, hash: NameHash) -> bool {
