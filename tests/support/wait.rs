@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Reached only when something hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until it is so.
 ///

@@ -148,7 +148,9 @@ fn pins_notes_and_rules_that_keep() {
     world.expect(104, ["expire", &set]);
 
     // Rules that keep take backups one by one: an incremental without its full.
-    let args = ["--repo1-keep-last=2", "--repo1-retention-archive=1", "--repo1-retention-archive-type=incr"];
+    // What the sandbox's configuration keeps is not to be added.
+    const ALONE: &str = "--reset-repo1-retention-full";
+    let args = [ALONE, "--repo1-keep-last=2", "--repo1-retention-archive=1", "--repo1-retention-archive-type=incr"];
     let kept = decided(&world, &args);
     assert_eq!(going(&kept), [&second]);
     assert_eq!(world.labels(), [&first, &third, &fourth].map(String::clone));
@@ -167,7 +169,7 @@ fn pins_notes_and_rules_that_keep() {
     assert!(run.messages("WARN").iter().any(|m| m.contains("recovery ends with the backup")), "{run}");
     // Without the pin it goes like any other.
     world.ok(["annotate", &set, "--pin-until=none"]);
-    decided(&world, &["--repo1-retention-policy=REDUNDANCY 1"]);
+    decided(&world, &[ALONE, "--repo1-retention-policy=REDUNDANCY 1"]);
     assert_eq!(world.labels(), [fourth]);
     let refused = world.expect(32, ["expire", "--repo1-retention-policy=SOME DAYS"]);
     assert!(refused.to_string().contains("RECOVERY WINDOW OF n DAYS"), "{refused}");
