@@ -1,6 +1,6 @@
 //! Expire: what retention no longer keeps, becomes invisible, and WAL that no backup needs is removed.
 //!
-//! Owns the decision ([`rules`], [`wal`]: pure) and the order of doing it. Space of chunks comes back by garbage
+//! Owns the decision (`rules`, `wal`: pure) and the order of doing it. Space of chunks comes back by garbage
 //! collection, which is another operation.
 //!
 //! Order: markers first, newest backup first, so that what depends on a backup goes before it; then WAL. So after a crash
