@@ -8,13 +8,15 @@ use crate::commands::Context;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::def::Group;
-use crate::option::{Command, Role, Settings};
+use crate::option::{Command, Opt, Role, Settings};
 use crate::repos;
+use pgkeep_engine::archive::spool::Spool;
 use pgkeep_engine::lock::{self, Holder, Lock, LockName, LockType};
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,12 +42,33 @@ fn start(context: &Context<'_>, params: &[&OsStr]) -> std::result::Result<Child,
 ///
 /// # Errors
 /// `Kernel`.
-pub(crate) fn enter() -> Result<()> {
+fn enter() -> Result<()> {
     match rustix::process::setsid() {
         // It leads one already.
         Ok(_) | Err(Errno::PERM) => Ok(()),
         Err(e) => Err(Error::refused(Kind::Kernel, format!("cannot begin a session: {}", std::io::Error::from(e)))),
     }
+}
+
+/// Begins the work of the role `async`: a session of its own, and the stanza's archive locks; none if another process works.
+///
+/// # Errors
+/// `Kernel`; what the lock path said.
+pub(crate) fn begin(settings: &Settings) -> Result<Option<Vec<Lock>>> {
+    enter()?;
+    match take_locks(settings) {
+        Err(e) if e.kind() == Kind::LockAcquire => {
+            tracing::info!("another process is at work: {e}");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// The stanza's spool.
+pub(crate) fn spool(settings: &Settings) -> Spool {
+    // The option has a default; without one nothing could be written, and work is done without a spool.
+    Spool::of(settings.path(Opt::SpoolPath).unwrap_or(Path::new("/")), settings.stanza_name())
 }
 
 fn lock_names(settings: &Settings) -> impl Iterator<Item = LockName> + '_ {
@@ -58,7 +81,7 @@ fn lock_names(settings: &Settings) -> impl Iterator<Item = LockName> + '_ {
 ///
 /// # Errors
 /// `LockAcquire`.
-pub(crate) fn take_locks(settings: &Settings) -> Result<Vec<Lock>> {
+fn take_locks(settings: &Settings) -> Result<Vec<Lock>> {
     let exec_id = repos::exec_id();
     lock_names(settings).map(|name| Lock::acquire(settings.lock_path(), &name, &exec_id)).collect()
 }

@@ -305,7 +305,14 @@ impl<'a> Tree<'a> {
     fn backups(&self, stanza: &str) -> Result<Rc<[Backup]>> {
         kept(&self.backups, stanza, || match self.history(stanza)?.is_empty() {
             true => Ok(Vec::new()),
-            false => self.repository.backups(stanza),
+            false => {
+                let mut backups = self.repository.backups(stanza)?;
+                let mut notes = self.repository.annotate(stanza, &mut backups)?;
+                match notes.unreadable.pop() {
+                    Some((_, e)) => Err(e),
+                    None => Ok(backups),
+                }
+            }
         })
     }
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
@@ -168,8 +168,11 @@ impl World {
         self.cluster.psql("CREATE TABLE mark (number int)");
     }
 
-    /// Takes a mark; pgbench waits meanwhile.
+    /// Takes a mark; pgbench waits meanwhile. Its second is later than that of any backup's end: backups are chosen for a
+    /// time by whole seconds.
     pub fn mark(&self, number: u32) -> Mark {
+        let begun = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock before 1970");
+        thread::sleep(Duration::from_secs(1) - Duration::from_nanos(begun.subsec_nanos().into()));
         let mut client = self.cluster.connect();
         let mut lock = client.transaction().expect("cannot begin a transaction");
         lock.batch_execute("LOCK TABLE pgbench_history IN SHARE MODE").expect("cannot lock");

@@ -86,7 +86,7 @@ fn one(context: &Context<'_>, repo: Repo<'_>, label: &str, pin: Option<Pin>) -> 
     };
     let changed = repository.change_note(stanza, backup, &mut change)?;
     // An expire elsewhere may have been faster.
-    if !repository.visible(stanza)?.contains(&backup.session) {
+    if !repository.not_expired(stanza)?.contains(&backup.session) {
         let text = format!("backup set {label} has expired meanwhile");
         return Err(Error::refused(Kind::BackupSetInvalid, text).into());
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::clock::SystemClock;
 use crate::crypto::Unlock;
-use crate::pg::ClusterIdentity;
+use crate::repository::testing::{CLUSTER, record};
 use crate::repository::wal::WalFile;
 use crate::repository::{OpenOptions, WriterSession};
 use crate::stanza::{RepoTarget, create};
@@ -11,43 +11,30 @@ use crate::store::{MemoryStore, RecordingStore, Store as _, Verb};
 use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef, TablespaceRef};
 use std::sync::Arc;
 
-const PG15: ClusterIdentity =
-    ClusterIdentity { version: 15, system_identifier: 7001, catalog_version: 202_209_061, control_version: 1300 };
 const FULL: &str = "20240101-000000F";
 const INCR: &str = "20240101-000000F_20240102-000000I";
 const ZEROS: &str = "-0000000000000000000000000000000000000000.zst";
 
 fn commit(session: &WriterSession, label: &str, backup_type: BackupType, stop: i64) -> Commit {
     Commit {
-        session: session.id(),
-        generation: session.generation(),
         label: label.into(),
         backup_type,
         prior: (backup_type == BackupType::Incr).then(|| FULL.into()),
         reference: if backup_type == BackupType::Incr { vec![FULL.into()] } else { vec![] },
-        history_id: 1,
-        version: 15,
-        system_identifier: 7001,
-        timeline: 1,
         start: stop - 10,
         stop,
         lsn: Some((0x300_0028, 0x300_0100)),
         wal: Some(("000000010000000000000003".into(), "000000010000000000000003".into())),
-        wal_segment_size: 16 << 20,
         size: 100,
         delta: 50,
         repository_size: 30,
         repository_delta: 20,
-        manifest: vec![],
         annotations: [("source".to_owned(), "demo backup".to_owned())].into(),
         page_checksums: true,
-        error_list: vec![],
         databases: vec![DatabaseRef { oid: 5, name: "postgres".into() }],
         tablespaces: vec![TablespaceRef { oid: 16400, name: "ts".into(), destination: "/ts".into() }],
-        links: vec![],
         program: "0.1.0".into(),
-        online: true,
-        copy_start_nanos: 0,
+        ..record(session)
     }
 }
 
@@ -56,7 +43,7 @@ fn repository() -> (Arc<Repository>, Arc<RecordingStore>) {
     let store = Arc::new(RecordingStore::new(MemoryStore::new()));
     let options = || OpenOptions { key: 1, unlock: Unlock::None, cache: None };
     let target = RepoTarget { store: Arc::<RecordingStore>::clone(&store), options: options() };
-    create(vec![target], "demo", &PG15, &SystemClock).unwrap().pop().unwrap().result.unwrap();
+    create(vec![target], "demo", &CLUSTER, &SystemClock).unwrap().pop().unwrap().result.unwrap();
     let repository = Arc::new(Repository::open(Arc::<RecordingStore>::clone(&store), options()).unwrap());
     for name in [
         "000000010000000000000003",
@@ -208,4 +195,20 @@ fn listing_wal_opens_nothing_of_it() {
     store.clear();
     list(&repository, "archive", true, Order::Ascending);
     assert!(store.calls().iter().all(|call| !call.key.starts_with("wal/") || call.verb == Verb::List));
+}
+
+#[test]
+fn notes_made_since_are_shown() {
+    let (repository, _) = repository();
+    let full = repository.backups("demo").unwrap().remove(0);
+    let mut change = |note: &mut pgkeep_formats::repo::records::Note| {
+        note.annotations = [("later".to_owned(), "noted".to_owned())].into();
+        Ok(true)
+    };
+    repository.change_note("demo", &full, &mut change).unwrap();
+    for path in ["backup/demo/backup.info", &format!("backup/demo/{}/backup.manifest", full.label)] {
+        let content = Tree::new(&repository).read(&TreePath::parse(path).unwrap(), false).unwrap().unwrap();
+        let text = String::from_utf8(content).unwrap();
+        assert!(text.contains(r#"{"later":"noted"}"#), "{path}: {text}");
+    }
 }

@@ -12,8 +12,9 @@
 //! has its range kept. One whose session was listed at T2 has all WAL kept from where it begins; if that is not known yet,
 //! no WAL is removed at all. One whose session came later than T2 begins behind every backup of T1, and so behind the
 //! segment from which all is kept. All WAL of a cluster goes only if the stanza had a newer one already when its history was
-//! read, after archives were listed: it then takes no backups any more. Locks and clocks play no part: silence only decides whether a session is fenced, and
-//! one that is fenced cannot commit. A record that cannot be read ends the run before anything is removed.
+//! read, after archives were listed: it then takes no backups any more. Locks and clocks play no part: silence only
+//! decides whether a session is fenced, and one that is fenced cannot commit. A record that cannot be read ends the run
+//! before anything is removed.
 //!
 //! Cost: lists of commits, sessions and of WAL directories up to the first that stays, one put for each backup that goes,
 //! one delete for each file that goes.
@@ -141,8 +142,8 @@ pub fn run(
         cancel.check()?;
         if !options.dry_run {
             // It may have been pinned since it was decided.
-            let pin = repository.note(stanza, backup.session)?.and_then(|note| note.pinned_until);
-            if let Some(until) = pin.filter(|until| *until > now && !options.force) {
+            let note = if options.force { None } else { repository.note(stanza, backup.session)? };
+            if let Some(until) = note.and_then(|note| note.pinned_until).filter(|until| *until > now) {
                 *fate = Fate::Stays(vec![Keeps::Pinned(until)]);
                 continue;
             }

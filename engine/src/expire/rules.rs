@@ -337,7 +337,8 @@ fn kept(situation: &Situation<'_>, retention: &Retention) -> Vec<Vec<Keeps>> {
 /// Places of backups, the one that ended last first.
 fn newest_first(backups: &[Backup]) -> Vec<usize> {
     let mut out: Vec<usize> = (0..backups.len()).collect();
-    out.sort_by_key(|at| std::cmp::Reverse(backups.get(*at).map(|b| (b.stop, b.label.clone()))));
+    let key = |at: &usize| backups.get(*at).map(|b| (b.stop, b.label.as_str()));
+    out.sort_by(|a, b| key(b).cmp(&key(a)));
     out
 }
 

@@ -108,24 +108,33 @@ impl Repository {
         Ok((out, problems))
     }
 
-    /// Sessions of the visible backups of a stanza.
+    /// Sessions of a stanza that have ended and have not expired, by two lists: of backups that were visible before, those
+    /// that still are.
     ///
     /// # Errors
-    /// As [`Self::backups_readable`].
-    pub fn visible(&self, stanza: &str) -> Result<HashSet<SessionId>> {
-        Ok(self.backups_readable(stanza)?.0.into_iter().map(|b| b.session).collect())
+    /// What the store said.
+    pub fn not_expired(&self, stanza: &str) -> Result<HashSet<SessionId>> {
+        let mut out = HashSet::new();
+        self.store
+            .list(&layout::backups(stanza), Depth::All, &mut |l| out.extend(layout::parse_backup(stanza, &l.key)))?;
+        // Listed last: what expired meanwhile is known.
+        let expired = self.expired_sessions(stanza)?;
+        out.retain(|session| !expired.contains(session));
+        Ok(out)
     }
 
-    /// The records of backups that have expired, as far as they are still there and can be read.
+    /// The records of backups that have expired, as far as they are still there and whole.
     ///
     /// # Errors
-    /// What the store said while listing.
+    /// What the store said.
     pub fn expired_backups(&self, stanza: &str) -> Result<Vec<Backup>> {
         let mut out = Vec::new();
         for session in self.expired_sessions(stanza)? {
-            // Collected, or damaged: nobody needs it.
-            if let Ok(Some(commit)) = self.read_commit(stanza, &layout::backup(stanza, session)) {
-                out.push(commit);
+            match self.read_commit(stanza, &layout::backup(stanza, session)) {
+                Ok(commit) => out.extend(commit),
+                Err(e) if matches!(e.root(), Error::Store(_)) => return Err(e),
+                // Nobody needs it any more.
+                Err(e) => tracing::debug!("the record of an expired backup is passed over: {}", e.chain()),
             }
         }
         Ok(out)

@@ -6,6 +6,7 @@ use crate::crypto::Unlock;
 use crate::pg::ClusterIdentity;
 use crate::stanza::{RepoTarget, create};
 use crate::store::{MemoryStore, Store};
+use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::records::{BackupType, Commit};
 use std::sync::Arc;
 
@@ -38,9 +39,21 @@ pub(crate) fn committed(repository: &Arc<Repository>, stanza: &str, change: impl
 
 /// Commits a session, with nothing in it.
 pub(crate) fn commit(session: WriterSession, change: impl FnOnce(&mut Commit)) -> Backup {
-    let mut record = Commit {
-        session: session.id(),
-        generation: session.generation(),
+    let mut record = record(&session);
+    change(&mut record);
+    session.commit(&mut |_| Ok(()), |_, _| record, &SystemClock).unwrap()
+}
+
+/// The record of a session's backup of nothing.
+pub(crate) fn record(session: &WriterSession) -> Commit {
+    Commit { session: session.id(), generation: session.generation(), ..blank() }
+}
+
+/// The record of a backup that no session has made.
+pub(crate) fn blank() -> Commit {
+    Commit {
+        session: SessionId([0; 16]),
+        generation: 0,
         label: "20260101-000000F".to_owned(),
         backup_type: BackupType::Full,
         prior: None,
@@ -54,7 +67,7 @@ pub(crate) fn commit(session: WriterSession, change: impl FnOnce(&mut Commit)) -
         stop: 2,
         lsn: None,
         wal: None,
-        wal_segment_size: 1 << 20,
+        wal_segment_size: 16 << 20,
         size: 0,
         delta: 0,
         repository_size: 0,
@@ -68,7 +81,5 @@ pub(crate) fn commit(session: WriterSession, change: impl FnOnce(&mut Commit)) -
         links: Vec::new(),
         program: "test".to_owned(),
         online: true,
-    };
-    change(&mut record);
-    session.commit(&mut |_| Ok(()), |_, _| record, &SystemClock).unwrap()
+    }
 }

@@ -327,7 +327,7 @@ fn is_hit(target: &Target) -> bool {
 fn retain_visible(repository: &Repository, targets: &mut Vec<Target>, of: impl Fn(&Target) -> bool) -> Result<()> {
     let mut visible = HashSet::new();
     for stanza in targets.iter().filter(|t| of(t)).map(|t| t.stanza.clone()).collect::<BTreeSet<_>>() {
-        visible.extend(repository.visible(&stanza)?);
+        visible.extend(repository.not_expired(&stanza)?);
     }
     targets.retain(|t| !of(t) || visible.contains(&t.backup.session));
     Ok(())

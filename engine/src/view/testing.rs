@@ -6,12 +6,13 @@ use crate::clock::SystemClock;
 use crate::crypto::Unlock;
 use crate::pack::{FinishedPack, PackedChunk};
 use crate::repository::manifests::{BuiltEntry, ManifestBuilder};
+use crate::repository::testing::record;
 use crate::repository::{ChunkSource, OpenOptions, Repository, WriterSession, seal_data};
 use crate::store::{Put, Store};
 use pgkeep_formats::repo::chunk::ChunkKind;
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Extent, ExtentAt, Node, path_cmp};
-use pgkeep_formats::repo::records::{BackupType, Commit};
+use pgkeep_formats::repo::records::Commit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -220,35 +221,5 @@ fn put(session: &mut WriterSession, pack: impl FnOnce(&mut WriterSession) -> Opt
 }
 
 fn commit(session: &WriterSession) -> Commit {
-    Commit {
-        session: session.id(),
-        generation: session.generation(),
-        label: LABEL.to_owned(),
-        backup_type: BackupType::Full,
-        prior: None,
-        reference: Vec::new(),
-        history_id: 1,
-        version: 15,
-        system_identifier: 1,
-        timeline: 1,
-        start: 1,
-        copy_start_nanos: 0,
-        stop: 2,
-        lsn: None,
-        wal: None,
-        wal_segment_size: 16 << 20,
-        size: 0,
-        delta: 0,
-        repository_size: 0,
-        repository_delta: 0,
-        manifest: Vec::new(),
-        annotations: BTreeMap::new(),
-        page_checksums: false,
-        error_list: Vec::new(),
-        databases: Vec::new(),
-        tablespaces: Vec::new(),
-        links: Vec::new(),
-        program: "test".to_owned(),
-        online: false,
-    }
+    Commit { label: LABEL.to_owned(), system_identifier: 1, online: false, ..record(session) }
 }

@@ -18,9 +18,7 @@ use crate::repo::manifest::{
     Extent, ExtentAt, Leaf, ManifestRoot, PieceReader, PieceWriter, Record, check_path, path_cmp,
 };
 use crate::repo::pack::{Footer, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN};
-use crate::repo::records::{
-    Commit, Drill, Expired, Fence, Generation, Heartbeat, Note, SessionOpen, StanzaHistory, Trace,
-};
+use crate::repo::records::{Commit, Drill, Fence, Generation, Heartbeat, Note, SessionOpen, StanzaHistory, Trace};
 use crate::repo::refs::Refs;
 use crate::repo::wal::{WalPublic, decode_frames, encode_frames};
 use std::collections::HashSet;
@@ -210,7 +208,6 @@ pub fn records(bytes: &[u8]) {
     survives(bytes, Fence::decode, Fence::encode);
     survives(bytes, Generation::decode, Generation::encode);
     survives(bytes, Note::decode, Note::encode);
-    survives(bytes, Expired::decode, Expired::encode);
     survives(bytes, Heartbeat::decode, Heartbeat::encode);
     survives(bytes, Drill::decode, Drill::encode);
     survives(bytes, Trace::decode, Trace::encode);

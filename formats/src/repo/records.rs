@@ -115,7 +115,7 @@ impl SessionOpen {
 /// Ends a session that did not commit: stands where its commit record would.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
-    /// Session that created the fence.
+    /// Session that created it, or a random id of the run that did.
     pub by: SessionId,
     /// Why, for messages.
     pub reason: String,
@@ -137,7 +137,7 @@ impl Fence {
     /// # Errors
     /// [`FormatError`] naming the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let f = Fields::parse(bytes, VERSION, &[1], "fence record")?;
+        let f = Fields::parse(bytes, VERSION, &[1], "fence or expired marker")?;
         Ok(Self { by: session(&f, 1)?, reason: f.text_maybe(2)?.unwrap_or_default(), created: time(f.int_or(4, 0)?)? })
     }
 }

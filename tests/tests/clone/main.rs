@@ -5,7 +5,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
 };
 
 use rustix::process::{Signal, kill_process};
@@ -48,7 +47,6 @@ fn objects(world: &World) -> BTreeMap<PathBuf, u64> {
 #[test]
 fn a_clone_is_a_server_of_its_own_and_leaves_no_trace() {
     let (world, label) = world();
-    thread::sleep(Duration::from_millis(1100));
     let first = world.mark(1);
     world.mark(2);
     world.archive_now();

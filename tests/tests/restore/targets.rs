@@ -24,14 +24,10 @@ fn every_target_under_load_brings_back_that_moment() {
         world.cluster.pgbench_init(3);
         let load = world.cluster.load(2);
         let full = world.backup("full");
-        // Targets have whole seconds when a backup is chosen by time.
-        thread::sleep(Duration::from_millis(1100));
         let first = world.mark(1);
         world.archive_now();
         let incr = world.backup("incr");
-        thread::sleep(Duration::from_millis(1100));
         let second = world.mark(2);
-        thread::sleep(Duration::from_millis(300));
         let third = world.mark(3);
         load.stop();
         let before_drop = world.mark(4);

@@ -1,7 +1,5 @@
 //! After a recovery the cluster goes on on another timeline; both pasts can still be reached.
 
-use std::{thread, time::Duration};
-
 use support::{Mode, World, majors, world};
 
 #[test]
@@ -12,7 +10,6 @@ fn both_sides_of_a_fork_can_be_reached() {
         world.cluster.pgbench_init(1);
         let load = world.cluster.load(1);
         let full = world.backup("full");
-        thread::sleep(Duration::from_millis(1100));
         let fork = world.mark(1);
         let old = world.mark(2);
         load.stop();
@@ -27,7 +24,6 @@ fn both_sides_of_a_fork_can_be_reached() {
         let run = world.ok(["--start-fast", "--type=incr", "backup"]);
         assert!(run.messages("WARN").iter().any(|w| w.contains("timeline")), "{run}");
         let incr = world::label(&run);
-        thread::sleep(Duration::from_millis(1100));
         let new = world.mark(3);
         load.stop();
         world.archive_now();

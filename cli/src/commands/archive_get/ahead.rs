@@ -41,7 +41,7 @@ pub(super) fn get(context: &Context<'_>, options: &GetOptions) -> Result<Option<
     let size = control.wal_segment_size;
     // Histories are asked for to learn what is there now.
     let Ok(segment) = WalSegment::parse(&options.name, size) else { return Ok(None) };
-    let spool = spool(context);
+    let spool = background::spool(settings);
     let queue = Queue::new(&spool, &options.stanza, &control, &background::identities(settings));
     let queue_max = settings.size(Opt::ArchiveGetQueueMax).unwrap_or(0);
     let answer = match through(context, options, &spool, &queue) {
@@ -107,22 +107,10 @@ fn through(
     }
 }
 
-fn spool(context: &Context<'_>) -> Spool {
-    let path = context.settings.path(Opt::SpoolPath).unwrap_or(Path::new("/"));
-    Spool::of(path, context.settings.stanza_name())
-}
-
 /// The process in the background.
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    background::enter()?;
-    let _locks = match background::take_locks(settings) {
-        Err(e) if e.kind() == Kind::LockAcquire => {
-            tracing::info!("another process is at work: {e}");
-            return Ok(Status::of(Kind::LockAcquire));
-        }
-        other => other?,
-    };
+    let Some(_locks) = background::begin(settings)? else { return Ok(Status::of(Kind::LockAcquire)) };
     let options = GetAheadOptions {
         get: GetOptions {
             stanza: settings.stanza_name().to_owned(),
@@ -131,7 +119,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             pg_path: repos::pgdata(settings)?,
             sparse: false,
         },
-        spool: spool(context),
+        spool: background::spool(settings),
         repositories: background::identities(settings),
         workers: settings.process_max(),
         queue_max: settings.size(Opt::ArchiveGetQueueMax).unwrap_or(0),

@@ -34,7 +34,7 @@ pub(super) fn is_done(context: &Context<'_>, options: &PushOptions) -> Result<bo
         return Ok(false);
     }
     let settings = context.settings;
-    let spool = Spool::of(settings.path(Opt::SpoolPath).unwrap_or(Path::new("/")), &options.stanza);
+    let spool = background::spool(settings);
     match wait(context, options, wal, name, &spool) {
         Ok(Some(told)) => answer(name, told).map(|()| true),
         Ok(None) => Ok(false),
@@ -112,16 +112,9 @@ fn answer(name: &str, told: Told) -> Result<(), Failure> {
 /// The process in the background.
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    background::enter()?;
-    let _locks = match background::take_locks(settings) {
-        Err(e) if e.kind() == Kind::LockAcquire => {
-            tracing::info!("another process is at work: {e}");
-            return Ok(Status::of(Kind::LockAcquire));
-        }
-        other => other?,
-    };
+    let Some(_locks) = background::begin(settings)? else { return Ok(Status::of(Kind::LockAcquire)) };
     let push = super::options(settings, settings.param(0).to_path_buf());
-    let spool = Spool::of(settings.path(Opt::SpoolPath).unwrap_or(Path::new("/")), &push.stanza);
+    let spool = background::spool(settings);
     let options = PushAheadOptions {
         push,
         spool: spool.clone(),

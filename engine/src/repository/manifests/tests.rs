@@ -4,13 +4,14 @@ use super::*;
 use crate::Kind;
 use crate::clock::SystemClock;
 use crate::crypto::Unlock;
+use crate::repository::testing::record;
 use crate::repository::{ChunkSource, OpenOptions, Repository, WriterSession};
 use crate::store::{MemoryStore, Store};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::manifest::{
     Extent, ExtentAt, FREE_BASE, Leaf, Node, PieceReader, Record, path_cmp, push_extent,
 };
-use pgkeep_formats::repo::records::{BackupType, Commit};
+use pgkeep_formats::repo::records::Commit;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -198,37 +199,7 @@ fn places(extents: &[Extent]) -> Vec<Option<(u32, u32)>> {
 }
 
 fn commit(session: &WriterSession, summary: &ManifestSummary) -> Commit {
-    Commit {
-        session: session.id(),
-        generation: session.generation(),
-        label: "20260101-000000F".to_owned(),
-        backup_type: BackupType::Full,
-        prior: None,
-        reference: Vec::new(),
-        history_id: 1,
-        version: 15,
-        system_identifier: 1,
-        timeline: 1,
-        start: 1,
-        copy_start_nanos: 0,
-        stop: 2,
-        lsn: None,
-        wal: None,
-        wal_segment_size: 16 << 20,
-        size: 0,
-        delta: 0,
-        repository_size: 0,
-        repository_delta: 0,
-        manifest: summary.manifest.clone(),
-        annotations: BTreeMap::new(),
-        page_checksums: false,
-        error_list: Vec::new(),
-        databases: Vec::new(),
-        tablespaces: Vec::new(),
-        links: Vec::new(),
-        program: "test".to_owned(),
-        online: false,
-    }
+    Commit { manifest: summary.manifest.clone(), ..record(session) }
 }
 
 /// What happens to each file of a day.

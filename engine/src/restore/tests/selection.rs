@@ -1,45 +1,16 @@
 //! Which backup is chosen.
 
 use crate::Kind;
+use crate::repository::testing::blank;
 use crate::restore::recovery::{RecoveryOptions, RecoveryType};
 use crate::restore::select::{Candidates, Selection, check_timeline, parse_time, select};
 use jiff::tz::{Offset, TimeZone};
-use pgkeep_formats::id::SessionId;
 use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
-use pgkeep_formats::repo::records::{BackupType, Commit};
+use pgkeep_formats::repo::records::Commit;
 
 pub(in crate::restore) fn backup(label: &str, stop: i64, lsn: u64, history_id: u32) -> Commit {
-    Commit {
-        session: SessionId([0; 16]),
-        generation: 0,
-        label: label.to_owned(),
-        backup_type: BackupType::Full,
-        prior: None,
-        reference: Vec::new(),
-        history_id,
-        version: 15,
-        system_identifier: 1,
-        timeline: 2,
-        start: stop - 1,
-        stop,
-        lsn: Some((lsn - 1, lsn)),
-        wal: None,
-        wal_segment_size: 16 << 20,
-        size: 0,
-        delta: 0,
-        repository_size: 0,
-        repository_delta: 0,
-        manifest: Vec::new(),
-        annotations: Default::default(),
-        page_checksums: false,
-        error_list: Vec::new(),
-        databases: Vec::new(),
-        tablespaces: Vec::new(),
-        links: Vec::new(),
-        program: String::new(),
-        online: true,
-        copy_start_nanos: 0,
-    }
+    let (label, lsn) = (label.to_owned(), Some((lsn - 1, lsn)));
+    Commit { label, history_id, timeline: 2, start: stop - 1, stop, lsn, ..blank() }
 }
 
 /// Two repositories: the second has a backup more.

@@ -5,8 +5,9 @@ use crate::clock::SystemClock;
 use crate::crypto::{KeyFile, Unlock};
 use crate::observe::{Cancel, Silent};
 use crate::pack::{FinishedPack, PackedChunk};
-use crate::pg::ClusterIdentity;
 use crate::repository::manifests::{BuiltEntry, ManifestBuilder};
+pub(crate) use crate::repository::testing::CLUSTER;
+use crate::repository::testing::record;
 use crate::repository::wal::WalFile;
 use crate::repository::{ChunkSource, OpenOptions, Repository, WriterSession, seal_data};
 use crate::stanza::{RepoTarget, create};
@@ -20,7 +21,7 @@ use pgkeep_formats::pg::wal::{WalHeader, WalSegment, WalSegmentSize};
 use pgkeep_formats::repo::chunk::ChunkKind;
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Extent, ExtentAt, Node};
-use pgkeep_formats::repo::records::{BackupType, Commit};
+use pgkeep_formats::repo::records::Commit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,9 +31,6 @@ const PAGE: usize = 8192;
 /// Pages of a chunk and chunks of a pack.
 const CHUNK_PAGES: usize = 4;
 const PACK_CHUNKS: usize = 3;
-
-pub(crate) const CLUSTER: ClusterIdentity =
-    ClusterIdentity { version: 15, system_identifier: 7001, catalog_version: 202_209_061, control_version: 1300 };
 
 pub(crate) struct Repo {
     pub(crate) store: MemoryStore,
@@ -192,37 +190,7 @@ fn entry(path: &str, size: usize, extents: Vec<Extent>) -> BuiltEntry {
 }
 
 fn commit(session: &WriterSession, label: &str) -> Commit {
-    Commit {
-        session: session.id(),
-        generation: session.generation(),
-        label: label.to_owned(),
-        backup_type: BackupType::Full,
-        prior: None,
-        reference: Vec::new(),
-        history_id: 1,
-        version: 15,
-        system_identifier: CLUSTER.system_identifier,
-        timeline: 1,
-        start: 1,
-        copy_start_nanos: 0,
-        stop: 2,
-        lsn: None,
-        wal: None,
-        wal_segment_size: 1 << 20,
-        size: 0,
-        delta: 0,
-        repository_size: 0,
-        repository_delta: 0,
-        manifest: Vec::new(),
-        annotations: BTreeMap::new(),
-        page_checksums: false,
-        error_list: Vec::new(),
-        databases: Vec::new(),
-        tablespaces: Vec::new(),
-        links: Vec::new(),
-        program: "test".to_owned(),
-        online: false,
-    }
+    Commit { label: label.to_owned(), wal_segment_size: 1 << 20, online: false, ..record(session) }
 }
 
 pub(crate) fn needs(start: (u32, u64), stop: u64) -> impl FnOnce(&mut Commit) {

@@ -1,9 +1,8 @@
 //! What is recorded of a backup after its commit, and of a session before it: notes, expired markers, heartbeats.
 //! Times are seconds since the Unix epoch.
 
-use super::{VERSION, session, time};
+use super::{Fence, VERSION, time};
 use crate::FormatError;
-use crate::id::SessionId;
 use crate::repo::fields::{Fields, FieldsWriter, write_list};
 use std::collections::BTreeMap;
 
@@ -59,35 +58,8 @@ impl Note {
     }
 }
 
-/// Marks a backup as expired. That it exists is what counts; what it holds is for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expired {
-    /// Who made it.
-    pub by: SessionId,
-    /// Why.
-    pub reason: String,
-    /// When.
-    pub created: i64,
-}
-
-impl Expired {
-    /// The record's bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut w = FieldsWriter::new(VERSION);
-        w.field(1, |w| self.by.write(w)).text(2, &self.reason).int(4, self.created.max(0) as u64);
-        w.finish()
-    }
-
-    /// Reads a record.
-    ///
-    /// # Errors
-    /// [`FormatError`] naming the field that is wrong.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let f = Fields::parse(bytes, VERSION, &[1], "expired marker")?;
-        Ok(Self { by: session(&f, 1)?, reason: f.text_maybe(2)?.unwrap_or_default(), created: time(f.int_or(4, 0)?)? })
-    }
-}
+/// Marks a backup as expired, in the fields of a fence: who, why and when. That it exists is what counts.
+pub type Expired = Fence;
 
 /// A sign of life of a session. Those of older programs are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -143,8 +115,6 @@ mod tests {
         assert_eq!(Note::decode(&note.encode()), Ok(note.clone()));
         let free = Note { pinned_until: None, ..note };
         assert_eq!(Note::decode(&free.encode()), Ok(free));
-        let expired = Expired { by: SessionId([3; 16]), reason: "retention".into(), created: 9 };
-        assert_eq!(Expired::decode(&expired.encode()), Ok(expired));
         let beat = Heartbeat { wal: Some(("17-1".into(), "000000010000000000000005".into())), ..Heartbeat::default() };
         assert_eq!(Heartbeat::decode(&beat.encode()), Ok(beat));
         let without = Heartbeat { without_wal: true, ..Heartbeat::default() };
