@@ -14,7 +14,8 @@ begin, as behind a load that is faster than archiving. Their content is WAL of p
 
     push     segments a second from the first call to the last answer; each tool with archive-async and without, at zstd 3, and pgBackRest with its default,
              gzip 6; in turn, round by round
-    growth   the same with small segments of the least size, up to --growth of them in one archive: time of a call by thousands of segments
+    growth   the same with small segments of the least size, up to --growth of them in one archive: time of a call by thousands of segments. With --archived
+             the archive is filled up to that many behind the first thousand, by links to what is there under the names of older segments
 """
 import argparse
 import json
@@ -176,6 +177,20 @@ def measure_push(arguments, root, programs):
     return {"segment_mb": arguments.segment_mb, "segments": arguments.segments, "rounds": rounds, "segments_per_second": medians}
 
 
+def fill(repo, up_to):
+    """Links archived segments under the names of older ones; how many there are then."""
+    archived = [f for f in repo.rglob("0*") if re.match("[0-9A-F]{24}", f.name) and f.parent.name == f.name[:16]]
+    for number in range(up_to - len(archived)):
+        source = archived[number % len(archived)]
+        name = f"00000001{number >> 12:08X}{number & 0xFFF:08X}"
+        place = source.parent.parent / name[:16]
+        if not place.exists():
+            mkdir(place)
+        os.link(source, place / (name + source.name[24:]))
+    os.sync()
+    return max(up_to, len(archived))
+
+
 def measure_growth(arguments, root, programs):
     cluster = Cluster(mkdir(root / "growth"), arguments.pg_bin, 1, 24)
     result = {}
@@ -190,6 +205,8 @@ def measure_growth(arguments, root, programs):
             steps.append({"segments": len(names), "segments_per_second": round(len(names) / (time.monotonic() - begun), 2), **spread(took)})
             cluster.clear(names)
             print(f"{tool.name}: {steps[-1]}", flush=True)
+            if arguments.archived and len(steps) == 1:
+                steps.append({"filled_to": fill(tool.repo, arguments.archived)})
         result[tool.name] = steps
         shutil.rmtree(tool.repo)
     return result
@@ -205,6 +222,7 @@ def main():
     parser.add_argument("--segments", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--growth", type=int, default=5000)
+    parser.add_argument("--archived", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if os.geteuid() != 0:
