@@ -68,7 +68,7 @@ impl<'a> WalFile<'a> {
                 |encoder, plain| {
                     let encoder = match encoder {
                         Some(encoder) => encoder,
-                        none => none.insert(Encoder::new(level)?),
+                        none => none.insert(Encoder::for_wal(level)?),
                     };
                     encoder.encode(plain).map(|(encoding, bytes)| (encoding, bytes.to_vec()))
                 },
