@@ -14,6 +14,7 @@ mod expire;
 mod extract;
 mod help;
 mod info;
+mod manifest;
 mod mount;
 mod programs;
 mod repair;
@@ -73,6 +74,7 @@ pub fn of(command: Command) -> Operation {
         Command::Extract => extract::run,
         Command::Help => help::run,
         Command::Info => info::run,
+        Command::Manifest => manifest::run,
         Command::Mount => mount::run,
         Command::Repair => repair::run,
         Command::RepoGet => repo_files::get,

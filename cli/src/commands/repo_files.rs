@@ -17,12 +17,7 @@ pub(super) fn list(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let (repo, path) = (one(settings)?, settings.param(0).to_string_lossy());
     let path = tree_path(repo, &path)?;
-    let filter = settings.text(Opt::Filter).map(|text| {
-        let wrong =
-            |e| Error::refused(Kind::Format, format!("option 'filter': '{text}' is no regular expression: {e}"));
-        Pattern::new(text).map_err(wrong)
-    });
-    let filter = filter.transpose()?;
+    let filter = filter(settings)?;
     // As they come is in order here.
     let order = if settings.text(Opt::Sort) == Some("desc") { Order::Descending } else { Order::Ascending };
     let mut out = Output::new(settings.text(Opt::Output) == Some("json"));
@@ -69,6 +64,16 @@ pub(super) fn get(context: &Context<'_>) -> Result<Status, Failure> {
             Err(Error::refused(Kind::FileMissing, format!("there is no file '{file}' in repo{}", repo.key())).into())
         }
     }
+}
+
+/// What `--filter` asks for.
+pub(super) fn filter(settings: &Settings) -> Result<Option<Pattern>, Error> {
+    let compiled = settings.text(Opt::Filter).map(|text| {
+        let wrong =
+            |e| Error::refused(Kind::Format, format!("option 'filter': '{text}' is no regular expression: {e}"));
+        Pattern::new(text).map_err(wrong)
+    });
+    compiled.transpose()
 }
 
 /// The one repository to work on: options say which if there are several.

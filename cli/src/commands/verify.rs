@@ -3,7 +3,7 @@
 use super::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Opt, Repo, Settings};
+use crate::option::{Command, Opt, Repo, Settings};
 use crate::render::verify::Weight;
 use crate::render::{self, json};
 use crate::repos;
@@ -14,18 +14,22 @@ use pgkeep_engine::{Error, Kind};
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     check_keyless(settings)?;
-    let mut worst: Option<(u16, bool)> = None;
+    // Of what was read.
+    let (mut damaged, mut lacking) = (Vec::new(), Vec::new());
     let is_json = settings.text(Opt::Output) == Some("json");
-    let (mut objects, mut failure) = (Vec::new(), None);
+    let (mut objects, mut failures) = (Vec::new(), Vec::new());
+    let mut has_set = false;
     for repo in settings.target_repos() {
         let report = match one(context, repo) {
             Ok(report) => report,
-            // What was found in the others may have taken hours.
+            Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => return Err(e.into()),
+            // The others may be whole, or damaged.
             Err(e) => {
-                failure = Some(e);
-                break;
+                failures.push((repo.key(), e));
+                continue;
             }
         };
+        has_set = true;
         match settings.text(Opt::Output) {
             Some("json") => objects.push(render::verify::json(repo.key().into(), &report)),
             Some("text") => render::print(&render::verify::text(&report, settings.flag(Opt::Verbose)))?,
@@ -41,24 +45,44 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
                 }
             }
         }
-        if !report.is_clean() {
-            let damaged = report.is_damaged() || worst.is_some_and(|(_, damaged)| damaged);
-            worst = Some((repo.key(), damaged));
+        let key = format!("repo{}", repo.key());
+        match (report.is_damaged(), report.is_clean()) {
+            (true, _) => damaged.push(key),
+            (false, false) => lacking.push(key),
+            (false, true) => {}
         }
     }
     if is_json && !objects.is_empty() {
         render::print(&json::to_text(objects.into()))?;
     }
-    if let Some(failure) = failure {
+    // A backup that one repository holds need not be in the others.
+    if settings.is_given(Opt::Set) && has_set {
+        failures.retain(|(_, failure)| failure.status() != Status::of(Kind::BackupSetInvalid));
+    }
+    if let Some(failure) = all_of(failures) {
         return Err(failure);
     }
-    match worst {
-        None => Ok(Status::OK),
-        Some((key, true)) => Err(Error::refused(Kind::Checksum, format!("repo{key} is damaged")).into()),
-        Some((key, false)) => {
-            Err(Error::refused(Kind::ArchiveTimeout, format!("WAL is missing from repo{key}")).into())
+    match (damaged.as_slice(), lacking.as_slice()) {
+        ([], []) => Ok(Status::OK),
+        ([], _) => {
+            let text = format!("WAL is missing from {}", lacking.join(" and "));
+            Err(Error::refused(Kind::ArchiveTimeout, text).into())
         }
+        ([one], _) => Err(Error::refused(Kind::Checksum, format!("{one} is damaged")).into()),
+        _ => Err(Error::refused(Kind::Checksum, format!("{} are damaged", damaged.join(" and "))).into()),
     }
+}
+
+/// What repositories that could not be verified come to.
+fn all_of(mut failures: Vec<(u16, Failure)>) -> Option<Failure> {
+    if failures.len() < 2 {
+        return failures.pop().map(|(_, failure)| failure);
+    }
+    for (key, failure) in &failures {
+        tracing::error!("repo{key}: {}", failure.report(Some(Command::Verify)));
+    }
+    let text = format!("{} repositories could not be verified", failures.len());
+    Some(Error::refused(Kind::Command, text).into())
 }
 
 fn one(context: &Context<'_>, repo: Repo<'_>) -> Result<VerifyReport, Failure> {

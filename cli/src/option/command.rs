@@ -32,6 +32,8 @@ pub enum Command {
     Help,
     /// List backups.
     Info,
+    /// List the files of a backup.
+    Manifest,
     /// Serve all backups as a read-only tree.
     Mount,
     /// Make again what can be made again.
@@ -240,6 +242,9 @@ pub static COMMANDS: &[CommandDef] = &[
     ]),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
     row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).ends(&[41, 55]).quiet(),
+    row(C::Manifest, "manifest", "List the files of a backup.", Required)
+        .ends(&[26, 29, 42, 53, 55, 63, 64, 75, 95])
+        .quiet(),
     row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required)
         .takes(&["mountpoint"], 0)
         .ends(&[32, 38, 40, 53, 55, 63, 95, 100, 122]),
@@ -267,7 +272,7 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Start, "start", "Allow work on this host again.", Optional).ends(&[60]),
     row(C::Stop, "stop", "Forbid work on this host.", Optional).ends(&[47, 64]),
     row(C::Verify, "verify", "Read and check everything a stanza has stored.", Required)
-        .ends(&[26, 29, 55, 63, 75, 82, 95, 100]),
+        .ends(&[26, 29, 55, 63, 75, 82, 95, 100, 104]),
     row(C::Version, "version", "Print the version.", Never).quiet(),
 ];
 

@@ -9,7 +9,7 @@ use super::def::{Def, Group, Scope};
 use super::error::OptionError;
 use super::files::{self, Places};
 use super::lookup::{self, Lookup};
-use super::program::Program;
+use super::program::{PGBACKREST, PGKEEP, Program};
 use super::settings::{Setting, Settings, Source};
 use super::table::{Opt, TABLE};
 use super::value::{self, Secret, Value};
@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Everything a run is told from outside.
 #[derive(Debug, Clone)]
@@ -55,6 +55,24 @@ impl Invocation {
             cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             etc: PathBuf::from("/etc"),
         }
+    }
+
+    /// The path by which this program was called: the link `pgbackrest`, if it was called by that name, since the name decides
+    /// about paths and variables; otherwise the binary.
+    fn called_path(&self) -> PathBuf {
+        if Program::called(&self.argv0).name == PGKEEP.name {
+            return self.exe.clone();
+        }
+        let named = Path::new(&self.argv0);
+        let mut places: Vec<PathBuf> = if named.components().count() > 1 {
+            vec![self.cwd.join(named).components().filter(|c| *c != Component::CurDir).collect()]
+        } else {
+            let path = self.vars.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_os_str());
+            std::env::split_paths(path.unwrap_or_default()).map(|dir| self.cwd.join(dir).join(named)).collect()
+        };
+        places.push(self.exe.with_file_name(PGBACKREST.name));
+        let is_this = |path: &PathBuf| std::fs::canonicalize(path).is_ok_and(|found| found == self.exe);
+        places.into_iter().find(is_this).unwrap_or_else(|| self.exe.clone())
     }
 
     /// The options of the command line as they were typed, without command and parameters.
@@ -171,6 +189,14 @@ pub fn load_for_help(invocation: &Invocation, command: Command) -> Result<Settin
     draft.finish(Vec::new()).map(|loaded| loaded.settings)
 }
 
+/// pgBackRest's commands that this program does not have, and why.
+const NOT_OFFERED: [(&str, &str); 4] = [
+    ("repo-put", "what is in a repository is sealed, and only backups and WAL are added to it"),
+    ("repo-rm", "backups leave a repository by 'expire --set', stanzas by 'stanza-delete'"),
+    ("server", "repositories and clusters on other hosts are not supported yet"),
+    ("server-ping", "repositories and clusters on other hosts are not supported yet"),
+];
+
 fn command_of(line: &Line) -> Result<(Command, Role, Vec<OsString>), OptionError> {
     if line.version {
         return Ok((Command::Version, Role::Main, Vec::new()));
@@ -183,6 +209,12 @@ fn command_of(line: &Line) -> Result<(Command, Role, Vec<OsString>), OptionError
     };
     let name = first.to_string_lossy();
     let Some((command, role)) = Command::with_role(&name) else {
+        if let Some((_, why)) = NOT_OFFERED.iter().find(|(other, _)| *other == name) {
+            return Err(OptionError::new(
+                Status::FEATURE_NOT_SUPPORTED,
+                format!("there is no command '{name}': {why}"),
+            ));
+        }
         return Err(
             OptionError::new(Status::COMMAND_INVALID, format!("there is no command '{name}'")).hint(near(&name))
         );
@@ -478,7 +510,7 @@ impl<'a> Draft<'a> {
         }
         let mut settings = Settings {
             program: self.program,
-            exe: self.invocation.exe.clone(),
+            exe: self.invocation.called_path(),
             command: self.command,
             role: self.role,
             params,

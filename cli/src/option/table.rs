@@ -58,6 +58,7 @@ const CHECK: Commands = C::Check.bit();
 const EXPIRE: Commands = C::Expire.bit();
 const INFO: Commands = C::Info.bit();
 const VERIFY: Commands = C::Verify.bit();
+const MANIFEST: Commands = C::Manifest.bit();
 const ANNOTATE: Commands = C::Annotate.bit();
 const DELETE: Commands = C::StanzaDelete.bit();
 const REPAIR: Commands = C::Repair.bit();
@@ -76,6 +77,7 @@ const STORE: Commands = ANNOTATE
     | CHECK
     | EXPIRE
     | INFO
+    | MANIFEST
     | REPO_FILES
     | RESTORE
     | STANZA
@@ -206,7 +208,7 @@ options! {
     Explain "explain" "say why each backup and archive stays or goes, and change nothing" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     File "file" "file, or directory, to write to instead of standard output" = Def::new(Type::AnyPath, None).on(EXTRACT).typed();
-    Filter "filter" "regular expression (POSIX, extended) that is to be found in a path" = text().on(C::RepoLs.bit()).typed();
+    Filter "filter" "regular expression (POSIX, extended) that is to be found in a path" = text().on(C::RepoLs.bit() | MANIFEST).typed();
     Force "force" "go on where the command would refuse" = flag("n").on(BACKUP | RESTORE | DELETE | STOP | CLONE | EXPIRE).typed().means(&[
         (BACKUP, "with --no-online: back up although a server seems to run"),
         (RESTORE, "replace files that are there; take a set although it ended after the target"),
@@ -235,10 +237,10 @@ options! {
     Keyless "keyless" "only compare packs with their names, which takes no key" = flag("n").on(VERIFY).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF | EXPIRE)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF | EXPIRE)
         .typed().over(&[
             Override {
-                commands: INFO | C::RepoLs.bit() | CLONE | DRILL | STATS | DIFF,
+                commands: INFO | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF,
                 ty: Type::Enum(&["text", "json"]),
                 default: Some("text"),
             },
@@ -264,7 +266,7 @@ options! {
     Recurse "recurse" "list subdirectories" = flag("n").on(C::RepoLs.bit()).typed();
     RepoKey "repo" "work on this repository only"
         = int(1, 256)
-            .on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | SCRATCH | REPAIR | STATS)
+            .on(ANNOTATE | GET | BACKUP | EXPIRE | INFO | MANIFEST | REPO_FILES | RESTORE | DELETE | VERIFY | CLONE | MOUNT | SCRATCH | REPAIR | STATS)
             .typed();
     RepoTargetTime "repo-target-time" "read the repository as it was then"
         = text().on(INFO | RESTORE | GET | VERIFY | REPO_FILES).typed().when(Opt::RepoKey, &[]);
@@ -275,8 +277,8 @@ options! {
     SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE).ignored(NO_NETWORK);
     Scratch "scratch" "directory of a clone that goes with the command" = path().on(SCRATCH).typed().hidden();
     Set "set" "label of the backup"
-        = text().on(ANNOTATE | EXPIRE | INFO | RESTORE | VERIFY | CLONE | SCRATCH | STATS).typed().need(ANNOTATE)
-            .over(&[Override { commands: RESTORE | CLONE | SCRATCH, ty: Type::Text, default: Some("latest") }]);
+        = text().on(ANNOTATE | EXPIRE | INFO | MANIFEST | RESTORE | VERIFY | CLONE | SCRATCH | STATS).typed().need(ANNOTATE)
+            .over(&[Override { commands: RESTORE | CLONE | SCRATCH | MANIFEST, ty: Type::Text, default: Some("latest") }]);
     SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
     Sort "sort" "order of the listing; none means asc" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();
     SpoolPath "spool-path" "directory for WAL on its way"

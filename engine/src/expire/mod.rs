@@ -121,6 +121,8 @@ pub fn run(
         return Err(Error::refused(Kind::FileMissing, format!("stanza '{stanza}' does not exist in the repository")));
     }
     let mut backups = repository.backups(stanza)?;
+    let mut markers = HashSet::new();
+    repository.check_expired(stanza, &mut markers)?;
     let mut notes = repository.annotate(stanza, &mut backups)?;
     for (session, e) in notes.unreadable.drain(..) {
         let label = backups.iter().find(|b| b.session == session).map_or("", |b| b.label.as_str());
@@ -141,13 +143,23 @@ pub fn run(
         let Fate::Goes(why) = fate else { continue };
         cancel.check()?;
         if !options.dry_run {
-            // It may have been pinned since it was decided.
-            let note = if options.force { None } else { repository.note(stanza, backup.session)? };
-            if let Some(until) = note.and_then(|note| note.pinned_until).filter(|until| *until > now) {
+            // It may have been pinned since it was decided. Who pins looks for the marker behind its note, so one of the two
+            // sees the other: the pin that comes behind the second look is refused.
+            let pinned = || -> Result<Option<i64>> {
+                let note = if options.force { None } else { repository.note(stanza, backup.session)? };
+                Ok(note.and_then(|note| note.pinned_until).filter(|until| *until > now))
+            };
+            let mut until = pinned()?;
+            if until.is_none() && repository.mark_expired(stanza, backup.session, &why.to_string(), now)? {
+                until = pinned()?;
+                if until.is_some() {
+                    repository.unmark_expired(stanza, backup.session)?;
+                }
+            }
+            if let Some(until) = until {
                 *fate = Fate::Stays(vec![Keeps::Pinned(until)]);
                 continue;
             }
-            repository.mark_expired(stanza, backup.session, &why.to_string(), now)?;
             repository.remove_notes(stanza, backup.session)?;
         }
         teller.say(&format!("expire backup {} ({why})", backup.label));
@@ -171,6 +183,7 @@ pub fn run(
     if let Some(e) = problems.pop() {
         return Err(e);
     }
+    repository.check_expired(stanza, &mut markers)?;
 
     // 5. WAL. Clusters are asked for after archives: one that was former then has no backups any more.
     let archive_ids = repository.wal_archives(stanza)?;

@@ -10,12 +10,12 @@ use crate::repository::testing::{CLUSTER, commit, committed, in_memory, on, sess
 use crate::repository::wal::WalFile;
 use crate::repository::{Needs, OpenOptions};
 use crate::stanza::{RepoTarget, upgrade};
-use crate::store::MemoryStore;
+use crate::store::{Depth, Listed, MemoryStore, Put, Range, Store, StoreError};
 use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::records::{Commit, Note, PINNED_FOR_EVER};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
@@ -147,7 +147,10 @@ fn what_is_asked_for_goes_with_what_depends_on_it() {
 
 /// A repository with the history's backups, and the segments from day 0 to that after the last.
 fn repository(text: &str) -> Arc<Repository> {
-    let repository = in_memory("demo");
+    filled(in_memory("demo"), text)
+}
+
+fn filled(repository: Arc<Repository>, text: &str) -> Arc<Repository> {
     for word in text.split_whitespace() {
         committed(&repository, "demo", described(word, text));
     }
@@ -345,16 +348,92 @@ fn what_must_stay_is_refused_unless_forced() {
 #[test]
 fn a_pin_keeps_a_backup_and_its_wal_only() {
     let repository = repository("F1 F3 F5");
-    let first = repository.backups("demo").unwrap().remove(0);
-    let mut pin = |note: &mut Note| {
-        note.pinned_until = Some(PINNED_FOR_EVER);
-        Ok(true)
-    };
-    repository.change_note("demo", &first, &mut pin).unwrap();
+    pin(&repository, &repository.backups("demo").unwrap()[0]);
     expire(&repository, &options(&count(1), Ask::Rules)).unwrap();
     assert_eq!(repository.backups("demo").unwrap().len(), 2);
     let left: Vec<u32> = [10, 11].into_iter().chain(50..60).collect();
     assert_eq!(numbers(&archived(&repository, ARCHIVE)), left);
+}
+
+fn pin(repository: &Repository, backup: &Backup) {
+    let mut change = |note: &mut Note| {
+        note.pinned_until = Some(PINNED_FOR_EVER);
+        Ok(true)
+    };
+    repository.change_note("demo", backup, &mut change).unwrap();
+}
+
+type Act = Box<dyn FnOnce() + Send>;
+
+/// Does something when the first marker is about to be put.
+struct BeforeMarker {
+    inner: Arc<MemoryStore>,
+    act: Mutex<Option<Act>>,
+}
+
+impl std::fmt::Debug for BeforeMarker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Store for BeforeMarker {
+    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> std::result::Result<Put, StoreError> {
+        if key.starts_with("expired/")
+            && let Some(act) = self.act.lock().unwrap().take()
+        {
+            act();
+        }
+        self.inner.put_if_absent(key, bytes)
+    }
+
+    fn get(&self, key: &str, range: Range) -> std::result::Result<Vec<u8>, StoreError> {
+        self.inner.get(key, range)
+    }
+
+    fn list(&self, prefix: &str, depth: Depth, each: &mut dyn FnMut(Listed)) -> std::result::Result<(), StoreError> {
+        self.inner.list(prefix, depth, each)
+    }
+
+    fn delete(&self, key: &str) -> std::result::Result<(), StoreError> {
+        self.inner.delete(key)
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+#[test]
+fn a_pin_that_comes_when_a_marker_is_put_wins_or_is_refused() {
+    let store = Arc::new(MemoryStore::new());
+    let other = filled(on(&store, "demo"), "F1 F3 F5");
+    let first = other.backups("demo").unwrap().remove(0);
+    let late = {
+        let (other, first) = (Arc::clone(&other), first.clone());
+        BeforeMarker { inner: store, act: Mutex::new(Some(Box::new(move || pin(&other, &first)))) }
+    };
+    let options_of = OpenOptions { key: 1, unlock: Unlock::None, cache: None };
+    let repository = Repository::open(Arc::new(late), options_of).unwrap();
+    // The marker of the newest that goes is put first.
+    let report = expire(&repository, &options(&count(2), Ask::Rules)).unwrap();
+    assert_eq!(report.expired().count(), 0);
+    assert!(other.not_expired("demo").unwrap().contains(&first.session));
+    assert!(numbers(&archived(&other, ARCHIVE)).starts_with(&[10, 11]));
+}
+
+#[test]
+fn a_marker_that_nobody_with_the_key_has_made_ends_the_run_before_anything_goes() {
+    let repository = repository("F1 F3 F5");
+    let newest = repository.backups("demo").unwrap().pop().unwrap();
+    let name = pgkeep_formats::repo::layout::expired("demo", newest.session);
+    repository.store().put_if_absent(&name, b"").unwrap();
+    let e = expire(&repository, &options(&count(1), Ask::Rules)).unwrap_err();
+    assert!(e.chain().contains(&name), "{}", e.chain());
+    assert_eq!(archived(&repository, ARCHIVE).len(), 60);
+    repository.store().delete(&name).unwrap();
+    expire(&repository, &options(&count(1), Ask::Rules)).unwrap();
+    assert_eq!(repository.backups("demo").unwrap(), [newest]);
 }
 
 #[test]
@@ -411,7 +490,7 @@ fn a_record_that_cannot_be_read_ends_the_run_before_anything_goes() {
     assert!(expire(&repository, &options(&count(1), Ask::Rules)).is_err());
     assert_eq!(archived(&repository, ARCHIVE).len(), 60);
     let mut markers = 0;
-    repository.store().list("expired/", crate::store::Depth::All, &mut |_| markers += 1).unwrap();
+    repository.store().list("expired/", Depth::All, &mut |_| markers += 1).unwrap();
     assert_eq!(markers, 0);
 }
 

@@ -10,7 +10,7 @@ use crate::{Error, Kind, Result};
 use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::records::{Commit, StanzaHistory};
+use pgkeep_formats::repo::records::{Commit, Expired, StanzaHistory};
 use std::collections::HashSet;
 
 /// A visible backup.
@@ -158,6 +158,28 @@ impl Repository {
             ));
         }
         Ok(Some(commit))
+    }
+
+    /// Opens the markers of expired backups but those of the sessions given, to which it adds. Names alone hide a backup;
+    /// where something is to be removed because of it, the marker must be one that somebody with the key has made.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the decoder said.
+    pub fn check_expired(&self, stanza: &str, checked: &mut HashSet<SessionId>) -> Result<()> {
+        for session in self.expired_sessions(stanza)? {
+            if checked.contains(&session) {
+                continue;
+            }
+            let name = layout::expired(stanza, session);
+            match self.read_object(&name, &[ObjectKind::Expired], &Scope::Repo) {
+                Ok(opened) => drop(Expired::decode(&opened.plaintext).map_err(Error::damaged(&name))?),
+                // Collected, or taken back.
+                Err(e) if e.is_not_found() => {}
+                Err(e) => return Err(e),
+            }
+            checked.insert(session);
+        }
+        Ok(())
     }
 
     fn expired_sessions(&self, stanza: &str) -> Result<HashSet<SessionId>> {

@@ -127,18 +127,30 @@ impl Repository {
         Err(Error::refused(Kind::LockAcquire, format!("others keep changing the notes of backup {}", backup.label)))
     }
 
-    /// Marks a backup as expired: from now on it is not visible. Doing so again is no error.
+    /// Marks a backup as expired: from now on it is not visible. Doing so again is no error. True if the marker is this
+    /// call's.
     ///
     /// # Errors
     /// What the store or the cipher said.
-    pub fn mark_expired(&self, stanza: &str, session: SessionId, reason: &str, now: i64) -> Result<()> {
+    pub fn mark_expired(&self, stanza: &str, session: SessionId, reason: &str, now: i64) -> Result<bool> {
         self.check_writable()?;
         let sealer = SessionSealer::new(Arc::clone(self.keyring()))?;
         let record = Expired { by: sealer.session(), reason: reason.to_owned(), created: now };
         let name = layout::expired(stanza, session);
         let bytes = sealer.seal_object(ObjectKind::Expired, &Scope::Repo, &name, &[], &record.encode())?;
-        self.store().put_if_absent(&name, &bytes)?;
-        Ok(())
+        match self.store().put_if_absent(&name, &bytes)? {
+            Put::Created => Ok(true),
+            // A put whose answer was lost and that was tried again finds its own.
+            Put::Exists => Ok(self.store().get(&name, crate::store::Range::Whole)? == bytes),
+        }
+    }
+
+    /// Takes a marker away that a call has just made, before anything was done on its word.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn unmark_expired(&self, stanza: &str, session: SessionId) -> Result<()> {
+        Ok(self.store().delete(&layout::expired(stanza, session))?)
     }
 
     /// Removes all notes of a backup that has expired.

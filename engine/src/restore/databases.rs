@@ -10,6 +10,7 @@
 //! Whatever lies in the directory of a database that the backup's record does not name, because it was created while the
 //! backup ran, counts by its number.
 
+use super::recovery::{RecoveryOptions, RecoveryType};
 use crate::repository::manifests::Manifest;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::version::Facts;
@@ -145,6 +146,24 @@ fn database_of(path: &str) -> Option<u32> {
 /// A number as the server writes it.
 fn oid(text: &str) -> Option<u32> {
     text.parse().ok().filter(|oid: &u32| *oid > 0 && oid.to_string() == text)
+}
+
+/// The recovery of a cluster without the content of some databases. Some records, such as those VACUUM writes of
+/// all-visible pages where neither checksums nor `wal_log_hints` are on, refer to pages that are not there any more without
+/// bringing an image of them; the server would stop with "WAL contains references to invalid pages".
+pub(super) fn with_invalid_pages(recovery: RecoveryOptions, backup: &Commit) -> RecoveryOptions {
+    const SETTING: &str = "ignore_invalid_pages";
+    if !backup.online || recovery.settings.iter().any(|(name, _)| name.replace('-', "_") == SETTING) {
+        return recovery;
+    }
+    if recovery.recovery_type == RecoveryType::Preserve {
+        tracing::warn!("recovery settings are preserved: recovery may need {SETTING} = on for databases left out");
+        return recovery;
+    }
+    tracing::info!("{SETTING} = on is set for the recovery: once it has ended, ALTER SYSTEM RESET {SETTING}");
+    let mut recovery = recovery;
+    recovery.settings.push((SETTING.to_owned(), "on".to_owned()));
+    recovery
 }
 
 #[cfg(test)]

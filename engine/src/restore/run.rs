@@ -1,6 +1,6 @@
 //! The steps of a restore, in their order.
 
-use super::databases::LeftOut;
+use super::databases::{self, LeftOut};
 use super::delta::Incomparable;
 use super::owners::Owners;
 use super::place::{Place, at};
@@ -17,6 +17,7 @@ use crate::store::Depth;
 use crate::{Error, FileError, Kind, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::pg::version::Version;
 use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
@@ -78,9 +79,13 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
         files_written: 0,
         elapsed_ms: 0,
     };
-    if let Some(databases) = left_out.told(&backup) {
-        tracing::info!("databases left out, to be dropped later: {databases}");
-    }
+    let recovery = match left_out.told(&backup) {
+        Some(databases) => {
+            tracing::info!("databases left out, to be dropped later: {databases}");
+            databases::with_invalid_pages(recovery, &backup)
+        }
+        None => recovery,
+    };
     if options.dry_run {
         return Ok(report);
     }
@@ -95,6 +100,13 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     finish::disarm(&place, plan, label)?;
     let control = manifest.find(CONTROL)?;
     let control = control.map(|r| finish::read_small(&manifest, &r).map(|bytes| (r.entry, bytes))).transpose()?;
+    let control = match control {
+        // WAL in pg_wal would let a server that has lost backup_label recover from a wrong place.
+        Some((entry, bytes)) if backup.online => {
+            Some((entry, ControlFile::without_checkpoint(&bytes, version).map_err(Error::damaged(CONTROL))?))
+        }
+        other => other,
+    };
 
     // 5. The tree without content.
     for removal in &plan.removals {

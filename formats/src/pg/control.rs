@@ -15,6 +15,9 @@ use crate::FormatError;
 
 /// Size of the file in bytes.
 pub const CONTROL_FILE_SIZE: usize = 8192;
+/// A checkpoint where no WAL can be, in the control file of a restored online backup: without `backup_label`, which says where
+/// to begin, no server starts on it. The value is pgBackRest's.
+pub const CHECKPOINT_INVALID: Lsn = Lsn(0xDEAD);
 
 const SYSTEM_IDENTIFIER: usize = 0;
 const PG_CONTROL_VERSION: usize = 8;
@@ -243,6 +246,25 @@ impl ControlFile {
         })
     }
 
+    /// The file's content with [`CHECKPOINT_INVALID`] in the place of its checkpoint, and a right CRC.
+    ///
+    /// # Errors
+    /// As [`Self::parse_as`].
+    pub fn without_checkpoint(bytes: &[u8], version: Version) -> Result<Vec<u8>, FormatError> {
+        Self::parse_as(bytes, version)?;
+        let crc_at = version.facts().control.crc;
+        let mut out = bytes.to_vec();
+        // What was parsed is as long as that.
+        if let Some(field) = out.get_mut(CHECKPOINT..CHECKPOINT + 8) {
+            field.copy_from_slice(&CHECKPOINT_INVALID.0.to_le_bytes());
+        }
+        let crc = out.get(..crc_at).map(crc32c::crc32c).unwrap_or_default();
+        if let Some(field) = out.get_mut(crc_at..crc_at + 4) {
+            field.copy_from_slice(&crc.to_le_bytes());
+        }
+        Ok(out)
+    }
+
     /// True if pages carry checksums of the algorithm this program knows.
     #[must_use]
     pub fn has_page_checksums(&self) -> bool {
@@ -439,6 +461,18 @@ mod tests {
                 matches!(found, Err(FormatError::OutOfRange { offset: o, .. }) if o == offset),
                 "{offset}: {found:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_can_be_taken_out() {
+        for version in Version::ALL {
+            let whole = fabricate(version, 7);
+            let bytes = ControlFile::without_checkpoint(&whole, version).unwrap();
+            let (was, is) = (ControlFile::parse(&whole).unwrap(), ControlFile::parse(&bytes).unwrap());
+            assert_eq!(is, ControlFile { checkpoint: CHECKPOINT_INVALID, ..was });
+            assert_eq!(bytes.len(), whole.len());
+            assert!(ControlFile::without_checkpoint(&bytes[..100], version).is_err());
         }
     }
 

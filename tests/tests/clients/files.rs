@@ -50,6 +50,25 @@ fn what_is_listed_can_be_got_and_is_what_the_server_gave() {
     let filtered = ls(&format!("{archive} --recurse --filter='\\.zst$' --output=json")).json();
     assert!(filtered.as_object().unwrap().keys().all(|key| key.ends_with(".zst")) && filtered.get(&name).is_some());
 
+    // The files of a backup.
+    let manifest = expect(0, &format!("--stanza={STANZA} manifest --output=json --set={full}")).json();
+    assert_eq!(manifest["backup"]["label"], json!(full));
+    let file = |name: &str| -> Value {
+        let files = manifest["file"].as_array().unwrap();
+        files.iter().find(|f| f["name"] == name).unwrap_or_else(|| panic!("no {name}")).clone()
+    };
+    let version = fs::metadata(world.cluster.data_dir().join("PG_VERSION")).unwrap();
+    let expected = (json!(version.len()), json!("0600"), json!("file"));
+    assert_eq!(
+        (&file("PG_VERSION")["size"], &file("PG_VERSION")["mode"], &file("PG_VERSION")["type"]),
+        (&expected.0, &expected.1, &expected.2)
+    );
+    assert_eq!((&file(".")["type"], &file("base")["mode"]), (&json!("path"), &json!("0700")));
+    let text = expect(0, &format!("--stanza={STANZA} manifest --filter='^global/'"));
+    assert!(text.stdout.lines().count() > 10 && text.stdout.lines().all(|l| l.contains(" global/")), "{text}");
+    expect(75, &format!("--stanza={STANZA} manifest --set=20200101-000000F"));
+    expect(67, &format!("--stanza={STANZA} repo-put backup/x"));
+
     // The segment itself, the object as it lies there, and files that were archived as they are.
     let got = |args: &str| {
         let mut command = support::account::command("/bin/sh");

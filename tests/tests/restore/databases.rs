@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
-use support::{World, majors};
+use support::{Cluster, Mode, Sandbox, World, majors};
 
 /// Bytes of all files below a directory, and what they take on disk.
 fn room(dir: &Path) -> (u64, u64) {
@@ -72,7 +72,7 @@ fn one_database_comes_back_and_the_others_can_be_dropped() {
         assert!(!directory(None, &test1).exists() && !directory(Some(&ts), &test1).exists());
         cluster.psql("CREATE DATABASE test1 TABLESPACE ts");
         cluster.amcheck();
-        cluster.stop(support::Mode::Fast);
+        cluster.stop(Mode::Fast);
 
         // The other way round, over what is there, to the moment of consistency; system databases go by name alone.
         let run = world.restore_to(
@@ -96,7 +96,7 @@ fn one_database_comes_back_and_the_others_can_be_dropped() {
         }
         cluster.psql("DROP DATABASE test1");
         cluster.psql("DROP DATABASE test2");
-        cluster.stop(support::Mode::Fast);
+        cluster.stop(Mode::Fast);
 
         // And all of it, trusting sizes and times: what held nothing is not taken for right.
         world.restore_to(&target, ["--delta", "--force", &map]);
@@ -106,6 +106,37 @@ fn one_database_comes_back_and_the_others_can_be_dropped() {
             assert!(cluster.fingerprint_of(database) == world.cluster.fingerprint_of(database), "{database}");
         }
         cluster.amcheck();
+    }
+}
+
+#[test]
+fn vacuum_without_page_images_does_not_end_the_recovery_of_the_others() {
+    for major in majors() {
+        let world = World::within(Sandbox::new(), Cluster::builder(major).checksums(false), &[]);
+        world.cluster.psql("CREATE DATABASE test1");
+        world.cluster.psql_in("test1", "CREATE TABLE t AS SELECT generate_series(1, 20000) n");
+        world.cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 100) n");
+        world.cluster.psql("CHECKPOINT");
+        world.backup("full");
+        // The first VACUUM of a table logs nothing but that its pages are all-visible.
+        world.cluster.psql_in("test1", "VACUUM t");
+        world.archive_now();
+        for args in [&["--type=default"][..], &["--delta", "--type=immediate", "--target-action=promote"]] {
+            let target = world.sandbox.dir("target");
+            let run = world.restore_to(&target, [&["--db-exclude=test1"], args].concat());
+            assert!(run.says("ALTER SYSTEM RESET ignore_invalid_pages"), "{run}");
+            let mut cluster = world.adopt(&target);
+            cluster.start();
+            cluster.wait_promoted();
+            assert_eq!(cluster.psql("SHOW ignore_invalid_pages"), "on");
+            assert_eq!(cluster.psql("SELECT count(*) FROM t"), "100");
+            cluster.psql("ALTER SYSTEM RESET ignore_invalid_pages");
+            cluster.psql("DROP DATABASE test1");
+            cluster.stop(Mode::Fast);
+            cluster.start();
+            assert_eq!(cluster.psql("SHOW ignore_invalid_pages"), "off");
+            cluster.stop(Mode::Fast);
+        }
     }
 }
 
@@ -130,7 +161,7 @@ fn what_the_backup_does_not_have_is_refused() {
     // A stopped server tells no names, and numbers do.
     let mut world = world;
     let oid = world.cluster.psql("SELECT oid FROM pg_database WHERE datname = 'app'");
-    world.cluster.stop(support::Mode::Fast);
+    world.cluster.stop(Mode::Fast);
     world.ok(["--no-online", "--type=full", "backup"]);
     let run = world.expect(80, ["--db-exclude=app", &to, "restore"]);
     assert!(run.says("stopped server"), "{run}");

@@ -313,6 +313,31 @@ fn the_server_is_told_what_was_typed() {
 }
 
 #[test]
+fn the_server_is_told_the_name_that_was_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let (binary, link) = (dir.join("pgkeep"), dir.join("bin/pgbackrest"));
+    std::fs::create_dir(dir.join("bin")).unwrap();
+    std::fs::write(&binary, "").unwrap();
+    std::os::unix::fs::symlink(&binary, &link).unwrap();
+    let host = Host::new().var("PATH", &format!("/nowhere:{}", dir.join("bin").display()));
+    let called = |argv0: &str, exe: &Path| {
+        let args = host.invocation("--stanza=demo --pg1-path=/pg restore").args;
+        let invocation =
+            Invocation { argv0: argv0.into(), exe: exe.into(), cwd: dir.clone(), args, ..host.invocation("") };
+        let command = restore_command(&load(&invocation).unwrap().settings, None).unwrap();
+        command.split(' ').next().unwrap().to_owned()
+    };
+    let link = link.to_str().unwrap();
+    for argv0 in ["pgbackrest", "./bin/pgbackrest", "bin/pgbackrest", link] {
+        assert_eq!(called(argv0, &binary), link, "{argv0}");
+    }
+    assert_eq!(called("pgkeep", &binary), binary.to_str().unwrap());
+    // A link that is gone, or another program's.
+    assert_eq!(called("pgbackrest", Path::new("/usr/bin/pgkeep")), "/usr/bin/pgkeep");
+}
+
+#[test]
 fn one_stanza_of_several_is_resolved_for_itself() {
     let host = Host::with("[global]\nrepo1-path=/r\n[a]\npg1-path=/a\n[b:check]\npg1-path=/b\n");
     let all = host.get("check");
