@@ -95,6 +95,7 @@ Commands:
   extract           Dump tables as they were at some time.
   help              Explain commands and options.
   info              List stanzas, backups and archived WAL.
+  manifest          List the files of a backup.
   mount             Serve all backups of a stanza as a read-only tree.
   repair            Make the chunk index, or stanzas' histories, anew.
   repo-get          Print a file of a repository, by the name pgBackRest's readers know.

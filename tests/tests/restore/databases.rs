@@ -121,8 +121,8 @@ fn vacuum_without_page_images_does_not_end_the_recovery_of_the_others() {
         // The first VACUUM of a table logs nothing but that its pages are all-visible.
         world.cluster.psql_in("test1", "VACUUM t");
         world.archive_now();
+        let target = world.sandbox.dir("target");
         for args in [&["--type=default"][..], &["--delta", "--type=immediate", "--target-action=promote"]] {
-            let target = world.sandbox.dir("target");
             let run = world.restore_to(&target, [&["--db-exclude=test1"], args].concat());
             assert!(run.says("ALTER SYSTEM RESET ignore_invalid_pages"), "{run}");
             let mut cluster = world.adopt(&target);
