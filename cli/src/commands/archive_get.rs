@@ -39,6 +39,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     if options.name.is_empty() {
         return Err(Error::refused(Kind::ParamRequired, "a WAL file name is required").into());
     }
+    archive::check_label(&options.pg_path)?;
     if settings.flag(Opt::ForClone)
         && let Err(e) = of_clone::check(&options.pg_path)
     {

@@ -15,6 +15,7 @@
 
 mod get;
 mod get_ahead;
+mod label;
 mod own;
 mod push;
 mod push_ahead;
@@ -29,6 +30,7 @@ pub(crate) use own::check_own;
 
 pub use get::{GetOptions, GetOutcome, get};
 pub use get_ahead::{GetAheadOptions, GetAheadReport, get_ahead};
+pub use label::check_label;
 pub use push::{PushOptions, PushReport, Pushed, push};
 pub use push_ahead::{PushAheadOptions, PushAheadReport, Word, look, push_ahead};
 pub use queue::Queue;

@@ -213,6 +213,10 @@ fn without_its_label_a_restored_online_backup_does_not_start() {
     // WAL of before the backup: a checkpoint of that time would be found in it.
     fs::write(target.join("pg_wal").join(&last), wal).unwrap();
     fs::remove_file(target.join("backup_label")).unwrap();
+    let (pg, to) =
+        (format!("--pg1-path={}", target.display()), target.join("pg_wal/RECOVERYXLOG").display().to_string());
+    let refused = world.expect(29, ["archive-get", &pg, &last, &to]);
+    assert!(refused.says("backup_label"), "{refused}");
     restored.try_start().expect_err("it started at a wrong place");
     assert!(restored.log().contains("could not locate a valid checkpoint record"), "{}", restored.log());
 }
