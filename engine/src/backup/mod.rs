@@ -9,6 +9,10 @@
 //! - `servers`: which one is the primary   - `standby`: reading files from another one
 //! - `tablespaces`: that they stay the same
 //!
+//! Without a primary a standby is backed up alone (`Cluster::alone`), as PostgreSQL allows it: the server starts and stops
+//! the backup at its restart points, its label says so, and `pg_control`, copied last, has the position that replay must
+//! reach, since the server notes that there before it writes a page. Files have times of their own, so all are read.
+//!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
 
@@ -321,7 +325,8 @@ pub fn run(
         tracing::info!("new backup label = {label}");
         // What summaries spared reading is as it was when the backup started, and a standby's files may be. A file changed
         // between that and the copying is then newer than what is kept of it.
-        let copy_start = if plan.changed.is_some() || plan.standby.is_some() { asked } else { now };
+        let from_standby = plan.standby.is_some() || cluster.alone.is_some();
+        let copy_start = if plan.changed.is_some() || from_standby { asked } else { now };
         let (tablespaces, links) = links(&summary, tablespaces.as_ref().map_or(&[], |t| &t.known));
         let links = (tablespaces, links);
         Ok((

@@ -123,6 +123,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_since_the_checkpoint_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(linked(&dir.path().join("pg_tblspc")).unwrap(), BTreeSet::new());
+        std::fs::create_dir(dir.path().join("pg_tblspc")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("pg_tblspc/16400")).unwrap();
+        let now = Tablespaces { known: Vec::new(), linked: linked(&dir.path().join("pg_tblspc")).unwrap() };
+        let made = std::fs::symlink_metadata(dir.path().join("pg_tblspc/16400")).unwrap().mtime();
+        assert!(now.check_older(dir.path(), made + 1).is_ok());
+        let error = now.check_older(dir.path(), made).unwrap_err();
+        assert!(error.kind() == Kind::TablespaceMap && error.to_string().contains("16400"), "{error}");
+    }
+
+    #[test]
     fn what_comes_and_goes_is_named() {
         let check = |a: Tablespaces, b: Tablespaces| match a.check_same(&b) {
             Ok(()) => String::new(),

@@ -9,6 +9,8 @@ fn backup_during(world: &World, sql: &[&str]) -> Run {
     let (hold, archive) = (world.path("hold"), world.sandbox.archive_command(support::world::STANZA));
     fs::write(&hold, "").unwrap();
     world.set_archive_command(&format!("while test -e {}; do sleep 0.05; done; {archive}", hold.display()));
+    // So that the start of the backup ends a segment, and waits for that.
+    world.cluster.psql("SELECT pg_create_restore_point('before')");
     let mut running = world.spawn(["--start-fast", "--type=full", "backup"]);
     running.wait_for("check archive for prior segment");
     sql.iter().for_each(|sql| drop(world.cluster.psql(sql)));
