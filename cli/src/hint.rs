@@ -111,10 +111,21 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::DbConnect, _) if says("no running standby") => &[
             "is the standby up, and configured by pgN-path and pgN-port? With backup-standby=prefer the primary will do",
         ],
+        (Kind::DbConnect, Some(C::Backup)) if says("no primary") => &[
+            "is the primary up, and configured by pgN-path and pgN-port as well?",
+            "with backup-standby=prefer a standby is backed up without its primary",
+        ],
         (Kind::DbConnect, _) if says("no primary") => {
             &["is the primary up, and configured by pgN-path and pgN-port as well?"]
         }
         (Kind::DbConnect, _) if says("both primaries") => &["which one was left behind by a failover? Stop that one"],
+        (Kind::TablespaceMap, Some(C::Backup)) => {
+            &["take the backup again; a tablespace must not come or go while one is taken"]
+        }
+        (Kind::DbMismatch, Some(C::Backup)) if says("is no copy of the primary") => &[
+            "make that standby anew; until then backup-standby=n copies the primary",
+            "is its data directory damaged? Do not promote it, and look at its log and its disk",
+        ],
         (Kind::DbConnect, _) => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
         (Kind::Stopped, _) => &["'start' allows work again"],
         (Kind::BackupSetInvalid, _) => &["'info' lists the backups and the WAL range"],
@@ -124,6 +135,10 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::ArchiveTimeout, Some(C::ArchivePush | C::ArchiveGet)) => &[
             "the log files of archive-async in log-path, '<stanza>-archive-push-async.log' and '<stanza>-archive-get-async.log', \
              say what is done; 'archive-async=n' does without",
+            "archive-timeout sets how long to wait",
+        ],
+        (Kind::ArchiveTimeout, Some(C::Backup)) if says("cannot end a WAL segment") => &[
+            "does the primary run and archive? On an idle one set archive_timeout, or run pg_switch_wal() there",
             "archive-timeout sets how long to wait",
         ],
         (Kind::ArchiveTimeout, _) if says("the standby") => &[

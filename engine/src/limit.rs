@@ -233,6 +233,15 @@ impl Limits {
         self.wait(until, &cpu.waited)
     }
 
+    /// Ends the caller as a wait would; for those who wait for something else.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] after a request to stop or [`Self::end`].
+    pub fn check(&self) -> Result<()> {
+        self.cancel.check()?;
+        if self.ended.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
     /// Whether reading is limited.
     #[must_use]
     pub fn limits_reading(&self) -> bool {
@@ -267,10 +276,7 @@ impl Limits {
         let began = self.meter.now();
         let mut now = began;
         loop {
-            self.cancel.check()?;
-            if self.ended.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
+            self.check()?;
             if now >= until {
                 waited.fetch_add(now.saturating_sub(began), Ordering::Relaxed);
                 return Ok(());

@@ -11,6 +11,10 @@
 //!
 //! A stop file, `<stanza>.stop` or `all.stop`, keeps commands that write from starting: [`check_stopped`].
 
+mod progress;
+
+pub use progress::LockProgress;
+
 use crate::{Error, FileError, Kind, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;

@@ -220,7 +220,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[28, 44, 45, 55, 62, 82, 100, 103, 104])
         .fileless(),
     row(C::Backup, "backup", "Back up a cluster.", Required)
-        .ends(&[26, 28, 38, 41, 45, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 69, 70, 82, 87, 95, 100, 104, 106]),
+        .ends(&[26, 28, 38, 41, 45, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 69, 70, 76, 82, 87, 95, 100, 104, 106]),
     row(C::Check, "check", "Try out the configuration and the archive.", Optional)
         .ends(&[28, 45, 55, 56, 57, 58, 67, 68, 82, 87, 95])
         .fileless(),

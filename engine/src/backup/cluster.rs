@@ -6,7 +6,7 @@ use super::standby::{Standby, StandbyUse};
 use crate::check;
 use crate::observe::Cancel;
 use crate::pg::datadir;
-use crate::pg::server::{Connection, Database, Tablespace};
+use crate::pg::server::{Connection, Database};
 use crate::repository::Repository;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::lsn::Lsn;
@@ -28,7 +28,8 @@ pub(super) struct Cluster {
     pub(super) wal_segment_size: WalSegmentSize,
     pub(super) timeline: TimelineId,
     pub(super) databases: Vec<Database>,
-    pub(super) tablespaces: Vec<Tablespace>,
+    /// The number of the standby that this is, if no primary takes part.
+    pub(super) alone: Option<u16>,
 }
 
 impl Cluster {
@@ -53,15 +54,17 @@ impl Cluster {
             }
             return Ok((Self::of(&options.pgdata)?, None, None));
         };
-        let Servers { pgdata, mut connection, identity: found, standby } = servers::find(options, server, cancel)?;
-        // Now and not after the copying: what the backup needs would never arrive.
-        if options.archive_check {
+        let Servers { pgdata, mut connection, identity: found, standby, alone } =
+            servers::find(options, server, cancel)?;
+        // Now and not after the copying: what the backup needs would never arrive. What a standby is set to says nothing
+        // of its primary's archiving.
+        if options.archive_check && alone.is_none() {
             check::archives(&found)
                 .map_err(|e| e.during("a backup of a running server needs the WAL written meanwhile"))?;
         }
         let mut cluster = Self::of(&pgdata)?;
-        cluster.timeline = found.timeline;
-        (cluster.databases, cluster.tablespaces) = (connection.databases()?, connection.tablespaces()?);
+        (cluster.timeline, cluster.alone) = (found.timeline, alone);
+        cluster.databases = connection.databases()?;
         Ok((cluster, Some(connection), standby))
     }
 
@@ -77,7 +80,7 @@ impl Cluster {
             wal_segment_size: control.wal_segment_size,
             timeline: control.timeline,
             databases: Vec::new(),
-            tablespaces: Vec::new(),
+            alone: None,
         })
     }
 

@@ -14,7 +14,7 @@ use super::task::{PoolFile, Shared, TASK_BYTES_MAX, Task, Work};
 use super::unread::Known;
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, EntryKind, WalkOptions};
-use crate::pg::read::{Pages, RegionReader};
+use crate::pg::read::{Original, Pages, RegionReader};
 use crate::repository::manifests::{BuiltEntry, FileRecord, Manifest, ManifestReader};
 use crate::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, Sender};
@@ -140,11 +140,10 @@ impl Dispatcher<'_> {
                 return self.send_unchanged(state, built, record);
             }
         }
-        let redirected = match &self.plan.standby {
-            Some(standby) => standby.redirect(&built.path, &mut entry)?,
-            None => false,
+        let original = match &self.plan.standby {
+            Some(standby) => standby.redirect(&built.path, &mut entry)?.map(Arc::new),
+            None => None,
         };
-        let padded_to = if redirected { entry.size } else { 0 };
         let pages = self.plan.pages_of(&built.path, entry.size);
         let unit = if pages.is_some() || is_paged(&built.path, entry.size, self.plan.page_size) {
             self.plan.page_size
@@ -153,7 +152,7 @@ impl Dispatcher<'_> {
         };
         let mut built = BuiltEntry { unit, ..built };
         if entry.size <= INLINE_BYTES_MAX as u64 && unit == 1 {
-            return match read_small(&entry, padded_to)? {
+            return match read_small(&entry, original)? {
                 Some(bytes) => {
                     self.shared.limits.charge(bytes.len());
                     self.shared.read.fetch_add(bytes.len() as u64, AtomicOrdering::Relaxed);
@@ -171,13 +170,13 @@ impl Dispatcher<'_> {
         if entry.size <= POOL_FILE_MAX {
             let earlier = earlier.filter(|_| unit == self.plan.page_size);
             let size = entry.size as usize;
-            return self.pool(state, built, PoolFile { source: entry.source, pages, size, padded_to, earlier });
+            return self.pool(state, built, PoolFile { source: entry.source, pages, size, original, earlier });
         }
         let Some(file) = RegionReader::open(&entry.source, pages)? else {
             vanished(&built.path);
             return Ok(());
         };
-        let file = Arc::new(file.limited(&self.shared.limits).padded_to(padded_to));
+        let file = Arc::new(file.limited(&self.shared.limits).completed_from(original));
         let first = state.sequence;
         let count = entry.size.div_ceil(TASK_BYTES_MAX as u64);
         // The item goes first: tasks of one file may be more than there are permits.
@@ -337,10 +336,9 @@ fn is_paged(path: &str, size: u64, page_size: u32) -> bool {
 }
 
 /// A file small enough to keep in its entry; `None` if it has vanished.
-fn read_small(entry: &datadir::Entry, padded_to: u64) -> Result<Option<Vec<u8>>> {
-    let Some(reader) = RegionReader::open(&entry.source, None)?.map(|r| r.padded_to(padded_to)) else {
-        return Ok(None);
-    };
+fn read_small(entry: &datadir::Entry, original: Option<Arc<Original>>) -> Result<Option<Vec<u8>>> {
+    let Some(reader) = RegionReader::open(&entry.source, None)? else { return Ok(None) };
+    let reader = reader.completed_from(original);
     let mut bytes = vec![0; entry.size as usize];
     let region = reader.read(0, &mut bytes)?;
     bytes.truncate(region.len);

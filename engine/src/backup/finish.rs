@@ -6,11 +6,12 @@ use crate::archive::check_own;
 use crate::clock::Clock;
 use crate::observe::Cancel;
 use crate::pg::datadir;
-use crate::pg::server::{BackupStart, BackupStop};
+use crate::pg::server::{BackupStart, BackupStop, Tablespace};
 use crate::repository::Repository;
 use crate::repository::manifests::{BuiltEntry, ManifestSummary};
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::label::BackupLabelFile;
+use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::wal::WalSegment;
 use pgkeep_formats::repo::manifest::{LATE_BYTES_MAX, Node, path_cmp};
 use pgkeep_formats::repo::records::{LinkRef, TablespaceRef};
@@ -32,11 +33,23 @@ impl Wal<'_> {
     fn wait(&self, names: &[String]) -> Result<()> {
         let (stanza, timeout) = (&self.options.stanza, self.options.archive_timeout);
         if self.options.archive_check {
-            self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel)?;
+            let waited = self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel);
+            waited.map_err(|e| self.of_the_primary(e))?;
         }
         names
             .iter()
             .try_for_each(|name| check_own(self.repository, stanza, &self.archive_id, &self.cluster.pgdata, name))
+    }
+
+    /// WAL that a standby's backup needs is the primary's to end and to archive.
+    fn of_the_primary(&self, error: Error) -> Error {
+        match self.cluster.alone {
+            Some(key) if error.kind() == Kind::ArchiveTimeout => Error::refused(
+                Kind::ArchiveTimeout,
+                format!("{}; the standby, pg{key}, cannot end a WAL segment: its primary does", error.chain()),
+            ),
+            _ => error,
+        }
     }
 
     /// The start of a backup ends a segment. If that one is not archived in time, hours of copying would be in vain.
@@ -78,6 +91,7 @@ pub(super) fn late_entries(
     pgdata: &Path,
     control: &[u8],
     stop: Option<&BackupStop>,
+    timeline: TimelineId,
     now: Duration,
 ) -> Result<Vec<BuiltEntry>> {
     let file = |path: &str, bytes: Vec<u8>, user: &str, group: &str| BuiltEntry {
@@ -97,7 +111,13 @@ pub(super) fn late_entries(
     let mut out = vec![file("global/pg_control", control.to_vec(), &user, &group)];
     if let Some(stop) = stop {
         // What the server gives must be a label, or the restored cluster would start from the wrong checkpoint.
-        BackupLabelFile::parse(stop.label_file.as_bytes()).map_err(Error::damaged("backup_label from the server"))?;
+        let label = BackupLabelFile::parse(stop.label_file.as_bytes())
+            .map_err(Error::damaged("backup_label from the server"))?;
+        // A standby tells its timeline at the start by what it knows then.
+        if label.timeline != timeline {
+            let text = format!("the backup began on timeline {}, its label names {}", timeline.0, label.timeline.0);
+            return Err(Error::refused(Kind::DbMismatch, text));
+        }
         out.push(file("backup_label", stop.label_file.clone().into_bytes(), &user, &group));
         if !stop.tablespace_map.is_empty() {
             out.push(file("tablespace_map", stop.tablespace_map.clone().into_bytes(), &user, &group));
@@ -120,8 +140,8 @@ fn owner(pgdata: &Path) -> Result<(String, String)> {
 }
 
 /// Splits the links of the new manifest into tablespaces and others.
-pub(super) fn links(summary: &ManifestSummary, cluster: &Cluster) -> (Vec<TablespaceRef>, Vec<LinkRef>) {
-    let known = |oid: u32| cluster.tablespaces.iter().find(|t| t.oid == oid).map(|t| t.name.clone());
+pub(super) fn links(summary: &ManifestSummary, known: &[Tablespace]) -> (Vec<TablespaceRef>, Vec<LinkRef>) {
+    let known = |oid: u32| known.iter().find(|t| t.oid == oid).map(|t| t.name.clone());
     let (mut tablespaces, mut links) = (Vec::new(), Vec::new());
     for (name, destination) in summary.links.clone() {
         match name.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse().ok()) {

@@ -7,6 +7,11 @@
 //! - `stages`: how busy each of them was
 //! - `summaries`, `unread`: what WAL summaries spare reading
 //! - `servers`: which one is the primary   - `standby`: reading files from another one
+//! - `tablespaces`: that they stay the same
+//!
+//! Without a primary a standby is backed up alone (`Cluster::alone`), as PostgreSQL allows it: the server starts and stops
+//! the backup at its restart points, its label says so, and `pg_control`, copied last, has the position that replay must
+//! reach, since the server notes that there before it writes a page. Files have times of their own, so all are read.
 //!
 //! A crash anywhere leaves no visible backup: the commit record is the last object but one look at the generations. What
 //! was uploaded is found in the index by the next run, which therefore resumes, under a session of its own.
@@ -26,6 +31,7 @@ mod servers;
 mod stages;
 mod standby;
 mod summaries;
+mod tablespaces;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -39,15 +45,16 @@ use self::plan::{Plan, Survey};
 use self::sequence::{Copied, Copy, UPLOADERS};
 pub use self::servers::Place;
 use self::stages::Stages;
+use self::standby::Files;
 pub use self::standby::StandbyUse;
-use self::standby::{Files, Standby};
+use self::tablespaces::Tablespaces;
 use self::task::Shared;
 use crate::chunk::Gear;
 use crate::clock::Clock;
 use crate::index::ChunkIndex;
 use crate::limit::Limits;
-use crate::lock::{Lock, LockName, LockType, check_stopped};
-use crate::observe::{Cancel, Counter, DETAIL, Observer};
+use crate::lock::{Lock, LockName, LockProgress, LockType, check_stopped};
+use crate::observe::{Cancel, DETAIL, Observer};
 use crate::pg::datadir::{self, Exclusions, WalkOptions};
 use crate::pg::server::{BackupStart, CheckpointPace, ConnectOptions, Connection};
 use crate::repository::manifests::ManifestBuilder;
@@ -176,8 +183,10 @@ pub fn run(
     let result = (|| {
         let asked = clock.now();
         let mut standby = standby;
+        let mut tablespaces = None;
         let start = match &mut connection {
             Some(connection) => {
+                tablespaces = Some(Tablespaces::ask(connection, &cluster.pgdata)?);
                 let pace = if options.start_fast { CheckpointPace::Fast } else { CheckpointPace::Spread };
                 tracing::info!(
                     "execute non-exclusive backup start: backup begins after the {} checkpoint completes",
@@ -185,6 +194,9 @@ pub fn run(
                 );
                 let start =
                     connection.backup_start(&format!("pgkeep backup started at {}", clock.now().as_secs()), pace)?;
+                if let (Some(tablespaces), Some(_)) = (&tablespaces, cluster.alone) {
+                    tablespaces.check_older(&cluster.pgdata, connection.last_checkpoint()?.time)?;
+                }
                 let first = cluster.wal_name(start.timeline, start.lsn);
                 tracing::info!("backup start archive = {first}, lsn = {}", start.lsn);
                 // Before any of it is waited for: an expire elsewhere must not take it.
@@ -224,7 +236,8 @@ pub fn run(
         }
         // Only what is known of the prior can be trusted.
         let trusted = prior.filter(|_| earlier.is_prior);
-        let mut plan = make_plan(options, &cluster, start.as_ref(), standby.as_ref().map(Standby::files))?;
+        let files = standby.as_ref().map(|s| s.files(cluster.page_size, start.as_ref().map(|start| start.lsn)));
+        let mut plan = make_plan(options, &cluster, start.as_ref(), files)?;
         let survey = plan::survey(&plan, earlier.prior(), clock, cancel)?;
         plan.trusted_before =
             trusted.and_then(|prior| trusted_before(options, &survey, prior, &cluster, start.is_some()));
@@ -233,7 +246,7 @@ pub fn run(
             wal_of.wait_for_prior(start).map_err(|e| unless_lost(e, &mut connection))?;
         }
         plan.changed = match (&trusted, &start, &mut connection) {
-            (Some(prior), Some(start), Some(connection)) => {
+            (Some(prior), Some(start), Some(connection)) if cluster.alone.is_none() => {
                 let ask = summaries::Ask { options, cluster: &cluster, prior, start, cancel, clock };
                 ask.changed(connection, survey.distrust.as_deref())?
             }
@@ -241,12 +254,12 @@ pub fn run(
         };
         let mut builder = ManifestBuilder::new(&session, cluster.page_size, earlier.own.clone())?;
         let shared = shared(repository, &session, options, &plan, !earlier.is_empty())?;
-        observer.begin("backup", survey.bytes);
         let jobs = jobs(options);
-        let progress = LockProgress { observer, lock: &lock, total: survey.bytes, done: Default::default() };
+        let progress = LockProgress::new(observer, Some(&lock));
+        progress.begin("backup", survey.bytes);
         let copied = Copy { plan: &plan, shared: &shared, earlier: &earlier, jobs, observer: &progress, cancel }
             .run(&mut session, &mut builder);
-        observer.end();
+        progress.end();
         let copied = copied?;
         let read = shared.read.load(Ordering::Relaxed);
         tracing::debug!(target: DETAIL, "{}", shared.stages.utilisation(&options.limits.totals()));
@@ -268,6 +281,9 @@ pub fn run(
 
         // 6. pg_control last, then the server's label files.
         let control = datadir::read_control(&cluster.pgdata)?;
+        if let (Some(key), Some(connection), Some(start)) = (cluster.alone, &mut connection, &start) {
+            standby::written(connection, key, start)?;
+        }
         let stop = match &mut connection {
             Some(connection) => {
                 tracing::info!("execute non-exclusive backup stop and wait for all WAL segments to archive");
@@ -277,6 +293,9 @@ pub fn run(
                     cluster.wal_name_before(cluster.timeline, stop.lsn),
                     stop.lsn
                 );
+                if let Some(before) = &tablespaces {
+                    before.check_same(&Tablespaces::ask(connection, &cluster.pgdata)?)?;
+                }
                 Some(stop)
             }
             None => None,
@@ -284,7 +303,8 @@ pub fn run(
         if let (Some(standby), Some(written), Some(stop)) = (&standby, &written, &stop) {
             standby.check_end(written, stop.lsn)?;
         }
-        let late = late_entries(&cluster.pgdata, &control.bytes, stop.as_ref(), clock.now())?;
+        let timeline = start.as_ref().map_or(cluster.timeline, |s| s.timeline);
+        let late = late_entries(&cluster.pgdata, &control.bytes, stop.as_ref(), timeline, clock.now())?;
         let late_bytes: u64 = late.iter().map(|e| e.size).sum();
 
         // 7. The WAL that makes it consistent is archived.
@@ -298,14 +318,23 @@ pub fn run(
 
         // 8. Manifest and commit.
         let summary = builder.finish(&mut session, late)?;
+        if let Some(tablespaces) = &tablespaces {
+            tablespaces.check_found(summary.links.iter().map(|(name, _)| name.as_str()))?;
+        }
         let stop_time = stop.as_ref().map_or_else(|| clock.now(), |s| s.time).as_secs() as i64;
         tracing::info!("new backup label = {label}");
         // What summaries spared reading is as it was when the backup started, and a standby's files may be. A file changed
         // between that and the copying is then newer than what is kept of it.
-        let copy_start = if plan.changed.is_some() || plan.standby.is_some() { asked } else { now };
-        Ok((start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source))
+        let from_standby = plan.standby.is_some() || cluster.alone.is_some();
+        let copy_start = if plan.changed.is_some() || from_standby { asked } else { now };
+        let (tablespaces, links) = links(&summary, tablespaces.as_ref().map_or(&[], |t| &t.known));
+        let links = (tablespaces, links);
+        Ok((
+            start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source,
+            links,
+        ))
     })();
-    let (start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source) =
+    let (start, stop, copied, read, late_bytes, wal, summary, label, start_time, stop_time, copy_start, source, links) =
         match result {
             Ok(parts) => parts,
             Err(e) => {
@@ -317,7 +346,7 @@ pub fn run(
             }
         };
     let Copied { size, delta, errors } = copied;
-    let (tablespaces, links) = links(&summary, &cluster);
+    let (tablespaces, links) = links;
     let commit = Commit {
         session: session.id(),
         generation: session.generation(),
@@ -404,6 +433,9 @@ fn trusted_before(
     let reason = if options.delta {
         tracing::debug!("all files are compared by content, as option delta asks");
         return None;
+    } else if cluster.alone.is_some() {
+        tracing::debug!("all files are compared by content: their times are this standby's own");
+        return None;
     } else if prior.timeline != cluster.timeline.0 {
         Some(format!("the timeline was {} at the prior backup and is {} now", prior.timeline, cluster.timeline.0))
     } else if prior.online != online {
@@ -453,31 +485,4 @@ fn shared(
 
 fn jobs(options: &BackupOptions) -> usize {
     options.limits.workers(options.process_max.max(1))
-}
-
-/// Passes progress on and keeps the lock file's figures fresh, for `info` on this host.
-struct LockProgress<'a> {
-    observer: &'a dyn Observer,
-    lock: &'a Lock,
-    total: u64,
-    done: AtomicU64,
-}
-
-/// Bytes between two updates of the lock file.
-const LOCK_PROGRESS_BYTES: u64 = 256 << 20;
-
-impl Observer for LockProgress<'_> {
-    fn add(&self, counter: Counter, n: u64) {
-        self.observer.add(counter, n);
-        if counter != Counter::Done {
-            return;
-        }
-        let before = self.done.fetch_add(n, Ordering::Relaxed);
-        if before / LOCK_PROGRESS_BYTES != (before + n) / LOCK_PROGRESS_BYTES {
-            let progress = crate::lock::Progress { done: before + n, total: self.total };
-            if let Err(e) = self.lock.progress(progress) {
-                tracing::debug!("cannot note progress in the lock file: {e}");
-            }
-        }
-    }
 }

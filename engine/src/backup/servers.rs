@@ -23,18 +23,20 @@ pub struct Place {
 
 /// What a backup works with.
 pub(super) struct Servers {
-    /// Data directory of the primary.
+    /// Data directory of the primary; without one, of the standby.
     pub(super) pgdata: PathBuf,
     pub(super) connection: Connection,
     pub(super) identity: Identity,
     /// A running standby, if one is wanted.
     pub(super) standby: Option<Standby>,
+    /// The number of the standby that all of this is of, as there is no primary.
+    pub(super) alone: Option<u16>,
 }
 
 /// A server that runs: its number and directory, a session with it, and what it says of itself.
 type Found<'a> = (u16, &'a Path, Connection, Identity);
 
-/// Finds the primary and, if one is wanted, a standby.
+/// Finds the primary and, if one is wanted, a standby; if one is preferred and there is no primary, the standby alone.
 ///
 /// # Errors
 /// `DbConnect` if there is no primary, more than one, or no standby although one is required; `DbMismatch` for a standby of
@@ -68,6 +70,11 @@ pub(super) fn find(options: &BackupOptions, server: &ConnectOptions, cancel: &Ca
         }
     }
     let Some((key, pgdata, connection, identity)) = primary else {
+        if let (StandbyUse::Prefer, Some((key, pgdata, connection, identity))) = (options.standby, standby) {
+            tracing::warn!("no primary was found: the backup is of the standby, pg{key}, alone");
+            let pgdata = pgdata.to_owned();
+            return Ok(Servers { pgdata, connection, identity, standby: None, alone: Some(key) });
+        }
         return Err(match unreachable {
             Some(e) => e.during("no primary was found among the clusters configured"),
             None if places.len() == 1 => Error::refused(
@@ -95,7 +102,7 @@ pub(super) fn find(options: &BackupOptions, server: &ConnectOptions, cancel: &Ca
     if places.len() > 1 {
         tracing::debug!("the primary is pg{key}");
     }
-    Ok(Servers { pgdata: pgdata.to_owned(), connection, identity, standby })
+    Ok(Servers { pgdata: pgdata.to_owned(), connection, identity, standby, alone: None })
 }
 
 fn look(pgdata: &Path, server: &ConnectOptions, cancel: &Cancel) -> Result<(Connection, Identity)> {

@@ -20,10 +20,11 @@
 //!    has noted after the copying must be at or before E.
 //!
 //! **Sizes.** A file has the size in the backup that it had on the primary when that was walked. Pages that the standby
-//! has behind that were logged after S. Pages that it lacks become zeros: they were either logged after S, and then the
-//! WAL has their images, or the primary has added them as zeros, without WAL, and nothing refers to them. Replay extends
-//! and cuts files as it did on the standby. (Were the standby's size recorded beside the primary's time, the next backup
-//! would see a file that changed its size without changing its time, and trust no time at all.)
+//! has behind that were logged after S. Pages that it lacks are read from the primary's file, as in a backup without a
+//! standby; they were logged after S, or never. One that was logged before tells that the standby has lost the tail of a
+//! file, and fails the backup ([`Original`]). Replay extends and cuts files as it did on the standby. (Were the standby's
+//! size recorded beside the primary's time, the next backup would see a file that changed its size without changing its
+//! time, and trust no time at all.)
 //!
 //! **What later backups may believe of this one.** A file whose time on the primary is older than the prior backup's
 //! copying is not read again. If the prior's came from a standby, the primary may have written a change to its file
@@ -37,11 +38,13 @@
 
 use crate::observe::Cancel;
 use crate::pg::datadir::{self, EntryKind};
+use crate::pg::read::Original;
 use crate::pg::server::{BackupStart, Checkpoint, Connection, Written};
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::lsn::Lsn;
-use pgkeep_formats::pg::path::{PathClass, Slru, classify};
+use pgkeep_formats::pg::path::{Fork, PathClass, Slru, classify};
 use std::io::ErrorKind;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -78,9 +81,16 @@ impl Standby {
         Self { key, pgdata, connection }
     }
 
-    /// Where its files are.
-    pub(super) fn files(&self) -> Files {
-        Files { key: self.key, pgdata: self.pgdata.clone(), files: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    /// Where its files are. The backup started at `start`.
+    pub(super) fn files(&self, page_size: u32, start: Option<Lsn>) -> Files {
+        Files {
+            key: self.key,
+            pgdata: self.pgdata.clone(),
+            page_size,
+            start,
+            files: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
     }
 
     /// Waits until all that was logged before the start of the backup is in the standby's files.
@@ -144,22 +154,9 @@ impl Standby {
     /// How far the standby's files are, asked after all were copied and before the backup is stopped.
     ///
     /// # Errors
-    /// `DbMismatch` if it does not follow the primary any more; what the server said.
+    /// As [`written`].
     pub(super) fn written(&mut self, start: &BackupStart) -> Result<Written> {
-        let written = self.connection.written()?;
-        let key = self.key;
-        if !written.in_recovery {
-            let text = format!("the standby, pg{key}, was promoted while its files were copied");
-            return Err(Error::refused(Kind::DbMismatch, text));
-        }
-        if written.timeline != start.timeline {
-            let text = format!(
-                "the standby, pg{key}, has gone to timeline {} while its files were copied; the backup is of timeline {}",
-                written.timeline.0, start.timeline.0
-            );
-            return Err(Error::refused(Kind::DbMismatch, text));
-        }
-        Ok(written)
+        written(&mut self.connection, self.key, start)
     }
 
     /// Checks that nothing that was copied is from behind the end of the backup.
@@ -176,32 +173,65 @@ impl Standby {
     }
 }
 
+/// How far a standby's files are, if it follows its primary still.
+///
+/// # Errors
+/// `DbMismatch` if it does not follow the primary any more; what the server said.
+pub(super) fn written(connection: &mut Connection, key: u16, start: &BackupStart) -> Result<Written> {
+    let written = connection.written()?;
+    if !written.in_recovery {
+        let text = format!("the standby, pg{key}, was promoted while its files were copied");
+        return Err(Error::refused(Kind::DbMismatch, text));
+    }
+    if written.timeline != start.timeline {
+        let text = format!(
+            "the standby, pg{key}, has gone to timeline {} while its files were copied; the backup is of timeline {}",
+            written.timeline.0, start.timeline.0
+        );
+        return Err(Error::refused(Kind::DbMismatch, text));
+    }
+    Ok(written)
+}
+
 /// The files of a standby, and how many of them were taken.
 pub(super) struct Files {
     key: u16,
     pgdata: PathBuf,
+    page_size: u32,
+    start: Option<Lsn>,
     files: AtomicU64,
     bytes: AtomicU64,
 }
 
 impl Files {
-    /// Lets an entry of the primary be read from the standby, if that has it and replay keeps it; true if so.
+    /// Lets an entry of the primary be read from the standby, if that has it and replay keeps it. Returns the primary's, for
+    /// what the standby lacks of it.
     ///
     /// # Errors
     /// What the file system said of the standby's directory.
-    pub(super) fn redirect(&self, path: &str, entry: &mut datadir::Entry) -> Result<bool> {
+    pub(super) fn redirect(&self, path: &str, entry: &mut datadir::Entry) -> Result<Option<Original>> {
         // Of a file that is a link by itself it is not known where the standby has it.
         if !is_replayed(path) || entry.kind != EntryKind::File {
-            return Ok(false);
+            return Ok(None);
         }
         let there = self.pgdata.join(path);
         if !is_file(&there)? {
-            return Ok(false);
+            return Ok(None);
         }
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(entry.size, Ordering::Relaxed);
-        entry.source = there;
-        Ok(true)
+        let path = std::mem::replace(&mut entry.source, there);
+        Ok(Some(self.original(path, entry)))
+    }
+
+    fn original(&self, source: PathBuf, entry: &datadir::Entry) -> Original {
+        let page = NonZero::new(self.page_size as usize).filter(|_| entry.size.is_multiple_of(self.page_size.into()));
+        let start = match std::str::from_utf8(&entry.path).map(classify) {
+            // The maps of free space and visibility change without WAL.
+            Ok(PathClass::Relation(relation)) if matches!(relation.fork, Fork::Main | Fork::Init) => self.start,
+            _ => None,
+        };
+        Original { path: source, size: entry.size, page, start, standby: self.key }
     }
 
     /// What was taken, for a line in the log.
@@ -271,7 +301,14 @@ mod tests {
         std::fs::create_dir_all(standby.join("base/5")).unwrap();
         std::fs::write(standby.join("base/5/1"), b"its").unwrap();
         std::os::unix::fs::symlink("1", standby.join("base/5/3")).unwrap();
-        let files = Files { key: 2, pgdata: standby.clone(), files: AtomicU64::new(0), bytes: AtomicU64::new(0) };
+        let files = Files {
+            key: 2,
+            pgdata: standby.clone(),
+            page_size: 8192,
+            start: None,
+            files: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        };
         let source = |path: &str| {
             let mut entry = datadir::Entry {
                 path: path.as_bytes().to_vec(),
@@ -286,7 +323,8 @@ mod tests {
                 mtime_nanos: 0,
                 source: primary.join(path),
             };
-            assert_eq!(files.redirect(path, &mut entry).unwrap(), entry.source.starts_with(&standby));
+            let original = files.redirect(path, &mut entry).unwrap().map(|original| original.path);
+            assert_eq!(original, entry.source.starts_with(&standby).then(|| primary.join(path)));
             entry.source
         };
         assert_eq!(source("base/5/1"), standby.join("base/5/1"));

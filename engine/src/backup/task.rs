@@ -17,7 +17,7 @@ use crate::chunk::{Encoder, Gear};
 use crate::crypto::{Keyring, PageHasher, SessionSealer};
 use crate::limit::Limits;
 use crate::pack::BasePages;
-use crate::pg::read::{Pages, RegionReader, is_zero};
+use crate::pg::read::{Original, Pages, RegionReader, is_zero};
 use crate::pg::summaries::BlockSet;
 use crate::repository::{Repository, RepositoryIndex, seal_data};
 use pgkeep_formats::id::ChunkId;
@@ -35,8 +35,8 @@ pub(super) struct PoolFile {
     pub(super) source: PathBuf,
     pub(super) pages: Option<Pages>,
     pub(super) size: usize,
-    /// If not 0, the size it is given although it may be shorter.
-    pub(super) padded_to: u64,
+    /// The primary's file, if this is a standby's.
+    pub(super) original: Option<Arc<Original>>,
     pub(super) earlier: Option<Arc<EarlierFile>>,
 }
 
@@ -452,7 +452,7 @@ impl<'a> Worker<'a> {
                 continue;
             };
             let room = buffer.get_mut(at..at + file.size).unwrap_or_default();
-            let reader = reader.limited(&self.shared.limits).padded_to(file.padded_to);
+            let reader = reader.limited(&self.shared.limits).completed_from(file.original.clone());
             let region = self.shared.stages.time(Activity::Read, || reader.read(0, room))?;
             self.shared.read.fetch_add(region.len as u64, Ordering::Relaxed);
             let end = region.len.next_multiple_of(unit_bytes).min(room.len());

@@ -262,3 +262,27 @@ proptest! {
         decode(&bytes);
     }
 }
+
+#[test]
+fn progress_is_in_the_file_from_the_begin_on_and_at_every_percent() {
+    use crate::observe::{Counter, Observer, Silent};
+    let dir = tempfile::tempdir().expect("a directory");
+    let of = name("main", LockType::Backup, 1);
+    let lock = Lock::acquire(dir.path(), &of, "1-a").expect("free");
+    let said = || holder(dir.path(), &of).expect("readable").and_then(|held| held.progress);
+    let progress = LockProgress::new(&Silent, Some(&lock));
+    assert_eq!(said(), None);
+    progress.begin("backup", 1000);
+    assert_eq!(said(), Some(Progress { done: 0, total: 1000 }));
+    progress.add(Counter::Done, 10);
+    assert_eq!(said(), Some(Progress { done: 10, total: 1000 }));
+    progress.add(Counter::New, 500);
+    progress.add(Counter::Done, 990);
+    assert_eq!(said(), Some(Progress { done: 1000, total: 1000 }));
+    // More than was expected, and nothing at all.
+    progress.add(Counter::Done, 500);
+    assert_eq!(said(), Some(Progress { done: 1500, total: 1000 }));
+    progress.begin("backup", 0);
+    assert_eq!(said(), Some(Progress { done: 0, total: 0 }));
+    LockProgress::new(&Silent, None).add(Counter::Done, 1);
+}

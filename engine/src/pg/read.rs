@@ -10,6 +10,11 @@
 //!
 //! Source: `basebackup.c` (`verify_page_checksum`), where the server takes the same decision.
 
+mod original;
+
+pub use original::Original;
+
+use self::original::Tail;
 use crate::limit::Limits;
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::lsn::Lsn;
@@ -69,8 +74,8 @@ pub struct RegionReader {
     /// Pages that stayed wrong so far.
     bad_pages: AtomicUsize,
     limits: Option<Arc<Limits>>,
-    /// Up to here there are zeros behind the end of the file.
-    padded_to: u64,
+    /// Where there is more behind the end of the file.
+    tail: Option<Tail>,
 }
 
 impl RegionReader {
@@ -81,8 +86,7 @@ impl RegionReader {
     /// # Errors
     /// [`Kind::FileOpen`].
     pub fn open(path: &Path, pages: Option<Pages>) -> Result<Option<Self>> {
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let file = match std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        let file = match open(path) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             other => other.map_err(FileError::at("open", path))?,
         };
@@ -98,7 +102,7 @@ impl RegionReader {
             pages,
             bad_pages: AtomicUsize::new(0),
             limits: None,
-            padded_to: 0,
+            tail: None,
         }))
     }
 
@@ -108,10 +112,13 @@ impl RegionReader {
         Self { limits: Some(Arc::clone(limits)), ..self }
     }
 
-    /// Reads as if the file went on with zeros to this size, if it is shorter.
+    /// Reads what the file lacks from the one it is a copy of: up to the size that has, and then zeros up to the size that is
+    /// asked for.
+    ///
+    /// Reading fails with [`Kind::DbMismatch`] if the file cannot be a copy, after some seconds' patience.
     #[must_use]
-    pub fn padded_to(self, size: u64) -> Self {
-        Self { padded_to: size, ..self }
+    pub fn completed_from(self, original: Option<Arc<Original>>) -> Self {
+        Self { tail: original.map(Tail::new), ..self }
     }
 
     /// Lets the kernel fetch bytes that will be read soon, so that the disk works while others are looked at. Not if reading is
@@ -207,25 +214,34 @@ impl RegionReader {
         Ok(())
     }
 
-    /// Reads until the buffer is full or the file ends.
+    /// Reads until the buffer is full or the file, with what completes it, ends.
     fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let len = self.fill_from(&self.file, offset, buffer)?;
+        match &self.tail {
+            Some(tail) => tail.complete(self, offset, len, buffer),
+            None => Ok(len),
+        }
+    }
+
+    fn fill_from(&self, file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let mut len = 0;
         while let Some(rest) = buffer.get_mut(len..).filter(|rest| !rest.is_empty()) {
             let now = self.limits.as_ref().map_or(Ok(rest.len()), |limits| limits.read(rest.len()))?;
-            match self.file.read_at(rest.get_mut(..now).unwrap_or_default(), offset + len as u64) {
+            match file.read_at(rest.get_mut(..now).unwrap_or_default(), offset + len as u64) {
                 Ok(0) => break,
                 Ok(n) => len += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(FileError::at("read", &self.path)(e).into()),
             }
         }
-        let padded = self.padded_to.saturating_sub(offset).min(buffer.len() as u64) as usize;
-        if let Some(behind) = buffer.get_mut(len..padded) {
-            behind.fill(0);
-            len = padded;
-        }
         Ok(len)
     }
+}
+
+/// Links are not followed: the walk did.
+fn open(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// A page that does not verify.

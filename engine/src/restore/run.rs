@@ -9,7 +9,7 @@ use super::recovery::{RecoveryOptions, RecoveryType};
 use super::select::{Candidates, Selection, check_timeline, read_time, select};
 use super::window::{Job, Totals, restore_files};
 use super::{Env, RestoreOptions, RestoreReport, finish};
-use crate::lock::{Lock, LockName, LockType};
+use crate::lock::{Lock, LockName, LockProgress, LockType};
 use crate::observe::Counter;
 use crate::repository::manifests::Manifest;
 use crate::repository::{ChunkSource, Repository};
@@ -44,7 +44,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     options.recovery.validate()?;
 
     // 1. May the target be used, and how?
-    let _locks = lock(repositories, options)?;
+    let locks = lock(repositories, options)?;
     let uid = rustix::process::geteuid().as_raw();
     let target = plan::inspect(&options.target, options.delta, options.force, uid)?;
 
@@ -118,6 +118,9 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
     let whole = finish::syncs_whole(&place)?;
 
     // 6. Content.
+    let of_this = repositories.iter().zip(&locks).find(|(r, _)| r.key() == repository.key());
+    let progress = LockProgress::new(env.observer, of_this.map(|(_, lock)| lock));
+    let env = &Env { observer: &progress, ..*env };
     let (totals, incomparable) = (Totals::default(), Incomparable::default());
     let threads = options.process_max.max(1);
     let job = Job {

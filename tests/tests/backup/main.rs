@@ -2,8 +2,11 @@
 //!
 //! That what was taken comes back is the promise of the target `restore`.
 
+mod alone;
 mod chain;
 mod content;
 mod faults;
+mod progress;
 mod refusals;
 mod standby;
+mod tablespaces;

@@ -19,7 +19,7 @@ const ALONE: &str = "base/1/4000000004";
 const LONGER: &str = "base/1/4000000005";
 
 /// A streaming standby of the world's cluster. Its tablespaces are elsewhere.
-fn standby_of(world: &World, name: &str, spaces: &[(PathBuf, PathBuf)]) -> Cluster {
+pub(super) fn standby_of(world: &World, name: &str, spaces: &[(PathBuf, PathBuf)]) -> Cluster {
     let primary = &world.cluster;
     let data = world.sandbox.dir(name);
     let port = primary.port().to_string();
@@ -39,7 +39,7 @@ fn standby_of(world: &World, name: &str, spaces: &[(PathBuf, PathBuf)]) -> Clust
 }
 
 /// Configures these clusters as pg1 and pg2.
-fn configure(world: &World, first: &Cluster, second: &Cluster) {
+pub(super) fn configure(world: &World, first: &Cluster, second: &Cluster) {
     let mut options = Vec::new();
     for (key, cluster) in [(1, first), (2, second)] {
         options.push((format!("pg{key}-path"), cluster.data_dir().display().to_string()));
@@ -179,6 +179,35 @@ fn a_standby_that_lags_while_it_is_copied_is_made_up_for() {
     assert_comes_back(&world, "two", &[]);
     backup(&world, "incr", "n");
     assert_comes_back(&world, "three", &[]);
+}
+
+#[test]
+fn a_standby_that_lost_the_tail_of_a_file_is_no_copy() {
+    let world = World::new(majors()[0]);
+    // Nothing writes to it later, which replay would find out.
+    world.cluster.psql(
+        "CREATE TABLE lost WITH (autovacuum_enabled = off) AS SELECT n, repeat('x', 200) FROM generate_series(1, 12000) n",
+    );
+    let file = world.cluster.psql("SELECT pg_relation_filepath('lost')");
+    world.cluster.checkpoint();
+    let mut standby = standby_of(&world, "standby", &[]);
+    configure(&world, &world.cluster, &standby);
+    standby.stop(Mode::Fast);
+    let path = standby.data_dir().join(file);
+    let size = fs::metadata(&path).unwrap().len();
+    assert!(size > 300 * 8192, "{size}");
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100 * 8192).unwrap();
+    standby.start();
+    let run = world.expect(58, ["--start-fast", "--type=full", "--backup-standby=prefer", "backup"]);
+    assert!(run.says("[058]") && run.says("the standby, pg2, is no copy of the primary"), "{run}");
+    assert!(run.says(" ends at 819200 bytes, but ") && run.says("hint: "), "{run}");
+    assert_eq!(world.labels(), Vec::<String>::new());
+
+    // Cut by the server, before the backup and while the standby lags, it is right.
+    world.cluster.psql("TRUNCATE lost");
+    world.cluster.psql("INSERT INTO lost SELECT n, repeat('y', 200) FROM generate_series(1, 3000) n");
+    backup(&world, "full", "y");
+    assert_comes_back(&world, "one", &[]);
 }
 
 #[test]

@@ -176,19 +176,66 @@ fn a_file_truncated_while_a_page_is_read_again_ends_there() {
 }
 
 #[test]
-fn a_file_that_is_shorter_goes_on_with_zeros_as_far_as_asked() {
-    let content = page(0, Lsn(5), 1);
-    let file = file(&content);
-    let reader = RegionReader::open(file.path(), Some(pages(0))).unwrap().unwrap().padded_to(3 * SIZE as u64);
-    let mut buffer = vec![7; 4 * SIZE];
-    let region = reader.read(0, &mut buffer).unwrap();
-    assert_eq!(region, Region { len: 3 * SIZE, ..Region::default() });
-    assert!(buffer[..SIZE] == content && is_zero(&buffer[SIZE..3 * SIZE]) && buffer[3 * SIZE] == 7);
-    assert_eq!(reader.read(2 * SIZE as u64, &mut buffer).unwrap().len, SIZE);
-    assert_eq!(reader.read(3 * SIZE as u64, &mut buffer).unwrap().len, 0);
-    // Longer is not its concern: who reads says how much.
-    let reader = RegionReader::open(file.path(), None).unwrap().unwrap().padded_to(100);
-    assert_eq!(reader.read(0, &mut buffer).unwrap().len, SIZE);
+fn what_a_copy_lacks_is_the_originals() {
+    let original = |file: &tempfile::NamedTempFile, start| {
+        let page = NonZero::new(SIZE);
+        Some(Arc::new(Original { path: file.path().to_owned(), size: 4 * SIZE as u64, page, start, standby: 2 }))
+    };
+    let reader = |copy: &tempfile::NamedTempFile, original| {
+        RegionReader::open(copy.path(), Some(pages(0))).unwrap().unwrap().completed_from(original)
+    };
+    let start = Lsn(1 << 30);
+    let copied = page(0, Lsn(5 << 20), 1);
+    // Logged later, added without WAL, and part of an index that is not logged yet.
+    let rest = [page(1, Lsn(start.0 + 1), 2), vec![0; SIZE], page(3, Lsn(1), 4)].concat();
+    let primary = file(&[page(0, Lsn(5 << 20), 9), rest.clone()].concat());
+    // A page and a part of one.
+    let copy = file(&[&copied[..], &rest[..100]].concat());
+    let read = reader(&copy, original(&primary, Some(start)));
+    let mut buffer = vec![7; 5 * SIZE];
+    assert_eq!(read.read(0, &mut buffer).unwrap(), Region { len: 4 * SIZE, ..Region::default() });
+    assert!(buffer[..SIZE] == copied && buffer[SIZE..4 * SIZE] == rest && buffer[4 * SIZE] == 7);
+    assert_eq!(read.read(3 * SIZE as u64, &mut buffer).unwrap().len, SIZE);
+    assert_eq!(read.read(4 * SIZE as u64, &mut buffer).unwrap().len, 0);
+
+    // The original has been cut as well, and is gone.
+    primary.as_file().set_len(2 * SIZE as u64 + 9).unwrap();
+    assert_eq!(read.read(0, &mut buffer).unwrap(), Region { len: 4 * SIZE, ..Region::default() });
+    assert!(buffer[..2 * SIZE] == [copied.clone(), rest[..SIZE].to_vec()].concat());
+    assert!(is_zero(&buffer[2 * SIZE..4 * SIZE]));
+    let gone = file(&[]);
+    let named = original(&gone, Some(start));
+    drop(gone);
+    assert_eq!(reader(&copy, named).read(0, &mut buffer).unwrap().len, 4 * SIZE);
+    assert!(buffer[..SIZE] == copied && is_zero(&buffer[SIZE..4 * SIZE]));
+
+    // What was logged before must be there, where that can be told; and soon is, or is not needed any more.
+    let all: Vec<u8> = (0..4).flat_map(|n| page(n, Lsn(6 << 20), n as u8)).collect();
+    for (heals, tells) in [(None, true), (Some(true), true), (Some(false), true), (None, false)] {
+        let (primary, copy) = (file(&all), file(&copied));
+        let read = reader(&copy, original(&primary, tells.then_some(start)));
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(200));
+                match heals {
+                    Some(true) => std::fs::write(copy.path(), &all).unwrap(),
+                    Some(false) => primary.as_file().set_len(SIZE as u64).unwrap(),
+                    None => (),
+                }
+            });
+            read.read(0, &mut buffer)
+        });
+        match (heals, tells) {
+            (None, true) => {
+                let error = result.unwrap_err();
+                assert_eq!(error.kind(), Kind::DbMismatch);
+                let text = error.chain();
+                assert!(text.contains("pg2, is no copy") && text.contains("page 1"), "{text}");
+            }
+            (Some(false), _) => assert!(result.unwrap().len == 4 * SIZE && is_zero(&buffer[SIZE..4 * SIZE])),
+            _ => assert!(result.unwrap().len == 4 * SIZE && buffer[SIZE..4 * SIZE] == all[SIZE..]),
+        }
+    }
 }
 
 #[test]
