@@ -148,7 +148,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::ArchiveCommandInvalid, _) => {
             &["set archive_command to 'pgkeep --stanza=NAME archive-push %p' and reload the server"]
         }
-        (Kind::Crypto, _) if matches!(root, Error::Crypto(CryptoError::NoSlotOpens { .. })) => {
+        (Kind::Crypto, _)
+            if matches!(root, Error::Crypto(CryptoError::NoSlotOpens { .. })) || says("no key slot of ") =>
+        {
             &["is the passphrase or key file the one this repository was created with?"]
         }
         (Kind::RepoInvalid, Some(C::ArchiveGet | C::ArchivePush)) | (Kind::Command, _) => {

@@ -4,6 +4,7 @@ mod ahead;
 mod crash;
 mod drop;
 mod get;
+mod own;
 mod push;
 
 use super::spool::RepositoryIdentity;

@@ -166,7 +166,7 @@ fn segment(timeline: u32, number: u32) -> String {
 fn missing(repo: &Repo, now: Option<i64>) -> Vec<(String, String, u64, bool)> {
     let json = show(&[repo], &InfoOptions { now, ..demo() }).to_json();
     assert_eq!(json[0]["status"]["code"], 0, "readers of the status see what they always saw");
-    let text = |v: &serde_json::Value| v.as_str().unwrap().to_owned();
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
     let Some(holes) = json[0]["archive"][0].get("missing") else { return Vec::new() };
     let holes = holes.as_array().unwrap().iter().map(|h| {
         (text(&h["first"]), text(&h["last"]), h["segments"].as_u64().unwrap(), h["needed"].as_bool().unwrap())

@@ -211,7 +211,10 @@ fn no_stanza_no_key_no_answer() {
     never_one("wrong passphrase");
     for args in [&["archive-get", name(&file), &target][..], &["archive-push", path]] {
         let run = world.expect(95, args);
-        assert!(run.says("[095]") && run.says("no key slot opens"), "{run}");
+        assert!(
+            run.says("[095]") && run.says("no key slot of repository") && run.says("hint: is the passphrase"),
+            "{run}"
+        );
     }
     world.sandbox.configure(STANZA, &world.cluster, &[("repo1-path", "/nonexistent")]);
     never_one("missing repository");

@@ -156,17 +156,19 @@ fn what_is_dropped_is_told_until_a_backup_covers_it() {
     world.archive_now();
 
     let run = world.expect(82, ["check"]);
-    assert!(run.says("repo2 lacks WAL ") && run.says(&names[0]) && run.says("hint: take a backup"), "{run}");
+    assert!(run.says("repo2 lacks WAL ") && run.says(&names[4]) && run.says("hint: take a backup"), "{run}");
     assert!(!run.says("repo1 lacks"), "{run}");
     world.ok(["--no-archive-check", "check"]);
     // For who does not see the server they may be on their way, if what follows them came just now.
     age(&second.join("wal"));
     let text = world.ok(["info"]).stdout;
-    assert!(text.contains(&format!("wal missing (repo2): {}/{}", names[0], names[4])), "{text}");
+    // The archiver may have had the first one in its hands still.
+    let is_missing = |first: &String| text.contains(&format!("wal missing (repo2): {first}/{}", names[4]));
+    assert!(is_missing(&names[0]) || is_missing(&names[1]), "{text}");
     assert!(!text.contains("wal missing (repo1)"), "{text}");
     let json: serde_json::Value = serde_json::from_str(&world.ok(["--output=json", "info"]).stdout).unwrap();
     let holes: Vec<_> = json[0]["archive"].as_array().unwrap().iter().filter_map(|a| a.get("missing")).collect();
-    assert_eq!((holes.len(), &holes[0][0]["segments"]), (1, &serde_json::json!(5)), "{json:#}");
+    assert!(holes.len() == 1 && holes[0][0]["last"].as_str() == Some(&names[4]), "{json:#}");
     assert_eq!(json[0]["status"]["code"], 0, "{json:#}");
 
     world.ok(["--repo=2", "--start-fast", "--type=incr", "backup"]);
