@@ -8,10 +8,11 @@ use crate::commands::Context;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::def::Group;
-use crate::option::{Command, Opt, Role, Settings};
+use crate::option::{Command, Opt, Repo, Role, Settings};
 use crate::repos;
-use pgkeep_engine::archive::spool::Spool;
+use pgkeep_engine::archive::spool::{RepositoryIdentity, Spool};
 use pgkeep_engine::lock::{self, Holder, Lock, LockName, LockType};
+use pgkeep_engine::repository::stanza_mark;
 use pgkeep_engine::{Error, FileError, Kind, Result};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -99,16 +100,24 @@ pub(crate) fn holder(settings: &Settings) -> Result<Option<Holder>> {
     Ok(None)
 }
 
-/// What tells each repository from others: all that is configured of it, but for secrets.
-pub(crate) fn identities(settings: &Settings) -> Vec<String> {
-    let one = |key: u16| {
+/// What tells each repository from others: all that is configured of it, but for secrets, and what it says of itself.
+pub(crate) fn identities(settings: &Settings) -> Vec<RepositoryIdentity> {
+    let config = |key: u16| {
         let own = settings.iter().filter(|(opt, index, _)| opt.def().group == Group::Repo && *index == key);
         let texts = own.filter(|(opt, ..)| !opt.def().secret).filter_map(|(opt, index, setting)| {
             setting.value.as_ref().map(|value| format!("{}={}", opt.def().display(index), crate::run::plain(value)))
         });
         texts.collect::<Vec<_>>().join("\n")
     };
-    settings.target_repos().map(|repo| one(repo.key())).collect()
+    let mark = |repo: Repo<'_>| {
+        let store = repos::store_of(settings, repo)?;
+        Ok::<_, Failure>(stanza_mark(&*store, settings.stanza_name())?)
+    };
+    let one = |repo: Repo<'_>| {
+        let mark = mark(repo).map_err(|e| tracing::debug!("repo{} cannot be told: {}", repo.key(), e.report(None)));
+        RepositoryIdentity { config: config(repo.key()), mark: mark.ok() }
+    };
+    settings.target_repos().map(one).collect()
 }
 
 /// How a failure is told to who waits: its status, and its report without it.
@@ -135,8 +144,8 @@ pub(crate) enum Waited<T> {
 
 /// Waits for an answer of a process in the background, started if none works.
 ///
-/// `look` says whether there is an answer; before it is asked for the first time, and with each start, `begin` takes old
-/// ones away. `may_wait` says whether a process that works already is to be waited for.
+/// `look` says whether there is an answer, and is told the number of the process that was started for this call, if one was;
+/// with each start `begin` takes old answers away before. `may_wait` says whether a process that works already is to be waited for.
 ///
 /// # Errors
 /// `ArchiveTimeout` after `timeout`; `Interrupted`; what `look` says.
@@ -147,7 +156,7 @@ pub(crate) fn wait_for<T>(
     what: &str,
     begin: impl Fn() -> Result<()>,
     may_wait: impl Fn(&Holder) -> bool,
-    mut look: impl FnMut() -> std::result::Result<Option<T>, Failure>,
+    mut look: impl FnMut(Option<u32>) -> std::result::Result<Option<T>, Failure>,
 ) -> std::result::Result<Waited<T>, Failure> {
     let begun = Instant::now();
     let (mut child, mut faster, mut pause): (Option<Child>, u32, Duration) = (None, 0, PAUSE.0);
@@ -169,7 +178,7 @@ pub(crate) fn wait_for<T>(
             },
         }
         // After the look at the process: its last word comes before its end.
-        if let Some(answer) = look()? {
+        if let Some(answer) = look(child.as_ref().map(Child::id))? {
             return Ok(Waited::Answer(answer));
         }
         if let Some(status) = ended {

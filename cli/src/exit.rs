@@ -255,7 +255,7 @@ mod tests {
         ("annotate", &["cli/src/commands/annotate.rs", "engine/src/repository/notes.rs"]),
         ("expire", &["cli/src/commands/expire.rs", "engine/src/expire"]),
         ("archive-get", &["engine/src/archive/get.rs", GET_AHEAD, BACKGROUND]),
-        ("archive-push", &["engine/src/archive/push.rs", PUSH_AHEAD, BACKGROUND]),
+        ("archive-push", &["engine/src/archive/push.rs", PUSH_TARGETS, PUSH_AHEAD, PUSH_BATCH, BACKGROUND]),
         ("backup", &["engine/src/backup", "engine/src/pg/datadir"]),
         ("check", &["engine/src/check.rs"]),
         ("clone", &[CLONE, CLONES, PROGRAMS, SERVED, MOUNTS, "fuse/src/clone", "fuse/src/clone.rs"]),
@@ -272,6 +272,8 @@ mod tests {
     ];
     const GET_AHEAD: &str = "engine/src/archive/get_ahead.rs";
     const PUSH_AHEAD: &str = "engine/src/archive/push_ahead.rs";
+    const PUSH_BATCH: &str = "engine/src/archive/push_ahead/batch.rs";
+    const PUSH_TARGETS: &str = "engine/src/archive/targets.rs";
     const BACKGROUND: &str = "cli/src/background.rs";
     const CLONE: &str = "cli/src/commands/clone.rs";
     const CLONES: &str = "cli/src/commands/clone";

@@ -132,6 +132,10 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::ArchiveTimeout, Some(C::Verify)) => {
             &["a new backup begins a range of WAL without that gap; until then recovery ends where the report says"]
         }
+        (Kind::ArchiveTimeout, Some(C::Check)) if says(" lacks WAL ") => &[
+            "take a backup into that repository: it needs none of what is missing",
+            "another repository may have it: 'verify' says so of each",
+        ],
         (Kind::ArchiveTimeout, Some(C::ArchivePush | C::ArchiveGet)) => &[
             "the log files of archive-async in log-path, '<stanza>-archive-push-async.log' and '<stanza>-archive-get-async.log', \
              say what is done; 'archive-async=n' does without",
@@ -159,7 +163,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::ArchiveCommandInvalid, _) => {
             &["set archive_command to 'pgkeep --stanza=NAME archive-push %p' and reload the server"]
         }
-        (Kind::Crypto, _) if matches!(root, Error::Crypto(CryptoError::NoSlotOpens { .. })) => {
+        (Kind::Crypto, _)
+            if matches!(root, Error::Crypto(CryptoError::NoSlotOpens { .. })) || says("no key slot of ") =>
+        {
             &["is the passphrase or key file the one this repository was created with?"]
         }
         (Kind::RepoInvalid, Some(C::ArchiveGet | C::ArchivePush)) | (Kind::Command, _) => {

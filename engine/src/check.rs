@@ -5,7 +5,7 @@
 //! on a standby it looks at the repositories only, since a standby cannot end a segment. What it writes is one restore
 //! point in the server's WAL. One thread, no locks; blocks until the segment has arrived everywhere or the time is up.
 
-use crate::archive::check_own;
+use crate::archive::{check_own, is_ready, list_ready};
 use crate::clock::Clock;
 use crate::observe::Cancel;
 use crate::pg::ClusterIdentity;
@@ -17,6 +17,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Seconds that a segment may take longer than the one behind it, which was stored beside it.
+const ON_ITS_WAY: i64 = 120;
 /// Name of the restore point, for those who meet it in the WAL.
 const RESTORE_POINT: &str = "pgkeep archive check";
 
@@ -88,7 +90,8 @@ pub struct Archived {
 ///
 /// # Errors
 /// As [`configuration`] and [`ClusterIdentity::of_server`]; `FileMissing` if a repository lacks the stanza; `FileInvalid`
-/// if its history is of another cluster; `ArchiveTimeout` naming the segment and the repository it did not reach; what
+/// if its history is of another cluster; `ArchiveTimeout` naming the segment and the repository it did not reach, or the WAL
+/// that is missing behind the newest backup of each repository; what
 /// the server and the stores said. The first failure ends the check.
 pub fn run(
     server: &mut Connection,
@@ -125,7 +128,48 @@ pub fn run(
         };
         repos.push(RepoCheck { key: repository.key(), archived });
     }
+    // 4. What is archived leads from the newest backup to now.
+    if options.archive_check != ArchiveCheck::Off {
+        let mut gaps = Vec::new();
+        for (repository, archive_id) in repositories.iter().zip(&archive_ids) {
+            gaps.extend(lacks(repository, archive_id, options, role, clock)?);
+        }
+        if !gaps.is_empty() {
+            return Err(Error::refused(Kind::ArchiveTimeout, gaps.join("\n")));
+        }
+    }
     Ok(CheckReport { role, repos })
+}
+
+/// What is wrong with the WAL behind a repository's newest backup, if anything.
+fn lacks(
+    repository: &Repository,
+    archive_id: &str,
+    options: &CheckOptions<'_>,
+    role: ServerRole,
+    clock: &dyn Clock,
+) -> Result<Option<String>> {
+    // What cannot be read is no matter of the WAL behind the newest backup; 'info' and 'verify' show it.
+    let (backups, _) = repository.backups_readable(options.stanza)?;
+    let is_primary = role == ServerRole::Primary;
+    let wal = options.pgdata.join("pg_wal");
+    // What a primary has ready is late, and not lost. It is looked for before the archive, as it may arrive meanwhile.
+    let late = if is_primary { list_ready(&wal)? } else { Vec::new() };
+    let now = i64::try_from(clock.now().as_secs()).unwrap_or(i64::MAX);
+    let before = (!is_primary).then(|| now.saturating_sub(ON_ITS_WAY));
+    let mut lost = repository.wal_holes(options.stanza, archive_id, &backups, before)?;
+    lost.retain(|hole| !late.contains(&hole.first) && !(is_primary && is_ready(&wal, &hole.first).unwrap_or(false)));
+    let Some(first) = lost.first() else { return Ok(None) };
+    let segments: u64 = lost.iter().map(|hole| hole.segments).sum();
+    let range = if first.segments == 1 { first.first.clone() } else { format!("{} to {}", first.first, first.last) };
+    let more = if segments > first.segments {
+        format!(", and {} more behind", segments - first.segments)
+    } else {
+        String::new()
+    };
+    let cost = if first.is_needed { "which it needs itself" } else { "so recovery from it ends there" };
+    let (key, label) = (repository.key(), &first.backup);
+    Ok(Some(format!("repo{key} lacks WAL {range}{more}: it lies behind the start of backup {label}, {cost}")))
 }
 
 /// Checks that a primary archives its WAL at all.

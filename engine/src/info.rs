@@ -2,7 +2,7 @@
 //!
 //! [`gather`] never fails because of a repository: what is wrong with one becomes its status, and the others are shown.
 //! A commit record that cannot be read is such a status too; the backups that can be read are listed beside it.
-//! Costs a few lists and one small read for each backup; no index, no manifest. The model is pgBackRest's, so that its
+//! Costs a few lists, one small read for each backup, and a list for each 4 GiB of WAL behind the newest; no index, no manifest. The model is pgBackRest's, so that its
 //! readers are ours: [`Info::to_json`].
 
 mod json;
@@ -27,6 +27,8 @@ use std::sync::Arc;
 
 /// How many of a repository's newest drills are read: each costs as much as a backup's record.
 const DRILLS_MAX: usize = 32;
+/// Seconds that a segment may take longer than the one behind it, which was stored beside it.
+const ON_ITS_WAY: i64 = 120;
 /// Name of the stanza shown when none could be found out because no repository could be read.
 const STANZA_UNKNOWN: &str = "[invalid]";
 
@@ -180,10 +182,14 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
         // Of former clusters only those are shown that still have WAL.
         if bounds.is_some() || Some(entry.id) == current {
             let (history_id, id) = (entry.id, entry.archive_id());
-            view.archives.push(ArchiveInfo { id, history_id, repo_key: view.key, bounds });
+            view.archives.push(ArchiveInfo { id, history_id, repo_key: view.key, bounds, holes: Vec::new() });
         }
     }
     let (mut backups, mut problems) = repository.backups_readable(stanza)?;
+    let before = options.now.map(|now| now.saturating_sub(ON_ITS_WAY));
+    for archive in view.archives.iter_mut().filter(|archive| archive.bounds.is_some()) {
+        archive.holes = repository.wal_holes(stanza, &archive.id, &backups, before)?;
+    }
     let notes = repository.annotate(stanza, &mut backups)?;
     let detailed = options.set.is_some();
     let with_pin = |commit: Backup| {

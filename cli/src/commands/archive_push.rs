@@ -19,9 +19,12 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         return ahead::run(context);
     }
     let source = server_path(settings.param(0), settings.pg(1).path())?;
-    let options = options(settings, source);
-    if settings.flag(Opt::ArchiveAsync) && ahead::is_done(context, &options)? {
-        return Ok(Status::OK);
+    let mut options = options(settings, source);
+    if settings.flag(Opt::ArchiveAsync) {
+        if ahead::is_done(context, &options)? {
+            return Ok(Status::OK);
+        }
+        options.words = Some(ahead::words(settings));
     }
     let repositories = repos::configured(settings)?;
     match archive::push(&repositories, &options)? {
@@ -30,7 +33,6 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             for repository in &repositories {
                 tracing::debug!("'{name}' is in archive {} on repo{}", repository.archive_id, repository.key);
             }
-            tracing::info!("pushed WAL file '{name}' to the archive");
         }
         PushReport::Dropped { .. } => {}
     }
@@ -47,5 +49,6 @@ fn options(settings: &Settings, source: PathBuf) -> PushOptions {
         mode_check: settings.flag(Opt::ArchiveModeCheck),
         queue_max: settings.size(Opt::ArchivePushQueueMax),
         lock_path: settings.lock_path().to_path_buf(),
+        words: None,
     }
 }

@@ -324,7 +324,7 @@ options! {
         = size(0, 4 * PIB, "128MiB").on(GET).when(Opt::ArchiveAsync, &["y"]);
     ArchiveHeaderCheck "archive-header-check" "compare the WAL header with the stanza" = flag("y").on(PUSH);
     ArchiveMissingRetry "archive-missing-retry" "ask again for WAL that was missing when it was looked for ahead"
-        = flag("y").on(GET);
+        = flag("y").on(GET).ignored("it is always asked for again");
     ArchiveModeCheck "archive-mode-check" "check the server's archive_mode" = flag("y").on(PUSH | BACKUP | CHECK);
     ArchivePushBatchSize "archive-push-batch-size" "bytes pushed by one background run"
         = size(MIB, PIB, "16GiB").on(PUSH).when(Opt::ArchiveAsync, &["y"]);

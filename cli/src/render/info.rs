@@ -3,7 +3,11 @@
 use crate::size::human_size;
 use jiff::tz::TimeZone;
 use pgkeep_engine::info::{BackupInfo, Code, DrillInfo, Info, StanzaInfo};
+use pgkeep_engine::repository::wal::WalHole;
 use pgkeep_formats::repo::records::{CheckResult, PINNED_FOR_EVER};
+
+/// Holes in the WAL of a cluster that are listed.
+const HOLES_MAX: usize = 10;
 
 /// The text; times in `zone`.
 #[must_use]
@@ -69,11 +73,29 @@ fn stanza(s: &StanzaInfo, zone: &TimeZone) -> String {
             _ => "none present".to_owned(),
         };
         line(format!("        wal archive min/max ({}): {range}", db.version));
+        let archives = s.archives.iter().filter(|a| of_cluster(a.repo_key, a.history_id));
+        let holes: Vec<_> = archives.flat_map(|a| a.holes.iter().map(|hole| (a.repo_key, hole))).collect();
+        holes.iter().take(HOLES_MAX).for_each(|(repo_key, hole)| line(missing(*repo_key, hole)));
+        if let Some(more @ 1..) = holes.len().checked_sub(HOLES_MAX) {
+            line(format!("        wal missing: in {more} more places"));
+        }
         for b in s.backups.iter().filter(|b| of_cluster(b.repo_key, b.commit.history_id)) {
             line(backup(b, zone));
         }
     }
     out
+}
+
+/// `        wal missing (repo1): 0000000100000000000000A1/0000000100000000000000A4: recovery from backup 20261118-190000F ends …`
+fn missing(repo_key: u32, hole: &WalHole) -> String {
+    let (first, last, label) = (&hole.first, &hole.last, &hole.backup);
+    let range = if first == last { first.clone() } else { format!("{first}/{last}") };
+    let cost = if hole.is_needed {
+        format!("backup {label} cannot be recovered, take a new one")
+    } else {
+        format!("recovery from backup {label} ends before it, take a new backup")
+    };
+    format!("        wal missing (repo{repo_key}): {range}: {cost}")
 }
 
 /// `    drill: failed 3 days ago (2026-11-18 20:00:00+00), backup 20261118-190000F of repo1: sql orders`

@@ -9,7 +9,7 @@
 //! tried. The first good copy is taken: it is authentic, and a name has one content for ever in each archive. Only where
 //! several archives could hold the name and the first copy was not good are others looked at.
 
-use super::{Configured, Failure, chain, joined};
+use super::{Configured, Failure, chain, joined, unusable};
 use crate::pg::datadir::read_control;
 use crate::repository::Repository;
 use crate::store::Depth;
@@ -68,7 +68,8 @@ pub enum GetOutcome {
 ///
 /// # Errors
 /// `ParamInvalid` for a name that is none of a WAL or history file; `FileMissing`, `Format` or `FeatureNotSupported` if
-/// `pg_control` cannot be read; `RepoInvalid` with a line for each repository if none can be used; `FileWrite` and other
+/// `pg_control` cannot be read; `RepoInvalid` with a line for each repository if none can be used, or `Crypto` if that is
+/// what keeps all of them shut; `FileWrite` and other
 /// file errors for the destination; what the failures say if all that failed is of one kind, else `Command`, if the file
 /// was not found and its absence is not certain.
 pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutcome> {
@@ -141,7 +142,7 @@ pub(super) fn find(
         }
     }
     if usable == 0 {
-        return Err(joined(Kind::RepoInvalid, "unable to find a valid repository", &failures));
+        return Err(unusable(&failures));
     }
     let Some(first) = failures.first() else { return Ok(None) };
     let same = failures.iter().all(|f| f.kind == first.kind);

@@ -9,7 +9,8 @@
 use super::get::find;
 use super::push_ahead::{Word, range_end};
 use super::queue::{Queue, Wanted};
-use super::{Configured, GetOptions, spool::Spool};
+use super::spool::{RepositoryIdentity, Spool};
+use super::{Configured, GetOptions};
 use crate::observe::{Cancel, DETAIL};
 use crate::pg::datadir::read_control;
 use crate::{Error, Kind, Result};
@@ -29,7 +30,7 @@ pub struct GetAheadOptions {
     /// Where the queue is.
     pub spool: Spool,
     /// What tells each repository that is asked from others, in their order.
-    pub repositories: Vec<String>,
+    pub repositories: Vec<RepositoryIdentity>,
     /// Files that are fetched at once.
     pub workers: usize,
     /// Bytes of WAL that may wait in the queue: `archive-get-queue-max`.

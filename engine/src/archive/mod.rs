@@ -3,7 +3,7 @@
 //! Owns the rules of which file belongs to which archive, and what the server is told; how a file is stored is
 //! [`crate::repository::wal`]'s. Neither direction loads an index. `source` reads and checks the file
 //! the server hands over, `push` stores it in every repository, `get` brings one back, `own` tells whether
-//! what is archived under a name is this server's. These take no lock.
+//! what is archived under a name is this server's. These take no lock. `targets` knows which repositories work.
 //!
 //! With `archive-async` a process in the background, which holds the stanza's archive lock, does the same for all that the
 //! server has ready ([`push_ahead()`]) or will ask for next ([`get_ahead()`]). What it has done is in the [`spool`], and [`queue`].
@@ -23,18 +23,21 @@ pub mod queue;
 mod ready;
 mod source;
 pub mod spool;
+mod targets;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use own::check_own;
+pub(crate) use ready::list as list_ready;
 
 pub use get::{GetOptions, GetOutcome, get};
 pub use get_ahead::{GetAheadOptions, GetAheadReport, get_ahead};
 pub use label::check_label;
-pub use push::{PushOptions, PushReport, Pushed, push};
+pub use push::{PushOptions, PushReport, Words, push};
 pub use push_ahead::{PushAheadOptions, PushAheadReport, Word, look, push_ahead};
 pub use queue::Queue;
 pub use ready::is_ready;
+pub use targets::Pushed;
 
 use crate::repository::Repository;
 use crate::{Error, Kind, Result};
@@ -78,6 +81,13 @@ fn joined(kind: Kind, what: &str, failures: &[Failure]) -> Error {
         let _ = write!(message, "\nrepo{}: [{:?}Error] {}", f.key, f.kind, f.message);
     }
     Error::refused(kind, message)
+}
+
+/// What is said if no repository can be used. A wrong key is told from other troubles, if it is the only one.
+fn unusable(failures: &[Failure]) -> Error {
+    let is_shut = !failures.is_empty() && failures.iter().all(|f| f.kind == Kind::Crypto);
+    let kind = if is_shut { Kind::Crypto } else { Kind::RepoInvalid };
+    joined(kind, "unable to find a valid repository", failures)
 }
 
 /// An error and what caused it, on one line.

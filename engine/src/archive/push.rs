@@ -1,7 +1,8 @@
 //! `archive-push` of one file into every repository, and what `push_ahead` does with each of many.
 //!
 //! Order of work: stop file; name; queue limit; `pg_control` and every repository's stanza, while the file is read,
-//! checked and compressed; one conditional put a repository, side by side; success only if all have it durable.
+//! checked and compressed; one conditional put a repository, side by side; success only if all have it durable, or if too
+//! much WAL waits.
 //!
 //! The server repeats the command until it succeeds and removes the file only then. So a failure loses nothing, and what
 //! must never happen is success without every repository holding exactly this content.
@@ -9,20 +10,19 @@
 //! A file goes to the archive of the stanza's newest history entry. All kinds of files have one rule: same content is
 //! success, other content is refused.
 
-use super::{Configured, Failure, joined, ready, source};
+use super::spool::{Binding, RepositoryIdentity, Spool};
+use super::targets::{Delivered, PANICKED, Pushed, Targets};
+use super::{Configured, ready, source};
 use crate::lock;
 use crate::pg::datadir::read_control;
-use crate::repository::Repository;
-use crate::repository::wal::{WalFile, WalPut};
+use crate::repository::wal::WalFile;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::wal::{ArchiveName, WalHeader, WalSegmentSize};
-use pgkeep_formats::repo::records::StanzaHistory;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
-
-const PANICKED: &str = "a thread of archive-push panicked";
 
 /// What to push, and how.
 #[derive(Debug, Clone)]
@@ -43,6 +43,17 @@ pub struct PushOptions {
     pub queue_max: Option<u64>,
     /// Where stop files are.
     pub lock_path: PathBuf,
+    /// What processes in the background have said of files that wait, if there may be such processes.
+    pub words: Option<Words>,
+}
+
+/// What was said of files, and the repositories it must be about.
+#[derive(Debug, Clone)]
+pub struct Words {
+    /// Where it was said.
+    pub spool: Spool,
+    /// What tells each repository from others, in their order.
+    pub repositories: Vec<RepositoryIdentity>,
 }
 
 /// What came of a push that did not fail.
@@ -50,22 +61,13 @@ pub struct PushOptions {
 pub enum PushReport {
     /// Every repository holds the file.
     Archived(Vec<Pushed>),
-    /// The file was given up, because too much WAL waits. It is lost for recovery.
+    /// The file was given up, because too much WAL waits. It is lost for recovery from repositories that lack it.
     Dropped {
         /// Bytes that wait.
         queued: u64,
+        /// Numbers of the repositories that hold it all the same.
+        held: BTreeSet<u32>,
     },
-}
-
-/// What came of it in one repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pushed {
-    /// Number of the repository.
-    pub key: u32,
-    /// The archive the file went to.
-    pub archive_id: String,
-    /// False if it held the file already.
-    pub created: bool,
 }
 
 /// Stores one file in every repository, durably.
@@ -75,7 +77,7 @@ pub struct Pushed {
 ///
 /// # Errors
 /// `Stopped`; `ParamInvalid` for a name that is none of a WAL or history file; `RepoInvalid` with a line for each
-/// repository if none can be used; `ArchiveMismatch` if the WAL's header is another cluster's; `Format` or
+/// repository if none can be used, or `Crypto` if that is what keeps all of them shut; `ArchiveMismatch` if the WAL's header is another cluster's; `Format` or
 /// `VersionNotSupported` if it is no WAL; `FileInvalid` if the file has a wrong size, changes, or holds another segment
 /// than its name says; `ArchiveDuplicate` if all that failed was that other content is archived under the name;
 /// otherwise `Command` with a line for each repository that failed.
@@ -83,27 +85,51 @@ pub fn push(repositories: &[Configured], options: &PushOptions) -> Result<PushRe
     lock::check_stopped(&options.lock_path, Some(&options.stanza))?;
     let name = source::name_of(&options.source)?;
     let control = options.pg_path.as_deref().map(|path| read_control(path).map(|c| c.fields)).transpose()?;
-    if let Some(queued) = overdue(options, control.as_ref())? {
-        tracing::error!("{}", dropped(&name.to_string(), options.queue_max));
-        return Ok(PushReport::Dropped { queued });
+    let queued = overdue(options, control.as_ref())?;
+    let tried = deliver(repositories, options, &name, control.as_ref());
+    let held = tried.as_ref().map(Delivered::held).unwrap_or_default();
+    match (tried.and_then(|delivered| delivered.everywhere(&name.to_string())), queued) {
+        (Ok(pushed), _) => {
+            for Pushed { key, .. } in pushed.iter().filter(|p| !p.created && options.mode_check) {
+                tracing::warn!("{}", exists_already(&name, *key));
+            }
+            tracing::info!("pushed WAL file '{name}' to the archive");
+            Ok(PushReport::Archived(pushed))
+        }
+        (Err(e), Some(queued)) if may_be_dropped(&name) => {
+            tracing::warn!("{}", e.chain());
+            let all = repositories.iter().map(|r| r.key).collect();
+            tracing::error!("{}", dropped(&name.to_string(), options.queue_max, &held, &all));
+            Ok(PushReport::Dropped { queued, held })
+        }
+        (Err(e), _) => Err(e),
     }
+}
 
+/// Reads and checks the file while each repository is looked at, and stores it in all that work.
+fn deliver(
+    repositories: &[Configured],
+    options: &PushOptions,
+    name: &ArchiveName,
+    control: Option<&ControlFile>,
+) -> Result<Delivered> {
     let mut content = Vec::new();
     let (targets, file) = thread::scope(|scope| {
-        let file = scope.spawn(|| prepare(&mut content, &name, options, control.as_ref()));
-        let targets = Targets::of(repositories, &options.stanza, control.as_ref());
+        let file = scope.spawn(|| prepare(&mut content, name, options, control));
+        let targets = Targets::of(repositories, &options.stanza, control);
         let file = file.join().unwrap_or_else(|_| Err(Error::refused(Kind::Assert, PANICKED)));
         (targets, file)
     });
     let targets = targets?;
     let (file, header) = file?;
-    targets.check_header(&name, header.as_ref(), control.as_ref())?;
-    let pushed = targets.deliver(&options.stanza, &name, &file)?;
-    for Pushed { key, .. } in pushed.iter().filter(|p| !p.created && options.mode_check) {
-        tracing::warn!("{}", exists_already(&name, *key));
-    }
-    tracing::info!("pushed WAL file '{name}' to the archive");
-    Ok(PushReport::Archived(pushed))
+    targets.check_header(name, header.as_ref(), control)?;
+    Ok(targets.deliver(&options.stanza, name, &file, &BTreeSet::new()))
+}
+
+/// Whether a file may be given up when too much waits. Without its history a timeline is lost whole, and histories are few
+/// and small: they wait.
+pub(super) fn may_be_dropped(name: &ArchiveName) -> bool {
+    !matches!(name, ArchiveName::History(_))
 }
 
 /// What is said of a file that a repository had before.
@@ -111,128 +137,22 @@ pub(super) fn exists_already(name: &ArchiveName, key: u32) -> String {
     format!("WAL file '{name}' already exists in the repo{key} archive with the same content")
 }
 
-/// What is said of a file that is given up.
-pub(super) fn dropped(name: &str, queue_max: Option<u64>) -> String {
-    format!(
-        "dropped WAL file '{name}' because archive queue exceeded {} bytes: recovery past it needs a new backup",
-        queue_max.unwrap_or_default()
-    )
-}
-
-/// The repositories that can take files, and why the others cannot.
-pub(super) struct Targets {
-    usable: Vec<Target>,
-    failures: Vec<Failure>,
-}
-
-impl Targets {
-    /// Looks at each repository, side by side.
-    ///
-    /// # Errors
-    /// `RepoInvalid` with a line for each repository if none can be used.
-    pub(super) fn of(repositories: &[Configured], stanza: &str, control: Option<&ControlFile>) -> Result<Self> {
-        let targets: Vec<_> = thread::scope(|scope| {
-            let checks: Vec<_> =
-                repositories.iter().map(|r| (r.key, scope.spawn(|| check_repository(r, stanza, control)))).collect();
-            let joined = checks.into_iter().map(|(key, check)| check.join().unwrap_or_else(|_| Err(panicked(key))));
-            joined.collect()
-        });
-        let (mut usable, mut failures) = (Vec::new(), Vec::new());
-        for target in targets {
-            match target {
-                Ok(target) => usable.push(target),
-                Err(failure) => failures.push(failure),
-            }
-        }
-        if usable.is_empty() {
-            return Err(joined(Kind::RepoInvalid, "unable to find a valid repository", &failures));
-        }
-        Ok(Self { usable, failures })
-    }
-
-    /// Stores a file in all of them, durably. Each is tried, whatever becomes of the others.
-    ///
-    /// # Errors
-    /// `ArchiveDuplicate` if all that failed was that other content is archived under the name; otherwise `Command` with a
-    /// line for each repository that failed, now or when it was looked at.
-    pub(super) fn deliver(&self, stanza: &str, name: &ArchiveName, file: &WalFile<'_>) -> Result<Vec<Pushed>> {
-        let text = name.to_string();
-        let (mut pushed, mut failures) = (Vec::new(), self.failures.clone());
-        for (target, result) in put_all(&self.usable, stanza, &text, file) {
-            let key = target.repository.key();
-            match result {
-                Ok(put @ (WalPut::Created | WalPut::SameContent)) => {
-                    let created = put == WalPut::Created;
-                    pushed.push(Pushed { key, archive_id: target.entry.archive_id(), created });
-                }
-                Ok(WalPut::Different) => failures.push(Failure {
-                    key,
-                    kind: Kind::ArchiveDuplicate,
-                    message: format!(
-                        "WAL file '{text}' already exists in the repo{key} archive with different content"
-                    ),
-                }),
-                Err(e) => failures.push(Failure::new(key, &e)),
-            }
-        }
-        if failures.is_empty() {
-            return Ok(pushed);
-        }
-        failures.sort_by_key(|f| f.key);
-        let all_duplicate = failures.iter().all(|f| f.kind == Kind::ArchiveDuplicate);
-        let kind = if all_duplicate { Kind::ArchiveDuplicate } else { Kind::Command };
-        Err(joined(kind, &format!("archive-push of '{text}' failed"), &failures))
-    }
-
-    /// Refuses a file whose header is of another cluster than they are.
-    ///
-    /// # Errors
-    /// `ArchiveMismatch`.
-    pub(super) fn check_header(
-        &self,
-        name: &ArchiveName,
-        header: Option<&WalHeader>,
-        control: Option<&ControlFile>,
-    ) -> Result<()> {
-        check_header(name, header, control, &self.usable)
-    }
-}
-
-/// A repository that can take the file, and the entry of the stanza's history it belongs to.
-struct Target {
-    repository: Arc<Repository>,
-    entry: StanzaHistory,
-}
-
-fn check_repository(
-    configured: &Configured,
-    stanza: &str,
-    control: Option<&ControlFile>,
-) -> std::result::Result<Target, Failure> {
-    let key = configured.key;
-    let repository = configured.repository.as_ref().map_err(|e| Failure::new(key, e))?;
-    let check = || {
-        repository.check_writable()?;
-        let entry = repository.stanza_history(stanza)?.pop().ok_or_else(|| {
-            let place = repository.store().describe();
-            Error::refused(Kind::FileMissing, format!("stanza '{stanza}' does not exist in {place}"))
-        })?;
-        match control {
-            Some(c) if !is_of(c.version.major(), c.system_identifier, &entry) => Err(Error::refused(
-                Kind::ArchiveMismatch,
-                format!(
-                    "PostgreSQL version {}, system-id {} do not match repo{key} stanza version {}, system-id {}",
-                    c.version, c.system_identifier, entry.version, entry.system_identifier
-                ),
-            )),
-            _ => Ok(Target { repository: Arc::clone(repository), entry }),
-        }
+/// What is said of a file that is given up, of which these of all repositories hold a copy.
+pub(super) fn dropped(name: &str, queue_max: Option<u64>, held: &BTreeSet<u32>, all: &BTreeSet<u32>) -> String {
+    let list = |keys: &mut dyn Iterator<Item = &u32>| {
+        let keys: Vec<_> = keys.map(|key| format!("repo{key}")).collect();
+        keys.join(", ")
     };
-    check().map_err(|e| Failure::new(key, &e))
-}
-
-fn is_of(version: u32, system_identifier: u64, entry: &StanzaHistory) -> bool {
-    (version, system_identifier) == (entry.version, entry.system_identifier)
+    let mut text =
+        format!("dropped WAL file '{name}' because archive queue exceeded {} bytes: ", queue_max.unwrap_or_default());
+    // Writing to a string cannot fail.
+    let _ = if held.is_empty() {
+        write!(text, "it is in no repository, recovery past it needs a new backup")
+    } else {
+        let lack = list(&mut all.difference(held));
+        write!(text, "it is in {}, recovery past it from {lack} needs a new backup", list(&mut held.iter()))
+    };
+    text
 }
 
 /// Reads, checks and compresses the file.
@@ -247,62 +167,29 @@ fn prepare<'c>(
     Ok((WalFile::encode(content, options.level)?, header))
 }
 
-/// A header must be of the cluster that every usable repository's stanza is of.
-fn check_header(
-    name: &ArchiveName,
-    header: Option<&WalHeader>,
-    control: Option<&ControlFile>,
-    usable: &[Target],
-) -> Result<()> {
-    let Some(h) = header else { return Ok(()) };
-    let expected = usable.iter().map(|t| (t.entry.version, t.entry.system_identifier));
-    let expected = expected.chain(control.map(|c| (c.version.major(), c.system_identifier)));
-    for (version, system_identifier) in expected {
-        if (h.major(), h.system_identifier) != (version, system_identifier) {
-            return Err(Error::refused(
-                Kind::ArchiveMismatch,
-                format!(
-                    "WAL file '{name}' version {}, system-id {} do not match stanza version {version}, system-id \
-                     {system_identifier}",
-                    h.version, h.system_identifier
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Puts the file into all targets side by side; the last one on this thread.
-fn put_all<'t>(
-    targets: &'t [Target],
-    stanza: &str,
-    name: &str,
-    file: &WalFile<'_>,
-) -> Vec<(&'t Target, Result<WalPut>)> {
-    let put = |t: &Target| t.repository.wal_put(stanza, &t.entry.archive_id(), name, file);
-    let Some((last, others)) = targets.split_last() else { return Vec::new() };
-    thread::scope(|scope| {
-        let running: Vec<_> = others.iter().map(|t| (t, scope.spawn(|| put(t)))).collect();
-        let own = put(last);
-        let mut out: Vec<_> = running
-            .into_iter()
-            .map(|(t, r)| (t, r.join().unwrap_or_else(|_| Err(Error::refused(Kind::Assert, PANICKED)))))
-            .collect();
-        out.push((last, own));
-        out
-    })
-}
-
-fn panicked(key: u32) -> Failure {
-    Failure { key, kind: Kind::Assert, message: PANICKED.into() }
-}
-
 /// Bytes of WAL that wait to be archived, if they are more than allowed: files marked ready, each counted as a whole
-/// segment.
+/// segment, but for those that are known to be stored.
 fn overdue(options: &PushOptions, control: Option<&ControlFile>) -> Result<Option<u64>> {
     let Some(max) = options.queue_max else { return Ok(None) };
     let size = control.map_or(WalSegmentSize::DEFAULT, |c| c.wal_segment_size).bytes();
     let wal = options.source.parent().unwrap_or(Path::new("."));
-    let queued = (ready::list(wal)?.len() as u64).saturating_mul(size);
+    let waiting = ready::list(wal)?;
+    let most = (waiting.len() as u64).saturating_mul(size);
+    if most <= max {
+        return Ok(None);
+    }
+    let binding = options.words.as_ref().map(|w| Binding::new(&options.stanza, control, &w.repositories));
+    let is_stored = |name: &String| match (&options.words, &binding) {
+        (Some(words), Some(binding)) => words.spool.is_good(name, binding, &wal.join(name)),
+        _ => Ok(false),
+    };
+    let stored = waiting.iter().filter(|name| {
+        is_stored(name).unwrap_or_else(|e| {
+            // A spool that cannot be read says nothing, and the file counts.
+            tracing::debug!("{}", e.chain());
+            false
+        })
+    });
+    let queued = most.saturating_sub((stored.count() as u64).saturating_mul(size));
     Ok((queued > max).then_some(queued))
 }

@@ -1,15 +1,15 @@
 //! WAL that was fetched ahead, in `<spool path>/archive/<stanza>/in`.
 //!
 //! A segment lies there under its name, with its hash and what it belongs to in `<name>.sum`; `<name>.ok` says that it
-//! was not in the archive, `<name>.error` why it could not be fetched, and `plan` which segments the process fetches that
-//! holds the archive lock.
+//! was not in the archive, and for which process, `<name>.error` why it could not be fetched, and `plan` which segments the
+//! process fetches that holds the archive lock.
 //!
 //! *Invariant.* What is taken out was authenticated when it was fetched, for this cluster out of these repositories, and is
 //! byte for byte what was put in. Nothing is synced: what a crash tears has another hash. As a name has one content for
-//! ever in an archive, a segment that was fetched long ago is as good as one fetched now; only its absence is not, so what
-//! said that it is missing is old when it was not said for this request.
+//! ever in an archive, a segment that was fetched long ago is as good as one fetched now, also while the repository cannot be
+//! reached. Only its absence is not: of that a process is believed that was started for this request, and nobody else.
 
-use super::spool::{self, Binding, Outcome, Spool, Status};
+use super::spool::{self, Binding, Outcome, RepositoryIdentity, Spool, Status};
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
@@ -23,6 +23,8 @@ pub(super) const SUM: &str = ".sum";
 /// Permission bits of segments: the server's own for WAL.
 const SEGMENT_MODE: u32 = 0o600;
 const WORD_MODE: u32 = 0o640;
+/// Comes before what a segment belongs to.
+const FOR: &str = " for=";
 /// Fewest segments that are fetched ahead: with one, nothing would be.
 const SEGMENTS_MIN: u64 = 2;
 
@@ -77,7 +79,7 @@ pub struct Queue {
 impl Queue {
     /// The queue in a spool. `repositories` tells those that are asked from others.
     #[must_use]
-    pub fn new(spool: &Spool, stanza: &str, control: &ControlFile, repositories: &[String]) -> Self {
+    pub fn new(spool: &Spool, stanza: &str, control: &ControlFile, repositories: &[RepositoryIdentity]) -> Self {
         Self {
             dir: spool.queue().to_path_buf(),
             binding: Binding::new(stanza, Some(control), repositories),
@@ -91,54 +93,67 @@ impl Queue {
     /// # Errors
     /// File errors of the destination.
     pub fn take(&self, name: &str, destination: &Path) -> Result<Option<u64>> {
-        let content = match self.read(name) {
-            Ok(Some(content)) => content,
+        let claimed = self.claim(name).and_then(|path| Ok(path.map(|path| (self.read(name, &path), path))));
+        let (content, path) = match claimed {
             Ok(None) => return Ok(None),
-            Err(e) => {
-                tracing::warn!("cannot use what was fetched of {name}, fetching it anew: {}", e.chain());
-                return Ok(None);
+            Ok(Some((Ok(content), path))) => (content, path),
+            Ok(Some((Err(e), path))) => {
+                self.remove(&path);
+                self.clear(&format!("{name}{SUM}"));
+                return Ok(self.cannot_use(name, &e));
             }
+            Err(e) => return Ok(self.cannot_use(name, &e)),
         };
-        let path = self.dir.join(name);
-        match std::fs::rename(&path, destination) {
-            Ok(()) => {}
-            // Another file system, or gone: the content is at hand. What is wrong with the destination is found out there.
-            Err(_) => {
-                super::get::write(destination, &content, false)?;
-                self.clear_segment(name);
+        // Another file system, or gone: the content is at hand. What is wrong with the destination is found out there.
+        if std::fs::rename(&path, destination).is_err() {
+            if let Err(e) = super::get::write(destination, &content, false) {
+                // For the next request. If it cannot be, it is fetched anew.
+                let _ = std::fs::rename(&path, self.dir.join(name));
+                return Err(e);
             }
+            self.remove(&path);
         }
         self.clear(&format!("{name}{SUM}"));
         Ok(Some(content.len() as u64))
     }
 
-    /// The content of a queued segment, checked against what it was when it was fetched.
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    fn cannot_use(&self, name: &str, error: &Error) -> Option<u64> {
+        tracing::warn!("cannot use what was fetched of {name}, fetching it anew: {}", error.chain());
+        None
+    }
+
+    /// Gives a queued segment a name that only this call knows: whatever is put into the queue from now on, what is checked
+    /// is what is delivered. None if it is not there, or not ours.
+    fn claim(&self, name: &str) -> Result<Option<PathBuf>> {
         let Some(sum) = spool::read(&self.dir.join(format!("{name}{SUM}")))? else { return Ok(None) };
-        let path = self.dir.join(name);
-        let content = match std::fs::read(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(FileError::at("read", &path))?,
-        };
-        if sum == self.sum(&content) {
-            return Ok(Some(content));
-        }
-        if !sum.ends_with(&self.end_of_sum()) {
-            // Of another cluster or other repositories: nothing is wrong with it, it is not ours.
-            tracing::debug!("'{}' was fetched for another cluster or from other repositories", path.display());
+        if !self.is_ours(&sum) {
+            // Nothing is wrong with it.
+            tracing::debug!("{name} was fetched for another cluster or from other repositories");
             return Ok(None);
         }
-        self.clear_segment(name);
-        let text = format!("'{}' is not what was fetched", path.display());
+        let (from, to) = (self.dir.join(name), spool::temporary_path(&self.dir, name));
+        match std::fs::rename(&from, &to) {
+            Ok(()) => Ok(Some(to)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(FileError::at("rename", &from)(e).into()),
+        }
+    }
+
+    /// The content of a claimed segment, checked against what it was when it was fetched.
+    fn read(&self, name: &str, path: &Path) -> Result<Vec<u8>> {
+        let content = std::fs::read(path).map_err(FileError::at("read", path))?;
+        let sum = spool::read(&self.dir.join(format!("{name}{SUM}")))?;
+        if sum.is_some_and(|sum| self.is_ours(&sum) && sum.starts_with(&facts(&content))) {
+            return Ok(content);
+        }
+        let text = format!("'{}' is not what was fetched", self.dir.join(name).display());
         Err(Error::refused(Kind::Checksum, text))
     }
 
-    fn sum(&self, content: &[u8]) -> String {
-        format!("blake3={} size={}{}", blake3::hash(content).to_hex(), content.len(), self.end_of_sum())
-    }
-
-    fn end_of_sum(&self) -> String {
-        format!(" for={}\n", self.binding)
+    /// Whether the description of a segment says that it was fetched for this cluster out of these repositories.
+    fn is_ours(&self, sum: &str) -> bool {
+        let of = sum.rsplit_once(FOR).and_then(|(_, of)| of.strip_suffix('\n'));
+        of.is_some_and(|of| self.binding.may_be(of))
     }
 
     /// Puts a segment into the queue.
@@ -152,7 +167,12 @@ impl Queue {
             return Err(Error::refused(Kind::FileInvalid, text));
         }
         // A segment without its sum is believed as little as one with the sum of another.
-        spool::put(&self.dir, &format!("{name}{SUM}"), self.sum(content).as_bytes(), WORD_MODE)?;
+        spool::put(
+            &self.dir,
+            &format!("{name}{SUM}"),
+            format!("{}{FOR}{}\n", facts(content), self.binding).as_bytes(),
+            WORD_MODE,
+        )?;
         spool::put(&self.dir, name, content, SEGMENT_MODE)
     }
 
@@ -161,7 +181,7 @@ impl Queue {
     pub fn has(&self, name: &str) -> bool {
         let sum = spool::read(&self.dir.join(format!("{name}{SUM}")));
         let size = std::fs::metadata(self.dir.join(name)).map_or(0, |facts| facts.len());
-        matches!(sum, Ok(Some(sum)) if sum.ends_with(&self.end_of_sum())) && size == self.size.bytes()
+        matches!(sum, Ok(Some(sum)) if self.is_ours(&sum)) && size == self.size.bytes()
     }
 
     /// How many of the wanted segments wait, up to the first that does not.
@@ -189,30 +209,32 @@ impl Queue {
     }
 
     fn word(&self, outcome: Outcome, message: &str) -> String {
-        format!("{}for={}\n", Status::new(outcome, message, None).encode(), self.binding)
+        let by = std::process::id();
+        format!("{}by={by}{FOR}{}\n", Status::new(outcome, message, None).encode(), self.binding)
     }
 
-    /// Whether a segment was not in the archive when it was looked for; the word is taken away.
+    /// Which process has said that a segment was not in the archive, if one has; the word is taken away.
     ///
     /// # Errors
     /// File errors of the queue.
-    pub fn take_missing(&self, name: &str) -> Result<bool> {
+    pub fn take_missing(&self, name: &str) -> Result<Option<u32>> {
         self.take_word(&format!("{name}.ok"))
     }
 
-    /// Whether a segment could not be fetched when that was tried; the word is taken away.
+    /// Which process has said that a segment could not be fetched, if one has; the word is taken away.
     ///
     /// # Errors
     /// File errors of the queue.
-    pub fn take_failed(&self, name: &str) -> Result<bool> {
+    pub fn take_failed(&self, name: &str) -> Result<Option<u32>> {
         self.take_word(&format!("{name}.error"))
     }
 
-    fn take_word(&self, file: &str) -> Result<bool> {
+    fn take_word(&self, file: &str) -> Result<Option<u32>> {
         let path = self.dir.join(file);
-        let Some(text) = spool::read(&path)? else { return Ok(false) };
+        let Some(text) = spool::read(&path)? else { return Ok(None) };
         spool::remove(&path)?;
-        Ok(text.ends_with(&format!("for={}\n", self.binding)))
+        let by = text.lines().last().and_then(|line| line.strip_prefix("by=")?.split_once(FOR)?.0.parse().ok());
+        Ok(by.filter(|_| self.is_ours(&text)))
     }
 
     /// Removes all but wanted segments of this cluster and these repositories, and says what is being fetched. For who holds
@@ -247,15 +269,19 @@ impl Queue {
 
     /// Nothing depends on whether what has served its purpose goes: it is not believed a second time, or is.
     fn clear(&self, file: &str) {
-        if let Err(e) = spool::remove(&self.dir.join(file)) {
+        self.remove(&self.dir.join(file));
+    }
+
+    fn remove(&self, path: &Path) {
+        if let Err(e) = spool::remove(path) {
             tracing::debug!("{}", e.chain());
         }
     }
+}
 
-    fn clear_segment(&self, name: &str) {
-        self.clear(name);
-        self.clear(&format!("{name}{SUM}"));
-    }
+/// What tells a content from others.
+fn facts(content: &[u8]) -> String {
+    format!("blake3={} size={}", blake3::hash(content).to_hex(), content.len())
 }
 
 #[cfg(test)]

@@ -21,11 +21,21 @@ pub fn is_ready(wal: &Path, name: &str) -> Result<bool> {
     Ok(path.try_exists().map_err(FileError::at("stat", &path))?)
 }
 
+/// Whether the directory of marks can be reached.
+///
+/// # Errors
+/// `FileInfo`, `PathMissing`.
+pub(super) fn check(wal: &Path) -> Result<()> {
+    let dir = status_dir(wal);
+    std::fs::metadata(&dir).map_err(FileError::at("stat", &dir))?;
+    Ok(())
+}
+
 /// All names marked ready, in the order in which the server asks for them.
 ///
 /// # Errors
 /// `PathOpen`, `PathMissing`.
-pub(super) fn list(wal: &Path) -> Result<Vec<String>> {
+pub(crate) fn list(wal: &Path) -> Result<Vec<String>> {
     let dir = status_dir(wal);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&dir).map_err(FileError::at("list", &dir))? {

@@ -5,7 +5,7 @@
 //!
 //! *Invariant.* A word is about one file with one content, of one cluster, in one set of repositories, and says so
 //! ([`Identity`], [`Binding`]). It is believed about nothing else: names come again after a recovery to an earlier time, in
-//! another cluster, or with a repository that was added, and the spool may be older than all of these. So nothing here
+//! another cluster, with a repository that was added or made anew, and the spool may be older than all of these. So nothing here
 //! needs to be durable or removed in time; a word that is lost costs work, and one that comes back costs nothing.
 //!
 //! Files appear whole, by rename; who reads one sees the old or the new. Any number of processes.
@@ -14,7 +14,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use status::{Binding, Identity, Outcome, Status};
+pub use status::{Binding, Identity, Outcome, RepositoryIdentity, Status};
 
 use crate::{FileError, Result};
 use pgkeep_formats::pg::wal::ArchiveName;
@@ -39,6 +39,15 @@ const TEMPORARY: &str = ".pgkeep.tmp";
 const GLOBAL: &str = "global";
 const OK: &str = ".ok";
 const ERROR: &str = ".error";
+
+/// Words about files that are ready.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Those that let the server go on.
+    pub good: BTreeMap<String, Status>,
+    /// Those about failures, of which most are gone now.
+    pub failed: BTreeMap<String, Status>,
+}
 
 /// The spool of one stanza.
 #[derive(Debug, Clone)]
@@ -120,6 +129,14 @@ impl Spool {
         Ok(None)
     }
 
+    /// Whether what was said of a file lets the server go on: there is a good word, and it is about the file at `path`.
+    ///
+    /// # Errors
+    /// File errors of the spool and of the file.
+    pub fn is_good(&self, name: &str, binding: &Binding, path: &Path) -> Result<bool> {
+        self.ok(name)?.map_or(Ok(false), |status| status.is_believed(binding, path))
+    }
+
     /// Takes the good word about a file away: it has been passed on.
     ///
     /// # Errors
@@ -136,25 +153,29 @@ impl Spool {
         [name, GLOBAL].iter().try_for_each(|of| remove(&self.out.join(format!("{of}{ERROR}"))))
     }
 
-    /// Removes all words but good ones about files of `ready`, which it returns. For who holds the archive lock.
+    /// Removes all words but good ones about files of `ready`, and those about failures of `tried`. For who holds the
+    /// archive lock.
     ///
     /// # Errors
     /// `PathOpen`, `FileRemove` and other file errors.
-    pub fn settle(&self, ready: &[String]) -> Result<BTreeMap<String, Status>> {
+    pub fn settle(&self, ready: &[String], tried: &HashSet<String>) -> Result<Settled> {
         let ready: HashSet<&str> = ready.iter().map(String::as_str).collect();
-        let mut good = BTreeMap::new();
+        let mut settled = Settled::default();
         for file in list(&self.out)? {
-            let name = file.strip_suffix(OK).filter(|name| ready.contains(name));
-            match name {
-                Some(name) => {
-                    if let Some(status) = self.ok(name)? {
-                        good.insert(name.to_owned(), status);
-                    }
-                }
-                None => remove(&self.out.join(file))?,
+            let name = file.strip_suffix(OK).or(file.strip_suffix(ERROR)).filter(|name| ready.contains(name));
+            let (Some(name), is_failure) = (name, file.ends_with(ERROR)) else {
+                remove(&self.out.join(file))?;
+                continue;
+            };
+            let of = if is_failure { &mut settled.failed } else { &mut settled.good };
+            if let Some(text) = read(&self.out.join(&file))? {
+                of.insert(name.to_owned(), Status::parse(&text));
+            }
+            if is_failure && !tried.contains(name) {
+                remove(&self.out.join(&file))?;
             }
         }
-        Ok(good)
+        Ok(settled)
     }
 
     /// Removes all that commands have left for a stanza, and nothing else; how many files. Follows no link: the user who
@@ -229,11 +250,16 @@ pub(super) fn list(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A new file to be renamed to its name. Numbers keep processes and threads apart.
-pub(super) fn temporary(dir: &Path, name: &str, mode: u32) -> Result<(PathBuf, File), FileError> {
+/// A path that nobody else uses. Numbers keep processes and threads apart.
+pub(super) fn temporary_path(dir: &Path, name: &str) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path = dir.join(format!("{name}.{}-{number}{TEMPORARY}", std::process::id()));
+    dir.join(format!("{name}.{}-{number}{TEMPORARY}", std::process::id()))
+}
+
+/// A new file to be renamed to its name.
+pub(super) fn temporary(dir: &Path, name: &str, mode: u32) -> Result<(PathBuf, File), FileError> {
+    let path = temporary_path(dir, name);
     let mut options = File::options();
     options.write(true).create(true).truncate(true).mode(mode).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
     let opened = options.open(&path);

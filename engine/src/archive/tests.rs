@@ -2,9 +2,12 @@
 
 mod ahead;
 mod crash;
+mod drop;
 mod get;
+mod own;
 mod push;
 
+use super::spool::RepositoryIdentity;
 use super::*;
 use crate::crypto::{Scope, SessionSealer, Unlock};
 use crate::repository::OpenOptions;
@@ -93,6 +96,7 @@ impl Cluster {
             mode_check: true,
             queue_max: None,
             lock_path: self.path().join("locks"),
+            words: None,
         }
     }
 
@@ -118,6 +122,15 @@ impl Cluster {
         assert!(left.is_empty(), "{left:?}");
         Ok((outcome?, content))
     }
+}
+
+/// Repositories as they are told apart, by a mark each.
+fn marked(marks: &[&str]) -> Vec<RepositoryIdentity> {
+    let one = |(n, mark): (usize, &&str)| RepositoryIdentity {
+        config: format!("repo{}", n + 1),
+        mark: Some(*mark).filter(|mark| !mark.is_empty()).map(str::to_owned),
+    };
+    marks.iter().enumerate().map(one).collect()
 }
 
 fn segment(number: u64) -> WalSegment {

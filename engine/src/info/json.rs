@@ -1,9 +1,10 @@
-//! The JSON that pgBackRest's readers know: its keys, in its (sorted) order, and `drill` where there was one.
+//! The JSON that pgBackRest's readers know: its keys, in its (sorted) order; `drill` where there was one, and `missing` where WAL is.
 
 use super::model::{
     ArchiveInfo, BackupInfo, CipherName, DatabaseInfo, Detail, DrillInfo, Info, LockInfo, Locks, RepoInfo,
     StanzaCipher, StanzaInfo, Status,
 };
+use crate::repository::wal::WalHole;
 use pgkeep_formats::pg::lsn::Lsn;
 use pgkeep_formats::repo::records::PINNED_FOR_EVER;
 use serde_json::{Map, Value, json};
@@ -116,11 +117,26 @@ fn database_key(id: u32, repo_key: u32) -> Value {
 
 fn archive(a: &ArchiveInfo) -> Value {
     let bound = |side: fn(&(String, String)) -> &String| json!(a.bounds.as_ref().map(side));
-    object([
+    let mut pairs = vec![
         ("id", json!(a.id)),
         ("database", database_key(a.history_id, a.repo_key)),
         ("min", bound(|b| &b.0)),
         ("max", bound(|b| &b.1)),
+    ];
+    if !a.holes.is_empty() {
+        pairs.push(("missing", a.holes.iter().map(hole).collect()));
+    }
+    object(pairs)
+}
+
+/// Ours: WAL that recovery from a backup lacks.
+fn hole(h: &WalHole) -> Value {
+    object([
+        ("backup", json!(h.backup)),
+        ("first", json!(h.first)),
+        ("last", json!(h.last)),
+        ("needed", json!(h.is_needed)),
+        ("segments", json!(h.segments)),
     ])
 }
 

@@ -2,6 +2,7 @@
 
 use crate::lock::Progress;
 use crate::repository::Backup;
+use crate::repository::wal::WalHole;
 use pgkeep_formats::repo::records::Drill;
 
 /// How much to show.
@@ -149,6 +150,8 @@ pub struct ArchiveInfo {
     pub repo_key: u32,
     /// First and last complete segment.
     pub bounds: Option<(String, String)>,
+    /// What recovery from its newest backup lacks.
+    pub holes: Vec<WalHole>,
 }
 
 /// One backup in one repository.

@@ -133,7 +133,8 @@ fn demo() -> InfoOptions<'static> {
 #[test]
 fn the_json_is_what_readers_parse() {
     let repo = Repo::new(1).stanza("demo", &[PG15]);
-    repo.wal("demo", "15-1", &["000000010000000000000001", "000000010000000000000003", "00000002.history"]);
+    let segments = ["000000010000000000000001", "000000010000000000000002", "000000010000000000000003"];
+    repo.wal("demo", "15-1", &[&segments[..], &["00000002.history"]].concat());
     repo.backup("demo", incr);
     repo.backup("demo", |_| ());
     let text = show(&[&repo], &demo()).to_json().to_string();
@@ -155,6 +156,61 @@ fn the_json_is_what_readers_parse() {
         r#""status":{"code":0,"lock":{"backup":{"held":false},"restore":{"held":false}},"message":"ok"}}]"#,
     );
     assert_eq!(text, expected);
+}
+
+fn segment(timeline: u32, number: u32) -> String {
+    format!("{timeline:08X}00000000{number:08X}")
+}
+
+/// Each hole: first, last, how many, and whether the backup needs it.
+fn missing(repo: &Repo, now: Option<i64>) -> Vec<(String, String, u64, bool)> {
+    let json = show(&[repo], &InfoOptions { now, ..demo() }).to_json();
+    assert_eq!(json[0]["status"]["code"], 0, "readers of the status see what they always saw");
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let Some(holes) = json[0]["archive"][0].get("missing") else { return Vec::new() };
+    let holes = holes.as_array().unwrap().iter().map(|h| {
+        (text(&h["first"]), text(&h["last"]), h["segments"].as_u64().unwrap(), h["needed"].as_bool().unwrap())
+    });
+    holes.collect()
+}
+
+#[test]
+fn wal_that_recovery_from_the_newest_backup_lacks_is_shown_until_another_covers_it() {
+    let repo = Repo::new(1).stanza("demo", &[PG15]);
+    // What is missing before the newest backup does no harm to it.
+    let put = |timeline, numbers: &[u32]| {
+        let names: Vec<_> = numbers.iter().map(|n| segment(timeline, *n)).collect();
+        repo.wal("demo", "15-1", &names.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    let hole = |timeline, first, last, needed| {
+        (segment(timeline, first), segment(timeline, last), u64::from(last - first + 1), needed)
+    };
+    put(1, &[0x10, 0x12, 0x13]);
+    repo.backup("demo", |c| c.wal = Some((segment(1, 0x12), segment(1, 0x13))));
+    assert_eq!(missing(&repo, None), []);
+    put(1, &[0x16, 0x17, 0x19]);
+    assert_eq!(missing(&repo, None), [hole(1, 0x14, 0x15, false), hole(1, 0x18, 0x18, false)]);
+    // The ones behind them came just now: those may be on their way.
+    assert_eq!(missing(&repo, Some(0)), []);
+    repo.store.delete(&layout::wal("demo", "15-1", &segment(1, 0x13))).unwrap();
+    assert_eq!(missing(&repo, None)[0], hole(1, 0x13, 0x15, true));
+
+    repo.backup("demo", |c| {
+        (c.label, c.stop) = ("20240105-000000F".into(), c.stop + 10);
+        c.wal = Some((segment(1, 0x19), segment(1, 0x1B)));
+    });
+    assert_eq!(missing(&repo, None), [hole(1, 0x1A, 0x1B, true)]);
+    put(1, &[0x1A, 0x1B, 0x1C, 0x1E]);
+    // A server was promoted in 1D: its timeline begins with a copy of that, and the former one ends wherever it does.
+    let history = b"1\t0/1D000028\tno recovery target specified\n";
+    let file = WalFile::encode(history, 1).unwrap();
+    repo.open().wal_put("demo", "15-1", "00000002.history", &file).unwrap();
+    put(2, &[0x1D, 0x1E, 0x21]);
+    let former = hole(1, 0x1D, 0x1D, false);
+    assert_eq!(missing(&repo, None), [former.clone(), hole(2, 0x1F, 0x20, false)]);
+    // Nobody can tell where a timeline without history comes from.
+    repo.store.delete(&layout::wal("demo", "15-1", "00000002.history")).unwrap();
+    assert_eq!(missing(&repo, None), [former]);
 }
 
 #[test]

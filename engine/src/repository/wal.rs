@@ -1,7 +1,8 @@
 //! Archived files: WAL segments, partial segments, backup and timeline history files.
 //!
 //! Owns how such a file becomes an object and comes back; which archive a file belongs to, and what the server is told,
-//! is `archive`'s. Submodule `listing`: what is there, what is missing, waiting for it.
+//! is `archive`'s. Submodules: `listing` (what is there, what is missing, waiting for it), `holes` (what recovery from the
+//! newest backup lacks).
 //!
 //! Invariants: a name maps to one content for ever, because an object is created if absent and never replaced. Nothing
 //! is returned that was not authenticated and whose content hash was not computed again. No index, no lock, and no
@@ -10,11 +11,13 @@
 //! Cost: a segment is held in memory once, and once more compressed; frames are compressed side by side on rayon's
 //! threads. Layout: FORMAT.md, "Archived files".
 
+mod holes;
 mod listing;
 mod remove;
 #[cfg(test)]
 mod tests;
 
+pub use holes::WalHole;
 pub use listing::{WalEntry, WalGaps, WalRange};
 pub use remove::{Removal, WalRemoved};
 

@@ -4,9 +4,10 @@ use std::{
     fs,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
-use support::{Cluster, Mode, Run, World, account, majors, world::STANZA};
+use support::{Cluster, Mode, Run, World, account, majors, wait_until, world::STANZA};
 
 /// Pushes a file as the server of this world.
 fn push(world: &World, file: &Path) -> Run {
@@ -89,6 +90,8 @@ fn equal_content_is_success_and_other_content_never_replaces_it() {
     assert!(run.messages("WARN").len() == 1 && run.says(name(&file)) && run.says("already"), "{run}");
     let run = world.ok(["--no-archive-mode-check", "archive-push", file.to_str().unwrap()]);
     assert_eq!(run.messages("WARN"), Vec::<&str>::new(), "{run}");
+    let run = world.ok(["--log-level-console=info", "archive-push", file.to_str().unwrap()]);
+    assert_eq!(run.messages("INFO").iter().filter(|line| line.contains("pushed WAL file")).count(), 1, "{run}");
 
     let altered = world.sandbox.dir("altered").join(name(&file));
     fs::copy(&file, &altered).unwrap();
@@ -206,6 +209,13 @@ fn no_stanza_no_key_no_answer() {
         &[("repo1-cipher-type", "aes-256-cbc"), ("repo1-cipher-pass", "wrong")],
     );
     never_one("wrong passphrase");
+    for args in [&["archive-get", name(&file), &target][..], &["archive-push", path]] {
+        let run = world.expect(95, args);
+        assert!(
+            run.says("[095]") && run.says("no key slot of repository") && run.says("hint: is the passphrase"),
+            "{run}"
+        );
+    }
     world.sandbox.configure(STANZA, &world.cluster, &[("repo1-path", "/nonexistent")]);
     never_one("missing repository");
     world.sandbox.configure(STANZA, &world.cluster, &sealed);
@@ -213,7 +223,17 @@ fn no_stanza_no_key_no_answer() {
     let hidden = world.sandbox.repo().join("stanzas");
     fs::rename(&hidden, world.path("stanzas")).unwrap();
     never_one("missing stanza");
+    // Who waits goes on when it is known.
+    let mut command = world.pgkeep(["--on-error=wait", "archive-get", name(&file), &target]);
+    let mut waiting = command.stdout(Stdio::null()).spawn().unwrap();
+    let said =
+        || fs::read_to_string(world.sandbox.logs().join(format!("{STANZA}-archive-get.log"))).unwrap_or_default();
+    wait_until("archive-get tries again", || said().contains("cannot tell whether") && said().contains("trying again"));
+    assert!(waiting.try_wait().unwrap().is_none() && !Path::new(&target).exists(), "it did not wait");
     fs::rename(world.path("stanzas"), &hidden).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(0), "{}", said());
+    assert_eq!(fs::read(&target).unwrap(), fs::read(&file).unwrap());
+    fs::remove_file(&target).unwrap();
 
     // A damaged object is never returned, nor taken for absent.
     let object = find(&wal, name(&file)).expect("the segment's object");

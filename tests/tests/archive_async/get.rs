@@ -1,6 +1,6 @@
 //! `archive-get` ahead: the server gets what was archived, and hears of an end only where there is one.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, thread, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Duration};
 
 use super::{ASYNC, log, rest, spool, spooled, wal, world};
 use support::{Mode, World, account, wait_until, world::STANZA};
@@ -73,12 +73,36 @@ fn segments_come_from_the_queue_and_the_end_is_certain() {
     rest(&world);
     expect_get(&world, &[], &next);
     rest(&world);
-    fs::write(&missing, word).unwrap();
+    fs::write(&missing, &word).unwrap();
     account::give(&missing);
     let _ = fs::remove_file(spool(&world, "in").join(&next));
     let _ = fs::remove_file(spool(&world, "in").join(format!("{next}.sum")));
-    world.expect(1, ["--no-archive-missing-retry", "archive-get", &next, &target]);
     expect_get(&world, &["--no-archive-missing-retry"], &next);
+    rest(&world);
+
+    // Nor is it an answer that somebody who works already has looked in vain: that may have been before it was asked for.
+    let lock = world.sandbox.locks().join(format!("{STANZA}-archive-1.lock"));
+    let put = |path: &Path, text: &[u8]| {
+        let new = world.path("new");
+        fs::write(&new, text).unwrap();
+        account::give(&new);
+        fs::rename(&new, path).unwrap();
+    };
+    put(&lock, b"{\"execId\":\"1-x\",\"pid\":1}\n");
+    let held = fs::File::open(&lock).unwrap();
+    held.lock().unwrap();
+    for left in [next.clone(), format!("{next}.sum")] {
+        let _ = fs::remove_file(spool(&world, "in").join(left));
+    }
+    put(&spool(&world, "in").join("plan"), format!("1 {next} 8\n").as_bytes());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(300));
+            put(&missing, &word);
+        });
+        expect_get(&world, &[], &next);
+    });
+    drop(held);
 
     // Histories are asked for now, and the server's names only.
     world.expect(1, ["archive-get", "00000002.history", &target]);
@@ -109,6 +133,8 @@ fn a_restore_replays_ahead_and_a_promoted_standby_archives_on() {
     fs::write(&left, "0\n").unwrap();
     let mut restored = world.restore("restored", [format!("--set={backup}")]);
     assert!(!left.exists());
+    let says = |dir: &Path, word: &str| fs::read_to_string(dir.join("postgresql.auto.conf")).unwrap().contains(word);
+    assert!(says(restored.data_dir(), "--on-error=abort"), "a recovery must not end early");
     restored.start();
     restored.wait_promoted();
     assert_eq!(restored.fingerprint(), data);
@@ -120,6 +146,7 @@ fn a_restore_replays_ahead_and_a_promoted_standby_archives_on() {
     // A standby follows the archive, and takes over when the primary is gone.
     let target = world.sandbox.dir("standby");
     world.restore_to(&target, ["--type=standby", &format!("--set={backup}")]);
+    assert!(says(&target, "--on-error=wait") && !says(&target, "--on-error=abort"), "a standby can wait");
     let mut standby = support::Cluster::adopt(world.cluster.major(), &target);
     let command = world.sandbox.archive_command(STANZA);
     let command = command.replacen(" archive-push", &format!(" --pg1-path={} archive-push", target.display()), 1);

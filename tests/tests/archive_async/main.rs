@@ -31,10 +31,15 @@ fn world(global: &[(&str, &str)]) -> World {
 
 /// The same with a second repository.
 fn two() -> (World, PathBuf) {
+    two_with(&[])
+}
+
+/// The same with these further options in `[global]`.
+fn two_with(global: &[(&str, &str)]) -> (World, PathBuf) {
     let sandbox = Sandbox::new();
     let second = sandbox.dir("repo2");
     let path = second.to_str().unwrap().to_owned();
-    let all: Vec<_> = ASYNC.iter().copied().chain([("repo2-path", path.as_str())]).collect();
+    let all: Vec<_> = ASYNC.iter().chain(global).copied().chain([("repo2-path", path.as_str())]).collect();
     (World::within(sandbox, cluster(), &all), second)
 }
 

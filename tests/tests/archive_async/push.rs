@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::FileExt as _, os::unix::fs::PermissionsExt as _, path::Path};
 
-use super::{archived, cluster, expect_push, log, push, ready, spool, spooled, two, wal, world};
+use super::{archived, cluster, expect_push, log, push, ready, rest, spool, spooled, two, two_with, wal, world};
 use support::{Sandbox, World, account, wait_until, world::STANZA};
 
 #[test]
@@ -53,7 +53,10 @@ fn a_broken_repository_keeps_wal_from_no_other_and_acknowledges_nothing() {
     mode(&second, 0);
     let run = expect_push(&world, 104, &names[0]);
     assert!(run.says("[104]") && run.says("repo2: ") && run.says(second.to_str().unwrap()), "{run}");
-    assert!(archived(&world, "--repo=1", &names[0]).is_some(), "the repository that works did not receive it");
+    for name in &names {
+        wait_until("the repository that works receives all", || archived(&world, "--repo=1", name).is_some());
+    }
+    rest(&world);
     let word = fs::read_to_string(spool(&world, "out").join(format!("{}.error", names[0]))).unwrap();
     assert!(word.starts_with("104\n"), "{word}");
     assert!(log(&world, "push").contains("WARN: could not push WAL file"), "{}", log(&world, "push"));
@@ -124,16 +127,82 @@ fn a_word_acknowledges_only_what_it_was_said_of() {
 }
 
 #[test]
-fn a_queue_that_grows_too_long_is_dropped_whole() {
-    let world = world(&[("archive-push-queue-max", "3MiB")]);
+fn what_is_dropped_is_told_until_a_backup_covers_it() {
+    let (world, second) = two_with(&[("archive-push-queue-max", "3MiB")]);
+    world.cluster.pgbench_init(1);
+    for repository in ["--repo=1", "--repo=2"] {
+        world.ok([repository, "--start-fast", "--type=full", "backup"]);
+    }
+    world.archive_now();
+    world.ok(["check"]);
+    rest(&world);
     let names = ready(&world, 5);
+    let away = second.with_extension("away");
+    fs::rename(&second, &away).unwrap();
     for name in &names {
         let run = expect_push(&world, 0, name);
         let said = run.messages("ERROR");
         assert!(said.len() == 1 && said[0].contains("dropped WAL file") && said[0].contains(name.as_str()), "{run}");
+        assert!(said[0].contains("it is in repo1, recovery past it from repo2 needs a new backup"), "{run}");
+        assert!(archived(&world, "--repo=1", name).is_some(), "{name}: repo1 works, and lacks it");
     }
-    assert!(names.iter().all(|name| archived(&world, "--repo=1", name).is_none()));
     assert!(log(&world, "push").contains("ERROR: dropped WAL file"));
+    for name in &names {
+        let mark = wal(&world, "archive_status").join(format!("{name}.ready"));
+        fs::rename(&mark, mark.with_extension("done")).unwrap();
+    }
+    fs::rename(&away, &second).unwrap();
+    world.set_archive_command(&world.sandbox.archive_command(STANZA));
+    world.archive_now();
+
+    let run = world.expect(82, ["check"]);
+    assert!(run.says("repo2 lacks WAL ") && run.says(&names[4]) && run.says("hint: take a backup"), "{run}");
+    assert!(!run.says("repo1 lacks"), "{run}");
+    world.ok(["--no-archive-check", "check"]);
+    // For who does not see the server they may be on their way, if what follows them came just now.
+    age(&second.join("wal"));
+    let text = world.ok(["info"]).stdout;
+    // The archiver may have had the first one in its hands still.
+    let is_missing = |first: &String| text.contains(&format!("wal missing (repo2): {first}/{}", names[4]));
+    assert!(is_missing(&names[0]) || is_missing(&names[1]), "{text}");
+    assert!(!text.contains("wal missing (repo1)"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&world.ok(["--output=json", "info"]).stdout).unwrap();
+    let holes: Vec<_> = json[0]["archive"].as_array().unwrap().iter().filter_map(|a| a.get("missing")).collect();
+    assert!(holes.len() == 1 && holes[0][0]["last"].as_str() == Some(&names[4]), "{json:#}");
+    assert_eq!(json[0]["status"]["code"], 0, "{json:#}");
+
+    world.ok(["--repo=2", "--start-fast", "--type=incr", "backup"]);
+    world.ok(["check"]);
+    assert!(!world.ok(["info"]).says("wal missing"));
+}
+
+/// Makes all files below a directory an hour old.
+fn age(directory: &Path) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            age(&path);
+        } else {
+            let hour = std::time::Duration::from_secs(3600);
+            fs::File::open(&path).unwrap().set_modified(std::time::SystemTime::now() - hour).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_word_is_about_no_repository_that_was_made_anew() {
+    let (world, second) = two();
+    let names = ready(&world, 4);
+    expect_push(&world, 0, &names[0]);
+    wait_until("all are pushed ahead", || spooled(&world, "out").len() == names.len() - 1);
+    rest(&world);
+    fs::rename(&second, second.with_extension("away")).unwrap();
+    world.sandbox.dir("repo2");
+    world.ok(["stanza-create"]);
+    for name in &names[1..] {
+        expect_push(&world, 0, name);
+        assert!(archived(&world, "--repo=2", name).is_some(), "{name} is acknowledged and not in repo2");
+    }
 }
 
 #[test]

@@ -24,7 +24,8 @@ use std::path::Path;
 enum Answer {
     Taken(u64),
     Missing,
-    Failed,
+    /// Nobody knows but the repositories.
+    Unknown,
 }
 
 /// Gets a segment through the queue; none if the repositories are to be asked.
@@ -65,7 +66,7 @@ pub(super) fn get(context: &Context<'_>, options: &GetOptions) -> Result<Option<
             tracing::info!("unable to find {} in the archive asynchronously", options.name);
             Ok(Some(GetOutcome::NotFound))
         }
-        Some(Answer::Failed) | None => Ok(None),
+        Some(Answer::Unknown) | None => Ok(None),
     }
 }
 
@@ -80,18 +81,19 @@ fn through(
     if let Some(size) = take()? {
         return Ok(Some(Answer::Taken(size)));
     }
-    if queue.take_missing(name)? {
-        // Of an earlier look. Asking again is one get, and surer than a process that looks for many.
-        return Ok((!settings.flag(Opt::ArchiveMissingRetry)).then_some(Answer::Missing));
+    if queue.take_missing(name)?.is_some() {
+        // Of an earlier look, which ends no recovery. Asking again is one get, and surer than a process that looks for many.
+        return Ok(None);
     }
-    let mut looks = 0;
-    let look = || {
-        looks += 1;
-        Ok(match take()? {
-            Some(size) => Some(Answer::Taken(size)),
-            None if looks > 1 && queue.take_missing(name)? => Some(Answer::Missing),
-            None if looks > 1 && queue.take_failed(name)? => Some(Answer::Failed),
-            None => None,
+    let look = |child: Option<u32>| {
+        if let Some(size) = take()? {
+            return Ok(Some(Answer::Taken(size)));
+        }
+        // Whoever was started before this call may have looked before it too.
+        Ok(match queue.take_missing(name)? {
+            Some(by) if Some(by) == child => Some(Answer::Missing),
+            Some(_) => Some(Answer::Unknown),
+            None => queue.take_failed(name)?.map(|_| Answer::Unknown),
         })
     };
     let begin = || {

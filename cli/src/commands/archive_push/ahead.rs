@@ -7,10 +7,10 @@ use crate::background::{self, Waited};
 use crate::commands::Context;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Command, Opt};
+use crate::option::{Command, Opt, Settings};
 use crate::repos;
 use pgkeep_engine::archive::spool::{self, Binding, Outcome, Spool};
-use pgkeep_engine::archive::{self, PushAheadOptions, PushOptions};
+use pgkeep_engine::archive::{self, PushAheadOptions, PushOptions, Words};
 use pgkeep_engine::lock::check_stopped;
 use pgkeep_engine::pg::datadir::read_control;
 use pgkeep_engine::{Error, Kind};
@@ -62,7 +62,7 @@ fn wait(
     }
     // What is said of failures counts from the second look on: it may be of an earlier run.
     let mut looks = 0;
-    let look = || {
+    let look = |_| {
         looks += 1;
         Ok(match good()? {
             None if looks > 1 => spool.error(name)?.map(Told::Bad),
@@ -107,6 +107,11 @@ fn answer(name: &str, told: Told) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What was said of files that wait, for who pushes one alone.
+pub(super) fn words(settings: &Settings) -> Words {
+    Words { spool: background::spool(settings), repositories: background::identities(settings) }
 }
 
 /// The process in the background.

@@ -14,7 +14,13 @@ fn control(system: u64) -> ControlFile {
 }
 
 fn queue(root: &Path, system: u64, repositories: &[&str]) -> Queue {
-    let repositories: Vec<_> = repositories.iter().map(|r| (*r).to_owned()).collect();
+    // After a colon the mark; none if it cannot be read.
+    let one = |text: &&str| {
+        let (config, mark) =
+            text.split_once(':').map_or((*text, Some("m")), |(c, m)| (c, Some(m).filter(|m| *m != "")));
+        RepositoryIdentity { config: config.to_owned(), mark: mark.map(str::to_owned) }
+    };
+    let repositories: Vec<_> = repositories.iter().map(one).collect();
     Queue::new(&Spool::of(root, "main"), "main", &control(system), &repositories)
 }
 
@@ -105,19 +111,58 @@ fn nothing_is_delivered_for_another_cluster_or_from_other_repositories() {
     let root = tempfile::tempdir().unwrap();
     let (ours, to) = (queue(root.path(), 7, &["repo1"]), root.path().join("got"));
     let name = wanted(5, 1).name(0).unwrap();
-    for other in [queue(root.path(), 8, &["repo1"]), queue(root.path(), 7, &["repo2"]), queue(root.path(), 7, &[])] {
+    let queue = |system, repositories: &[&str]| queue(root.path(), system, repositories);
+    for other in [queue(8, &["repo1"]), queue(7, &["repo2"]), queue(7, &[]), queue(7, &["repo1:made anew"])] {
         ours.put(&name, &content(1)).unwrap();
         ours.say_missing(&name).unwrap();
         ours.say_failed(&name, 103, "no").unwrap();
         assert!(!other.has(&name) && other.take(&name, &to).unwrap().is_none() && !to.exists());
-        assert!(!other.take_missing(&name).unwrap() && !other.take_failed(&name).unwrap());
+        assert!(other.take_missing(&name).unwrap().is_none() && other.take_failed(&name).unwrap().is_none());
         other.settle(&wanted(5, 2)).unwrap();
         assert!(!ours.has(&name), "what is not theirs is removed by those who fill the queue");
     }
     ours.say_missing(&name).unwrap();
     ours.say_failed(&name, 103, "no").unwrap();
-    assert!(ours.take_missing(&name).unwrap() && ours.take_failed(&name).unwrap());
-    assert!(!ours.take_missing(&name).unwrap() && !ours.take_failed(&name).unwrap());
+    let own = Some(std::process::id());
+    assert_eq!((ours.take_missing(&name).unwrap(), ours.take_failed(&name).unwrap()), (own, own));
+    assert_eq!((ours.take_missing(&name).unwrap(), ours.take_failed(&name).unwrap()), (None, None));
+    // While the repository is away its WAL is as good as before.
+    ours.put(&name, &content(1)).unwrap();
+    assert!(queue(7, &["repo1:"]).take(&name, &to).unwrap().is_some());
+}
+
+#[test]
+fn what_is_checked_is_what_is_delivered() {
+    let root = tempfile::tempdir().unwrap();
+    let (queue, to) = (queue(root.path(), 7, &["repo1"]), root.path().join("got"));
+    let name = wanted(5, 1).name(0).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let taken = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // A good one, and at once another in its place.
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                queue.put(&name, &content(1)).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                spool::put(&queue.dir, &name, &content(2), SEGMENT_MODE).unwrap();
+            }
+        });
+        let mut taken = 0;
+        for _ in 0..20_000 {
+            if taken == 100 {
+                break;
+            }
+            if queue.take(&name, &to).unwrap().is_some() {
+                taken += 1;
+                assert!(std::fs::read(&to).unwrap() == content(1), "what was checked was not delivered");
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        taken
+    });
+    assert!(taken > 0);
+    let left =
+        std::fs::read_dir(&queue.dir).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_str() != Some("plan"));
+    assert!(left.count() <= 2, "claimed segments were left behind");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! 0                                         exit status; 0 is good
 //! WAL file '…' already exists …             a message, perhaps of several lines, perhaps none
 //! #dropped                                  if the file was given up
+//! #held 1,3                                 repositories that hold it, if others do not
 //! #file for=… size=… … blake3=…             what it is about
 //! ```
 //!
@@ -12,6 +13,7 @@
 
 use crate::{FileError, Result};
 use pgkeep_formats::pg::control::ControlFile;
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::fs::Metadata;
 use std::io::ErrorKind;
@@ -20,29 +22,65 @@ use std::path::Path;
 
 const FILE: &str = "#file ";
 const DROPPED: &str = "#dropped";
-/// Stands for a hash that is not known.
+const HELD: &str = "#held ";
+/// Stands for a hash or mark that is not known.
 const UNKNOWN: &str = "-";
+
+/// What tells a repository from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryIdentity {
+    /// All that is configured of it.
+    pub config: String,
+    /// What tells the stanza in it from one that was made anew at the same place, see [`stanza_mark`]; none if the
+    /// repository cannot be read now.
+    ///
+    /// [`stanza_mark`]: crate::repository::stanza_mark
+    pub mark: Option<String>,
+}
 
 /// The cluster and the repositories that something in the spool belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Binding(String);
+pub struct Binding {
+    /// Hash of the stanza, the cluster, and what is configured.
+    config: String,
+    /// The mark of each repository, if it can be read.
+    marks: Vec<Option<String>>,
+}
 
 impl Binding {
     /// Of these: the stanza, the cluster as far as it is known, and what tells each repository from others, in their order.
     #[must_use]
-    pub fn new(stanza: &str, control: Option<&ControlFile>, repositories: &[String]) -> Self {
+    pub fn new(stanza: &str, control: Option<&ControlFile>, repositories: &[RepositoryIdentity]) -> Self {
         let mut hasher = blake3::Hasher::new();
         let cluster = control.map_or_else(String::new, |c| format!("{} {}", c.version.major(), c.system_identifier));
-        for part in [stanza, &cluster].into_iter().chain(repositories.iter().map(String::as_str)) {
+        for part in [stanza, &cluster].into_iter().chain(repositories.iter().map(|r| r.config.as_str())) {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
-        Self(hasher.finalize().to_hex().chars().take(32).collect())
+        let config = hasher.finalize().to_hex().chars().take(32).collect();
+        let short = |mark: &String| blake3::hash(mark.as_bytes()).to_hex().chars().take(16).collect();
+        Self { config, marks: repositories.iter().map(|r| r.mark.as_ref().map(short)).collect() }
+    }
+
+    /// Whether every repository is known to be the one it is.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.marks.iter().all(Option::is_some)
+    }
+
+    /// Whether this is the text of a binding of the same, as far as the repositories can be read now.
+    pub(in crate::archive) fn may_be(&self, text: &str) -> bool {
+        let mut parts = text.split('.');
+        let is_ours = parts.next() == Some(&self.config);
+        let marks: Vec<_> = parts.collect();
+        let same = |(own, said): (&Option<String>, &&str)| own.as_ref().is_none_or(|own| own == said);
+        is_ours && marks.len() == self.marks.len() && self.marks.iter().zip(&marks).all(same)
     }
 }
 
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.config)?;
+        self.marks.iter().try_for_each(|mark| write!(f, ".{}", mark.as_deref().unwrap_or(UNKNOWN)))
     }
 }
 
@@ -107,6 +145,8 @@ pub struct Status {
     pub outcome: Outcome,
     /// What to tell; empty if nothing.
     pub message: String,
+    /// Numbers of the repositories that hold the file, if others do not. Spares them, and acknowledges nothing.
+    pub held: BTreeSet<u32>,
     about: Option<(String, Identity)>,
 }
 
@@ -114,7 +154,14 @@ impl Status {
     /// A word about a file.
     #[must_use]
     pub fn new(outcome: Outcome, message: impl Into<String>, about: Option<(&Binding, Identity)>) -> Self {
-        Self { outcome, message: message.into(), about: about.map(|(binding, file)| (binding.0.clone(), file)) }
+        let about = about.map(|(binding, file)| (binding.to_string(), file));
+        Self { outcome, message: message.into(), held: BTreeSet::new(), about }
+    }
+
+    /// The same, of a file that these repositories hold.
+    #[must_use]
+    pub fn held_by(self, held: BTreeSet<u32>) -> Self {
+        Self { held, ..self }
     }
 
     /// Whether it is about a failure.
@@ -123,12 +170,23 @@ impl Status {
         matches!(self.outcome, Outcome::Failed(_))
     }
 
+    /// Whether it may be passed on: it is about the file at `path`, and if it says that every repository holds that, each
+    /// is known to be the one that did.
+    ///
+    /// # Errors
+    /// As [`Self::is_about`].
+    pub fn is_believed(&self, binding: &Binding, path: &Path) -> Result<bool> {
+        Ok((self.outcome != Outcome::Pushed || binding.is_certain()) && self.is_about(binding, path)?)
+    }
+
     /// Whether it is about the file that is at `path` now. Reads the file only if its facts have changed.
     ///
     /// # Errors
     /// `FileInfo`, `FileRead`.
     pub fn is_about(&self, binding: &Binding, path: &Path) -> Result<bool> {
-        let Some((_, said)) = self.about.as_ref().filter(|(of, _)| *of == binding.0) else { return Ok(false) };
+        let Some((_, said)) = self.about.as_ref().filter(|(of, _)| *of == binding.to_string()) else {
+            return Ok(false);
+        };
         if Identity::of(path)?.facts == said.facts {
             return Ok(true);
         }
@@ -153,6 +211,10 @@ impl Status {
         if self.outcome == Outcome::Dropped {
             let _ = writeln!(text, "{DROPPED}");
         }
+        if !self.held.is_empty() {
+            let held: Vec<_> = self.held.iter().map(u32::to_string).collect();
+            let _ = writeln!(text, "{HELD}{}", held.join(","));
+        }
         if let Some((binding, file)) = &self.about {
             let hash = file.hash.as_deref().unwrap_or(UNKNOWN);
             let _ = writeln!(text, "{FILE}for={binding} {} blake3={hash}", file.facts);
@@ -165,6 +227,8 @@ impl Status {
     pub fn parse(text: &str) -> Self {
         let mut lines: Vec<&str> = text.lines().collect();
         let about = lines.pop_if(|line| line.starts_with(FILE)).and_then(parse_about);
+        let held = lines.pop_if(|line| line.starts_with(HELD)).and_then(|line| line.strip_prefix(HELD));
+        let held = held.map(|keys| keys.split(',').filter_map(|key| key.parse().ok()).collect()).unwrap_or_default();
         let is_dropped = lines.pop_if(|line| *line == DROPPED).is_some();
         let code = lines.first().and_then(|line| line.trim().parse::<u8>().ok());
         let outcome = match code {
@@ -177,7 +241,7 @@ impl Status {
             None => Outcome::Failed(125),
         };
         let message = lines.get(usize::from(code.is_some())..).unwrap_or_default().join("\n");
-        Self { outcome, message, about }
+        Self { outcome, message, held, about }
     }
 }
 

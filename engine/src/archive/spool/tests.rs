@@ -6,8 +6,8 @@ use std::os::unix::fs::symlink;
 const NAME: &str = "000000010000000000000003";
 
 fn binding(stanza: &str, repositories: &[&str]) -> Binding {
-    let repositories: Vec<_> = repositories.iter().map(|r| (*r).to_owned()).collect();
-    Binding::new(stanza, None, &repositories)
+    let one = |config: &&str| RepositoryIdentity { config: (*config).to_owned(), mark: Some((*config).to_owned()) };
+    Binding::new(stanza, None, &repositories.iter().map(one).collect::<Vec<_>>())
 }
 
 fn said(path: &Path, binding: &Binding) -> Status {
@@ -30,6 +30,8 @@ fn words_are_read_as_they_were_written() {
         Status::new(Outcome::Dropped, "dropped WAL file", about()),
         Status::new(Outcome::Failed(104), "failed:\nrepo1: no\nhint: look", about()),
         Status::new(Outcome::Failed(103), "no repository", None),
+        Status::new(Outcome::Failed(104), "repo2: no", about()).held_by([1, 3].into()),
+        Status::new(Outcome::Dropped, "dropped WAL file", about()).held_by([256].into()),
     ] {
         assert_eq!(Status::parse(&status.encode()), status);
     }
@@ -52,6 +54,7 @@ fn words_of_others_are_about_nothing() {
         ("what is this", Outcome::Failed(125), "what is this"),
         ("0\n#file ", Outcome::Pushed, ""),
         ("0\n#file for=x size=1", Outcome::Pushed, ""),
+        ("55\nx\n#held 1,,y", Outcome::Failed(55), "x"),
         ("\u{0}\u{0}", Outcome::Failed(125), "\u{0}\u{0}"),
     ];
     for (text, outcome, message) in cases {
@@ -98,7 +101,8 @@ fn a_binding_keeps_its_parts_apart() {
 fn settling_leaves_good_words_about_what_is_ready_and_what_is_not_ours() {
     let root = tempfile::tempdir().unwrap();
     let spool = Spool::of(root.path(), "main");
-    assert!(spool.settle(&[]).unwrap().is_empty(), "a spool that is not there is empty");
+    let none = HashSet::new();
+    assert!(spool.settle(&[], &none).unwrap().good.is_empty(), "a spool that is not there is empty");
     Spool::prepare(spool.out()).unwrap();
     let (ours, other) = (binding("main", &[]), "000000010000000000000004");
     for name in [NAME, other] {
@@ -113,8 +117,11 @@ fn settling_leaves_good_words_about_what_is_ready_and_what_is_not_ours() {
     assert!(spool.ok(NAME).unwrap().is_some(), "a failure takes no good word away");
     assert_eq!(spool.error(NAME).unwrap().unwrap().outcome, Outcome::Failed(55));
 
-    let good = spool.settle(&[NAME.to_owned()]).unwrap();
-    assert_eq!(good.keys().collect::<Vec<_>>(), [NAME]);
+    let (ready, tried) = ([NAME.to_owned()], HashSet::from([NAME.to_owned(), other.to_owned()]));
+    assert_eq!(spool.settle(&ready, &tried).unwrap().failed.keys().collect::<Vec<_>>(), [NAME]);
+    assert!(spool.error(NAME).unwrap().is_some(), "what a run has said itself stays");
+    let settled = spool.settle(&ready, &none).unwrap();
+    assert_eq!(settled.good.keys().chain(settled.failed.keys()).collect::<Vec<_>>(), [NAME, NAME]);
     let mut left: Vec<_> = std::fs::read_dir(spool.out()).unwrap().map(|e| e.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, [format!("{NAME}.ok").as_str(), "README"]);

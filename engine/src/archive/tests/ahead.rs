@@ -4,62 +4,62 @@ use super::*;
 use crate::archive::spool::{Binding, Outcome, Spool, Status};
 use crate::lock;
 use crate::observe::Cancel;
-use crate::store::{Fault, FaultStore, Verb};
+use crate::store::{Fault, FaultStore, RecordingStore, Verb};
 
-const OWN: [(Version, u64); 1] = [(Version::V16, SYSTEM)];
-const ID: &str = "16-1";
+pub(super) const OWN: [(Version, u64); 1] = [(Version::V16, SYSTEM)];
+pub(super) const ID: &str = "16-1";
 
 /// A cluster with files that are ready, and its spool.
-struct Rig {
-    cluster: Cluster,
-    spool: Spool,
+pub(super) struct Rig {
+    pub(super) cluster: Cluster,
+    pub(super) spool: Spool,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let cluster = Cluster::new(Version::V16, SYSTEM);
         let spool = Spool::of(&cluster.path().join("spool"), "main");
         Self { cluster, spool }
     }
 
     /// A segment that the server has ready.
-    fn ready(&self, number: u64, seed: u8) -> String {
+    pub(super) fn ready(&self, number: u64, seed: u8) -> String {
         let name = self.cluster.segment(number, seed);
         std::fs::write(self.mark(&name), "").unwrap();
         name
     }
 
-    fn mark(&self, name: &str) -> PathBuf {
+    pub(super) fn mark(&self, name: &str) -> PathBuf {
         self.cluster.wal("archive_status").join(format!("{name}.ready"))
     }
 
-    fn options(&self) -> PushAheadOptions {
+    pub(super) fn options(&self) -> PushAheadOptions {
         PushAheadOptions {
             push: PushOptions { source: self.cluster.path().join("pg_wal"), ..self.cluster.push_options("") },
             spool: self.spool.clone(),
-            repositories: vec!["repo1".into()],
+            repositories: marked(&["first"]),
             workers: 2,
             batch_bytes: u64::MAX,
         }
     }
 
-    fn push(&self, repositories: &[Configured]) -> Result<PushAheadReport> {
+    pub(super) fn push(&self, repositories: &[Configured]) -> Result<PushAheadReport> {
         push_ahead(repositories, &self.options(), &word, &Cancel::default())
     }
 
     /// What the server is told of a file.
-    fn look(&self, name: &str) -> Option<Status> {
+    pub(super) fn look(&self, name: &str) -> Option<Status> {
         let control = crate::pg::datadir::read_control(self.cluster.path()).unwrap().fields;
-        let binding = Binding::new("main", Some(&control), &["repo1".into()]);
+        let binding = Binding::new("main", Some(&control), &marked(&["first"]));
         look(&self.spool, name, &self.cluster.wal(name), &binding).unwrap()
     }
 
-    fn error(&self, name: &str) -> Option<(Outcome, String)> {
+    pub(super) fn error(&self, name: &str) -> Option<(Outcome, String)> {
         self.spool.error(name).unwrap().map(|status| (status.outcome, status.message))
     }
 }
 
-fn word(error: &Error) -> (u8, String) {
+pub(super) fn word(error: &Error) -> (u8, String) {
     (if error.kind() == Kind::Command { 104 } else { 1 }, error.to_string())
 }
 
@@ -98,25 +98,101 @@ fn a_good_word_is_about_no_other_file_of_the_name() {
 }
 
 #[test]
-fn the_first_failure_ends_the_scheduling_and_the_other_repository_is_served() {
+fn a_repository_that_is_away_keeps_wal_from_no_other() {
     let rig = Rig::new();
-    let (good, bad) = (MemoryStore::new(), MemoryStore::new());
+    let good = Arc::new(RecordingStore::new(MemoryStore::new()));
+    let repository = create(1, Arc::clone(&good), &OWN);
     let broken = Configured { key: 2, repository: Err(Error::refused(Kind::Crypto, "no key slot opens")) };
-    let repositories = [create(1, good, &OWN).into(), broken];
-    let names: Vec<_> = (3..40).map(|n| rig.ready(n, 1)).collect();
-    let report = rig.push(&repositories).unwrap();
-    assert!(report.pushed == 0 && report.failed >= 1 && report.failed <= 4, "{report:?}");
-    assert!(archived(&repositories[0], ID, &names[0]).is_some());
-    let (outcome, message) = rig.error(&names[0]).unwrap();
-    assert_eq!(outcome, Outcome::Failed(104));
-    assert!(message.contains("repo2: [CryptoError] no key slot opens"), "{message}");
-    assert!(names.iter().all(|name| rig.look(name).is_none()), "something is acknowledged that repo2 lacks");
+    let repositories = [repository.into(), broken];
+    let mut names: Vec<_> = (3..40).map(|n| rig.ready(n, 1)).collect();
+    assert_eq!(rig.push(&repositories).unwrap(), PushAheadReport { pushed: 0, failed: 37, dropped: 0 });
+    for name in &names {
+        assert!(archived(&repositories[0], ID, name).is_some(), "{name}");
+        assert!(rig.look(name).is_none(), "{name} is acknowledged and not in repo2");
+        let (outcome, message) = rig.error(name).unwrap();
+        assert_eq!(outcome, Outcome::Failed(104));
+        assert!(message.contains("repo2: [CryptoError] no key slot opens"), "{message}");
+    }
+    // What it holds is not stored there again while the other is away, and what is new is.
+    names.push(rig.ready(40, 1));
+    good.clear();
+    assert_eq!(rig.push(&repositories).unwrap().failed, 38);
+    assert_eq!(good.count(Verb::Put), 1, "{:?}", good.keys(Verb::Put));
+    assert!(names.iter().all(|name| rig.error(name).is_some()));
 
     // Mended: the same run leaves no error behind.
-    let repositories = [open_again(&repositories[0]), create(2, bad, &OWN).into()];
-    assert_eq!(rig.push(&repositories).unwrap().pushed, 37);
+    let repositories = [open_again(&repositories[0]), create(2, MemoryStore::new(), &OWN).into()];
+    assert_eq!(rig.push(&repositories).unwrap(), PushAheadReport { pushed: 38, failed: 0, dropped: 0 });
     assert!(names.iter().all(|name| rig.error(name).is_none() && rig.look(name).is_some()));
     assert!(names.iter().all(|name| archived(&repositories[1], ID, name).is_some()));
+}
+
+#[test]
+fn a_repository_that_fails_is_left_alone_for_the_rest_of_the_run() {
+    let rig = Rig::new();
+    let names: Vec<_> = (3..40).map(|n| rig.ready(n, 1)).collect();
+    let faulty = Arc::new(FaultStore::new(MemoryStore::new()));
+    let counted = Arc::new(RecordingStore::new(Arc::clone(&faulty)));
+    let repositories = [create(1, MemoryStore::new(), &OWN).into(), create(2, Arc::clone(&counted), &OWN).into()];
+    counted.clear();
+    (1..=60).for_each(|n| faulty.fail(Verb::Put, n, Fault::NoSpace));
+    let report = rig.push(&repositories).unwrap();
+    assert_eq!((report.pushed, report.failed), (0, 37));
+    assert!(names.iter().all(|name| archived(&repositories[0], ID, name).is_some()));
+    // Each of four threads may have been on its way.
+    assert!(counted.count(Verb::Put) <= 4, "{}", counted.count(Verb::Put));
+}
+
+#[test]
+fn a_file_that_cannot_be_archived_keeps_no_other_back() {
+    let (rig, (_, repositories)) = (Rig::new(), one(Version::V16));
+    let names: Vec<_> = (3..20).map(|n| rig.ready(n, 1)).collect();
+    rig.cluster.file(&names[4], b"no WAL at all");
+    assert_eq!(rig.push(&repositories).unwrap(), PushAheadReport { pushed: 16, failed: 1, dropped: 0 });
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(rig.look(name).is_some(), n != 4, "{name}");
+    }
+    // Without a place that works, or anything to read, there is no sense in going on.
+    let rig = Rig::new();
+    let names: Vec<_> = (3..40).map(|n| rig.ready(n, 1)).collect();
+    let faulty = Arc::new(FaultStore::new(MemoryStore::new()));
+    let repositories = [create(1, Arc::clone(&faulty), &OWN).into()];
+    (1..=60).for_each(|n| faulty.fail(Verb::Put, n, Fault::NoSpace));
+    let report = rig.push(&repositories).unwrap();
+    assert!(report.failed >= 1 && report.failed <= 4, "{report:?}");
+    assert!(rig.error(&names[0]).is_some());
+}
+
+#[test]
+fn a_good_word_is_about_the_repository_that_has_the_file() {
+    let (rig, (_, repositories)) = (Rig::new(), one(Version::V16));
+    let name = rig.ready(3, 1);
+    rig.push(&repositories).unwrap();
+    let control = crate::pg::datadir::read_control(rig.cluster.path()).unwrap().fields;
+    let look = |mark: &str| {
+        let binding = Binding::new("main", Some(&control), &marked(&[mark]));
+        look(&rig.spool, &name, &rig.cluster.wal(&name), &binding).unwrap()
+    };
+    assert!(look("made anew").is_none() && look("").is_none());
+    assert!(look("first").is_some());
+}
+
+#[test]
+fn a_stanza_that_is_made_anew_has_another_mark() {
+    let mark = |store: &MemoryStore| crate::repository::stanza_mark(store, "main").unwrap();
+    let stores: Vec<_> = (0..2).map(|_| one(Version::V16).0).collect();
+    assert_eq!(mark(&stores[0]), mark(&stores[0]));
+    assert_ne!(mark(&stores[0]), mark(&stores[1]), "another repository");
+    let before = mark(&stores[0]);
+    let entry = layout::stanza_history("main", 1);
+    let bytes = stores[0].get(&entry, crate::store::Range::Whole).unwrap();
+    stores[0].delete(&entry).unwrap();
+    assert_ne!(mark(&stores[0]), before, "no stanza");
+    stores[0].put_if_absent(&entry, &bytes).unwrap();
+    assert_eq!(mark(&stores[0]), before);
+    assert!(stores[0].tamper(&entry, |bytes| *bytes.last_mut().unwrap() ^= 1));
+    assert_ne!(mark(&stores[0]), before, "another stanza of the name");
+    assert!(crate::repository::stanza_mark(&MemoryStore::new(), "main").is_err());
 }
 
 fn open_again(configured: &Configured) -> Configured {
@@ -142,25 +218,6 @@ fn an_error_that_somebody_renames_lets_the_server_pass() {
     assert!(rig.look(&bad).is_none());
     rig.push(&repositories).unwrap();
     assert_eq!(rig.look(&bad).unwrap().outcome, Outcome::Pushed);
-}
-
-#[test]
-fn a_queue_that_is_too_long_is_given_up_whole() {
-    let (rig, (_, repositories)) = (Rig::new(), one(Version::V16));
-    let names: Vec<_> = (3..8).map(|n| rig.ready(n, 1)).collect();
-    let mut options = rig.options();
-    options.push.queue_max = Some(4 * SIZE.bytes());
-    let run = |options| push_ahead(&repositories, options, &word, &Cancel::default()).unwrap();
-    assert_eq!(run(&options).dropped, 5);
-    for name in &names {
-        assert!(archived(&repositories[0], ID, name).is_none());
-        let status = rig.look(name).unwrap();
-        assert_eq!(status.outcome, Outcome::Dropped);
-        assert!(status.message.contains(name.as_str()) && status.message.starts_with("dropped WAL file"));
-        std::fs::remove_file(rig.mark(name)).unwrap();
-    }
-    (8..12).for_each(|n| drop(rig.ready(n, 1)));
-    assert_eq!(run(&options), PushAheadReport { pushed: 4, failed: 0, dropped: 0 });
 }
 
 #[test]
@@ -254,7 +311,7 @@ fn get_options(rig: &Rig, name: &str, segments: u64) -> GetAheadOptions {
             sparse: false,
         },
         spool: rig.spool.clone(),
-        repositories: vec!["repo1".into()],
+        repositories: marked(&["first"]),
         workers: 2,
         queue_max: segments * SIZE.bytes(),
     }
@@ -262,7 +319,7 @@ fn get_options(rig: &Rig, name: &str, segments: u64) -> GetAheadOptions {
 
 fn queue(rig: &Rig) -> Queue {
     let control = crate::pg::datadir::read_control(rig.cluster.path()).unwrap().fields;
-    Queue::new(&rig.spool, "main", &control, &["repo1".into()])
+    Queue::new(&rig.spool, "main", &control, &marked(&["first"]))
 }
 
 #[test]
@@ -280,7 +337,7 @@ fn the_queue_is_filled_up_to_the_end_of_the_archive() {
     assert!(std::fs::read(&to).unwrap() == rig.cluster.content(segment(3), 3));
     let report = run(&names[1], 8);
     assert!(report.fetched == 2 && report.missing, "{report:?}");
-    assert!(queue.take_missing(&segment(8).name(SIZE)).unwrap());
+    assert_eq!(queue.take_missing(&segment(8).name(SIZE)).unwrap(), Some(std::process::id()));
     for (name, number) in names.iter().zip(3..).skip(1) {
         assert!(queue.take(name, &to).unwrap().is_some());
         assert!(std::fs::read(&to).unwrap() == rig.cluster.content(segment(number), number as u8));
@@ -302,5 +359,5 @@ fn what_is_not_certain_is_not_said_to_be_missing() {
     let (name, queue) = (segment(3).name(SIZE), queue(&rig));
     let report = get_ahead(&repositories, &get_options(&rig, &name, 4), &word, &Cancel::default()).unwrap();
     assert!(report.failed >= 1 && !report.missing, "{report:?}");
-    assert!(!queue.take_missing(&name).unwrap() && queue.take_failed(&name).unwrap());
+    assert!(queue.take_missing(&name).unwrap().is_none() && queue.take_failed(&name).unwrap().is_some());
 }

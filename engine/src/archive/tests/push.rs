@@ -213,27 +213,11 @@ fn every_repository_is_tried_and_every_failure_named() {
     cluster.segment(3, 2);
     assert_eq!(kind(cluster.push(&repositories, &name)), Kind::Command);
     assert_eq!(kind(cluster.push(&repositories[2..3], &name)), Kind::ArchiveDuplicate);
-    assert_eq!(kind(cluster.push(&[refused(1)], &name)), Kind::RepoInvalid);
+    // What keeps all of them shut is a wrong key, and that is what is said.
+    assert_eq!(kind(cluster.push(&[refused(1)], &name)), Kind::Crypto);
+    assert_eq!(kind(cluster.push(&[refused(1), refused(2)], &name)), Kind::Crypto);
     assert_eq!(kind(cluster.push(&repositories[4..6], &name)), Kind::RepoInvalid);
     assert_eq!(kind(cluster.push(&[], &name)), Kind::RepoInvalid);
-}
-
-#[test]
-fn too_long_a_queue_drops_the_file_and_says_so() {
-    let (store, repositories) = one(Version::V15);
-    let cluster = Cluster::new(Version::V15, SYSTEM);
-    let name = cluster.segment(3, 1);
-    for ready in ["000000010000000000000003", "000000010000000000000004", "00000002.history"] {
-        cluster.file(&format!("archive_status/{ready}.ready"), b"");
-    }
-    cluster.file("archive_status/000000010000000000000002.done", b"");
-    cluster.file("archive_status/nonsense.ready", b"");
-    let before = store.snapshot();
-    let with = |queue_max| PushOptions { queue_max: Some(queue_max), ..cluster.push_options(&name) };
-    let dropped = push(&repositories, &with((3 << 20) - 1)).unwrap();
-    assert_eq!(dropped, PushReport::Dropped { queued: 3 << 20 });
-    assert!(store.snapshot() == before);
-    assert_eq!(created(push(&repositories, &with(3 << 20))), [true]);
 }
 
 #[test]

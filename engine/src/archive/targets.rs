@@ -1,0 +1,283 @@
+//! The repositories that files go to, and what became of a file in each.
+//!
+//! Each is tried, whatever becomes of the others. One that failed in a way that other files would meet too is *down*: it is
+//! left alone, so that not every file waits for the same time-outs, and tried again with one file after [`TRY_AGAIN`].
+
+use super::{Configured, Failure, joined, unusable};
+use crate::repository::Repository;
+use crate::repository::wal::{WalFile, WalPut};
+use crate::{Error, Kind, Result};
+use pgkeep_formats::pg::control::ControlFile;
+use pgkeep_formats::pg::wal::{ArchiveName, WalHeader};
+use pgkeep_formats::repo::records::StanzaHistory;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(super) const PANICKED: &str = "a thread of archive-push panicked";
+/// How long a repository that failed is left alone.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+
+/// What came of it in one repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// Number of the repository.
+    pub key: u32,
+    /// The archive the file went to.
+    pub archive_id: String,
+    /// False if it held the file already.
+    pub created: bool,
+}
+
+/// What came of it in all.
+#[derive(Debug, Default)]
+pub(super) struct Delivered {
+    /// Repositories that hold it durably.
+    pub(super) pushed: Vec<Pushed>,
+    /// What the others said.
+    pub(super) failures: Vec<Failure>,
+}
+
+impl Delivered {
+    /// What is told of the file if it is not in every repository.
+    ///
+    /// # Errors
+    /// `ArchiveDuplicate` if all that failed was that other content is archived under the name; otherwise `Command` with a
+    /// line for each repository that failed.
+    pub(super) fn everywhere(mut self, name: &str) -> Result<Vec<Pushed>> {
+        if self.failures.is_empty() {
+            return Ok(self.pushed);
+        }
+        self.failures.sort_by_key(|f| f.key);
+        let all_duplicate = self.failures.iter().all(|f| f.kind == Kind::ArchiveDuplicate);
+        let kind = if all_duplicate { Kind::ArchiveDuplicate } else { Kind::Command };
+        Err(joined(kind, &format!("archive-push of '{name}' failed"), &self.failures))
+    }
+
+    /// Numbers of the repositories that hold it.
+    pub(super) fn held(&self) -> BTreeSet<u32> {
+        self.pushed.iter().map(|p| p.key).collect()
+    }
+}
+
+/// The repositories that can take files, and why the others cannot.
+pub(super) struct Targets {
+    usable: Vec<Target>,
+    failures: Vec<Failure>,
+}
+
+/// A repository that can take files, and the entry of the stanza's history they belong to.
+struct Target {
+    repository: Arc<Repository>,
+    entry: StanzaHistory,
+    down: Mutex<Option<Down>>,
+}
+
+/// Why and since when a repository is left alone.
+struct Down {
+    since: Instant,
+    why: Failure,
+}
+
+impl Targets {
+    /// Looks at each repository, side by side.
+    ///
+    /// # Errors
+    /// `RepoInvalid` with a line for each repository if none can be used; `Crypto` if that is what keeps all of them shut.
+    pub(super) fn of(repositories: &[Configured], stanza: &str, control: Option<&ControlFile>) -> Result<Self> {
+        let targets: Vec<_> = thread::scope(|scope| {
+            let checks: Vec<_> =
+                repositories.iter().map(|r| (r.key, scope.spawn(|| check_repository(r, stanza, control)))).collect();
+            let joined = checks.into_iter().map(|(key, check)| check.join().unwrap_or_else(|_| Err(panicked(key))));
+            joined.collect()
+        });
+        let (mut usable, mut failures) = (Vec::new(), Vec::new());
+        for target in targets {
+            match target {
+                Ok(target) => usable.push(target),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        if usable.is_empty() {
+            return Err(unusable(&failures));
+        }
+        Ok(Self { usable, failures })
+    }
+
+    /// Numbers of the repositories that work, as far as is known.
+    pub(super) fn working(&self) -> BTreeSet<u32> {
+        self.usable.iter().filter(|t| t.down(TRY_AGAIN).is_none()).map(Target::key).collect()
+    }
+
+    /// What keeps the others from working.
+    pub(super) fn failures(&self) -> Vec<Failure> {
+        let down = self.usable.iter().filter_map(|t| t.down(TRY_AGAIN));
+        self.failures.iter().cloned().chain(down).collect()
+    }
+
+    /// Numbers of all, whether they work or not.
+    pub(super) fn keys(&self) -> BTreeSet<u32> {
+        self.usable.iter().map(Target::key).chain(self.failures.iter().map(|f| f.key)).collect()
+    }
+
+    /// Stores a file, durably: first in those that are not known to hold it, and only if all others have it then in those
+    /// that are, which makes sure of it.
+    pub(super) fn deliver(
+        &self,
+        stanza: &str,
+        name: &ArchiveName,
+        file: &WalFile<'_>,
+        held: &BTreeSet<u32>,
+    ) -> Delivered {
+        let mut delivered = Delivered { pushed: Vec::new(), failures: self.failures.clone() };
+        self.put_all(stanza, name, file, |key| !held.contains(&key), &mut delivered);
+        if delivered.failures.is_empty() {
+            self.put_all(stanza, name, file, |key| held.contains(&key), &mut delivered);
+        } else {
+            let known = self.usable.iter().filter(|t| held.contains(&t.key()));
+            delivered.pushed.extend(known.map(|t| t.pushed(false)));
+        }
+        delivered
+    }
+
+    /// Puts the file into the chosen ones side by side; the last one on this thread.
+    fn put_all(
+        &self,
+        stanza: &str,
+        name: &ArchiveName,
+        file: &WalFile<'_>,
+        chosen: impl Fn(u32) -> bool,
+        delivered: &mut Delivered,
+    ) {
+        let text = name.to_string();
+        let targets: Vec<_> = self.usable.iter().filter(|t| chosen(t.key())).collect();
+        let put = |t: &Target| t.put(stanza, &text, file);
+        let Some((last, others)) = targets.split_last() else { return };
+        let results: Vec<_> = thread::scope(|scope| {
+            let running: Vec<_> = others.iter().map(|t| (t.key(), scope.spawn(|| put(t)))).collect();
+            let own = put(last);
+            let joined = running.into_iter().map(|(key, r)| r.join().unwrap_or_else(|_| Err(panicked(key))));
+            joined.chain([own]).collect()
+        });
+        for result in results {
+            match result {
+                Ok(pushed) => delivered.pushed.push(pushed),
+                Err(failure) => delivered.failures.push(failure),
+            }
+        }
+    }
+
+    /// Refuses a file whose header is of another cluster than they are.
+    ///
+    /// # Errors
+    /// `ArchiveMismatch`.
+    pub(super) fn check_header(
+        &self,
+        name: &ArchiveName,
+        header: Option<&WalHeader>,
+        control: Option<&ControlFile>,
+    ) -> Result<()> {
+        let Some(h) = header else { return Ok(()) };
+        let expected = self.usable.iter().map(|t| (t.entry.version, t.entry.system_identifier));
+        let expected = expected.chain(control.map(|c| (c.version.major(), c.system_identifier)));
+        for (version, system_identifier) in expected {
+            if (h.major(), h.system_identifier) != (version, system_identifier) {
+                return Err(Error::refused(
+                    Kind::ArchiveMismatch,
+                    format!(
+                        "WAL file '{name}' version {}, system-id {} do not match stanza version {version}, system-id \
+                         {system_identifier}",
+                        h.version, h.system_identifier
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn key(&self) -> u32 {
+        self.repository.key()
+    }
+
+    fn pushed(&self, created: bool) -> Pushed {
+        Pushed { key: self.key(), archive_id: self.entry.archive_id(), created }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Down>> {
+        self.down.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why it is left alone, if it is.
+    fn down(&self, try_again: Duration) -> Option<Failure> {
+        self.lock().as_ref().filter(|down| down.since.elapsed() < try_again).map(|down| down.why.clone())
+    }
+
+    /// Stores the file, unless the repository is left alone.
+    fn put(&self, stanza: &str, name: &str, file: &WalFile<'_>) -> std::result::Result<Pushed, Failure> {
+        if let Some(down) = self.lock().as_mut() {
+            if down.since.elapsed() < TRY_AGAIN {
+                return Err(down.why.clone());
+            }
+            // This file is the try; others do not wait for what comes of it.
+            down.since = Instant::now();
+        }
+        let key = self.key();
+        match self.repository.wal_put(stanza, &self.entry.archive_id(), name, file) {
+            Ok(put @ (WalPut::Created | WalPut::SameContent)) => {
+                *self.lock() = None;
+                Ok(self.pushed(put == WalPut::Created))
+            }
+            Ok(WalPut::Different) => {
+                let message =
+                    format!("WAL file '{name}' already exists in the repo{key} archive with different content");
+                Err(Failure { key, kind: Kind::ArchiveDuplicate, message })
+            }
+            Err(e) => {
+                let why = Failure::new(key, &e);
+                // An object that is damaged is no trouble of other files.
+                if !matches!(e.kind(), Kind::Checksum | Kind::Format) {
+                    *self.lock() = Some(Down { since: Instant::now(), why: why.clone() });
+                }
+                Err(why)
+            }
+        }
+    }
+}
+
+fn check_repository(
+    configured: &Configured,
+    stanza: &str,
+    control: Option<&ControlFile>,
+) -> std::result::Result<Target, Failure> {
+    let key = configured.key;
+    let repository = configured.repository.as_ref().map_err(|e| Failure::new(key, e))?;
+    let check = || {
+        repository.check_writable()?;
+        let entry = repository.stanza_history(stanza)?.pop().ok_or_else(|| {
+            let place = repository.store().describe();
+            Error::refused(Kind::FileMissing, format!("stanza '{stanza}' does not exist in {place}"))
+        })?;
+        match control {
+            Some(c) if !is_of(c.version.major(), c.system_identifier, &entry) => Err(Error::refused(
+                Kind::ArchiveMismatch,
+                format!(
+                    "PostgreSQL version {}, system-id {} do not match repo{key} stanza version {}, system-id {}",
+                    c.version, c.system_identifier, entry.version, entry.system_identifier
+                ),
+            )),
+            _ => Ok(Target { repository: Arc::clone(repository), entry, down: Mutex::new(None) }),
+        }
+    };
+    check().map_err(|e| Failure::new(key, &e))
+}
+
+fn is_of(version: u32, system_identifier: u64, entry: &StanzaHistory) -> bool {
+    (version, system_identifier) == (entry.version, entry.system_identifier)
+}
+
+fn panicked(key: u32) -> Failure {
+    Failure { key, kind: Kind::Assert, message: PANICKED.into() }
+}

@@ -1,0 +1,162 @@
+//! Segments that an archive lacks behind the start of its newest backup: what recovery from there needs, and cannot get.
+//!
+//! Works by names, from the newest backup's start on, so it costs a list for each directory of 4 GiB of WAL behind that; and a
+//! read for each later timeline, whose history says whether it goes on from the backup. What is missing before that backup
+//! is another matter (`verify`): the backup needs none of it.
+
+use super::WalRange;
+use crate::repository::{Backup, Repository};
+use crate::{Error, Result};
+use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
+use pgkeep_formats::pg::wal::{SegmentName, WalSegment, WalSegmentSize};
+use std::collections::BTreeMap;
+
+/// Segments in a row that are missing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WalHole {
+    /// The first one.
+    pub first: String,
+    /// The last one.
+    pub last: String,
+    /// How many.
+    pub segments: u64,
+    /// Label of the backup whose recovery ends before them.
+    pub backup: String,
+    /// Whether the backup itself needs them: without, it never becomes consistent.
+    pub is_needed: bool,
+}
+
+/// Numbers of segments that are there, and when the store took them; by timeline, ascending.
+type Present = BTreeMap<u32, Vec<(u64, i64)>>;
+
+/// A part of the way of a recovery: segments of one timeline up to `last`.
+struct Part {
+    timeline: u32,
+    last: u64,
+}
+
+impl Repository {
+    /// The holes between the start of the newest of these backups and the newest segment, on every timeline that goes on from
+    /// it. A server stores some segments side by side: one that follows a hole and came later than `before`, in seconds since
+    /// the Unix epoch, proves nothing yet.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn wal_holes<'b>(
+        &self,
+        stanza: &str,
+        archive_id: &str,
+        backups: impl IntoIterator<Item = &'b Backup>,
+        before: Option<i64>,
+    ) -> Result<Vec<WalHole>> {
+        let own = backups.into_iter().filter(|b| b.wal.is_some() && b.archive_id() == archive_id);
+        let Some(backup) = own.max_by_key(|b| b.stop) else { return Ok(Vec::new()) };
+        let Some((size, start, stop)) = range_of(backup) else { return Ok(Vec::new()) };
+        let mut present = Present::new();
+        let from = start.name(size);
+        self.wal_list(stanza, archive_id, WalRange { from: Some(&from), to: None }, &mut |entry| {
+            if let Some(segment) = SegmentName::parse(&entry.name).ok().and_then(|name| name.segment(size).ok()) {
+                if segment.number >= start.number {
+                    present.entry(segment.timeline.0).or_default().push((segment.number, entry.modified));
+                }
+            }
+            Ok(())
+        })?;
+        let mut found = holes(&present, &[Part { timeline: start.timeline.0, last: u64::MAX }], start, stop);
+        for timeline in present.keys().filter(|t| **t > start.timeline.0) {
+            if let Some(parts) = self.way(stanza, archive_id, start, TimelineId(*timeline), size) {
+                found.extend(holes(&present, &parts, start, stop));
+            }
+        }
+        found.retain(|hole| before.is_none_or(|before| hole.proof.is_none_or(|proof| proof <= before)));
+        let mut found: Vec<_> = found.into_iter().map(|hole| hole.named(backup, stop, size)).collect();
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// The way from a segment to the end of a later timeline; none if that does not go on from it, or nobody knows.
+    fn way(
+        &self,
+        stanza: &str,
+        archive_id: &str,
+        start: WalSegment,
+        to: TimelineId,
+        size: WalSegmentSize,
+    ) -> Option<Vec<Part>> {
+        let read = || -> Result<Option<TimelineHistory>> {
+            let name = to.history_file_name();
+            let Some(content) = self.wal_get(stanza, archive_id, &name)? else { return Ok(None) };
+            TimelineHistory::parse(to, &content).map(Some).map_err(Error::damaged(&name))
+        };
+        // 'verify' says what is wrong with a history.
+        let history = read().unwrap_or_else(|e| {
+            tracing::debug!("{}", e.chain());
+            None
+        })?;
+        let from = history.parents.iter().position(|p| p.timeline == start.timeline)?;
+        let parents = history.parents.get(from..)?;
+        // A descendant begins with a copy of the segment in which it left.
+        let part = |timeline: TimelineId, switch: u64| Part { timeline: timeline.0, last: switch.wrapping_sub(1) };
+        let mut parts: Vec<_> = parents.iter().map(|p| part(p.timeline, p.switch.segment_number(size))).collect();
+        let goes_on = parents.first().is_some_and(|p| p.switch.segment_number(size) > start.number);
+        parts.push(Part { timeline: to.0, last: u64::MAX });
+        goes_on.then_some(parts)
+    }
+}
+
+/// The segments a backup needs, if it says what is a range.
+fn range_of(backup: &Backup) -> Option<(WalSegmentSize, WalSegment, WalSegment)> {
+    let size = WalSegmentSize::new(backup.wal_segment_size)?;
+    let (start, stop) = backup.wal.as_ref()?;
+    let (start, stop) = (WalSegment::parse(start, size).ok()?, WalSegment::parse(stop, size).ok()?);
+    (start.timeline == stop.timeline && start.number <= stop.number).then_some((size, start, stop))
+}
+
+/// A hole by numbers.
+struct Hole {
+    first: (u32, u64),
+    last: (u32, u64),
+    /// When the segment behind it came; none if there is none, and the backup says that it was there.
+    proof: Option<i64>,
+}
+
+impl Hole {
+    fn named(&self, backup: &Backup, stop: WalSegment, size: WalSegmentSize) -> WalHole {
+        let name = |(timeline, number): (u32, u64)| WalSegment { timeline: TimelineId(timeline), number }.name(size);
+        WalHole {
+            first: name(self.first),
+            last: name(self.last),
+            segments: self.last.1 - self.first.1 + 1,
+            backup: backup.label.clone(),
+            is_needed: self.first.1 <= stop.number,
+        }
+    }
+}
+
+/// What is missing on a way, from `start` to its last segment, and to `stop` at least.
+fn holes(present: &Present, parts: &[Part], start: WalSegment, stop: WalSegment) -> Vec<Hole> {
+    let mut found = Vec::new();
+    let at = |number: u64| {
+        let part = parts.iter().find(|p| number <= p.last);
+        (part.map_or(start.timeline.0, |p| p.timeline), number)
+    };
+    let mut next = start.number;
+    let mut begin = start.number;
+    for part in parts {
+        for (number, modified) in present.get(&part.timeline).into_iter().flatten() {
+            if *number < begin || *number > part.last || *number < next {
+                continue;
+            }
+            if *number > next {
+                found.push(Hole { first: at(next), last: at(*number - 1), proof: Some(*modified) });
+            }
+            next = number.saturating_add(1);
+        }
+        begin = part.last.saturating_add(1);
+    }
+    if next <= stop.number {
+        found.push(Hole { first: at(next), last: at(stop.number), proof: None });
+    }
+    found
+}
