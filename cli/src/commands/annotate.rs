@@ -33,7 +33,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             Error::refused(Kind::OptionRequired, "command annotate needs option 'annotation' or 'pin-until'").into()
         );
     }
-    let (mut found, mut failed) = (0, 0);
+    let (mut found, mut failed, mut locked) = (0, 0, 0);
     for repo in settings.target_repos() {
         match one(context, repo, label, pin) {
             Ok(true) => found += 1,
@@ -41,13 +41,16 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             Err(e) => {
                 tracing::error!("repo{}: [{:03}]: {}", repo.key(), e.status().0, repos::chain(&e));
                 failed += 1;
+                locked += usize::from(matches!(&e, Failure::Engine(e) if e.kind() == Kind::LockAcquire));
             }
         }
     }
     match (found, failed) {
         (_, 1..) => {
             let text = format!("annotate failed in {failed} of {} repositories", settings.target_repos().count());
-            Err(Error::refused(Kind::Command, text).into())
+            // Where another process is all that is in the way, waiting will do.
+            let kind = if locked == failed { Kind::LockAcquire } else { Kind::Command };
+            Err(Error::refused(kind, text).into())
         }
         (0, _) => Err(Error::refused(Kind::BackupSetInvalid, format!("backup set {label} does not exist")).into()),
         _ => Ok(Status::OK),
