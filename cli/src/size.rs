@@ -37,11 +37,18 @@ pub fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(1024_u64.pow(power))
 }
 
-/// Reads a time: a whole number of seconds, or with a unit `ms s m h d w`. `None` if it is nothing of the sort.
+/// Reads a time: seconds, or with a unit `ms s m h d w`. Decimal fractions are fine, `.1` too, as long as they come to
+/// whole milliseconds. `None` if it is nothing of the sort.
 #[must_use]
 pub fn parse_time(text: &str) -> Option<Duration> {
-    let (number, unit) = number(text)?;
-    let unit_ms = match unit {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(unit_at)?;
+    let (whole, part) = match number.split_once('.') {
+        Some((whole, part)) if !part.is_empty() && part.len() <= FRACTION_DIGITS_MAX => (whole, part),
+        Some(_) => return None,
+        None => (number, ""),
+    };
+    let unit_ms: u64 = match unit {
         "ms" => 1,
         "" | "s" => 1000,
         "m" => 60_000,
@@ -50,8 +57,17 @@ pub fn parse_time(text: &str) -> Option<Duration> {
         "w" => 604_800_000,
         _ => return None,
     };
-    number.checked_mul(unit_ms).map(Duration::from_millis)
+    let whole: u64 = if whole.is_empty() && !part.is_empty() { 0 } else { whole.parse().ok()? };
+    let of_unit = 10_u64.pow(part.len() as u32);
+    let parts_ms = unit_ms * if part.is_empty() { 0 } else { part.parse::<u64>().ok()? };
+    if !parts_ms.is_multiple_of(of_unit) {
+        return None;
+    }
+    whole.checked_mul(unit_ms)?.checked_add(parts_ms / of_unit).map(Duration::from_millis)
 }
+
+/// Of a time: with the longest unit, a week in milliseconds, a fraction of so many digits stays far below 64 bits.
+const FRACTION_DIGITS_MAX: usize = 9;
 
 /// How much of the machine's CPUs may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +208,16 @@ mod tests {
         {
             assert_eq!(parse_time(text), Some(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "s", "1.5", "-1", "1M", "1y", "99999999999999999999", "18446744073709551615w"] {
+        for (text, ms) in
+            [(".1", 100), ("0.1", 100), ("1.5", 1500), ("1.50s", 1500), ("2.5m", 150_000), ("1.001", 1001)]
+        {
+            assert_eq!(parse_time(text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        // Less than a millisecond is not rounded away unseen.
+        for text in ["1.0005", ".5ms", "0.0000000001", ".", "1.", ".s", "1..5", "1.2.3", "1,5"] {
+            assert_eq!(parse_time(text), None, "{text}");
+        }
+        for text in ["", "s", "-1", "1M", "1y", "99999999999999999999", "18446744073709551615w"] {
             assert_eq!(parse_time(text), None, "{text}");
         }
     }

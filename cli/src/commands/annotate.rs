@@ -23,13 +23,17 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     check_stopped(settings.lock_path(), settings.stanza())?;
     let label = settings.text(Opt::Set).unwrap_or_default();
+    if !is_label(label) {
+        let text = format!("'{label}' is not valid for option 'set': not the label of a backup");
+        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
+    }
     let pin = settings.text(Opt::PinUntil).map(|text| pin(text, &zone::local())).transpose()?;
     if pin.is_none() && settings.pairs(Opt::Annotation).is_empty() {
         return Err(
             Error::refused(Kind::OptionRequired, "command annotate needs option 'annotation' or 'pin-until'").into()
         );
     }
-    let (mut found, mut failed) = (0, 0);
+    let (mut found, mut failed, mut locked) = (0, 0, 0);
     for repo in settings.target_repos() {
         match one(context, repo, label, pin) {
             Ok(true) => found += 1,
@@ -37,13 +41,16 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             Err(e) => {
                 tracing::error!("repo{}: [{:03}]: {}", repo.key(), e.status().0, repos::chain(&e));
                 failed += 1;
+                locked += usize::from(matches!(&e, Failure::Engine(e) if e.kind() == Kind::LockAcquire));
             }
         }
     }
     match (found, failed) {
         (_, 1..) => {
             let text = format!("annotate failed in {failed} of {} repositories", settings.target_repos().count());
-            Err(Error::refused(Kind::Command, text).into())
+            // Where another process is all that is in the way, waiting will do.
+            let kind = if locked == failed { Kind::LockAcquire } else { Kind::Command };
+            Err(Error::refused(kind, text).into())
         }
         (0, _) => Err(Error::refused(Kind::BackupSetInvalid, format!("backup set {label} does not exist")).into()),
         _ => Ok(Status::OK),
@@ -98,6 +105,20 @@ fn one(context: &Context<'_>, repo: Repo<'_>, label: &str, pin: Option<Pin>) -> 
     Ok(true)
 }
 
+/// Whether a text has the form of a label: that of a full, `20261122-113000F`, or with a stamp of its own behind it and `D`
+/// or `I`.
+fn is_label(text: &str) -> bool {
+    let is_stamp = |text: &str| {
+        let (date, time) = text.split_once('-').unwrap_or_default();
+        (date.len(), time.len()) == (8, 6) && date.bytes().chain(time.bytes()).all(|b| b.is_ascii_digit())
+    };
+    let is_full = |text: &str| text.strip_suffix('F').is_some_and(is_stamp);
+    match text.split_once('_') {
+        Some((full, own)) => is_full(full) && own.strip_suffix(['D', 'I']).is_some_and(is_stamp),
+        None => is_full(text),
+    }
+}
+
 /// Reads `forever`, `none`, a date or a time; those without zone are in this one, a date means its beginning.
 fn pin(text: &str, zone: &TimeZone) -> Result<Pin, Error> {
     let local = |time: DateTime| zone.to_zoned(time).map(|t| t.timestamp());
@@ -125,6 +146,28 @@ fn pin(text: &str, zone: &TimeZone) -> Result<Pin, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_have_one_form() {
+        for good in ["20261122-113000F", "20261122-113000F_20261122-113001D", "20261122-113000F_20261122-113001I"] {
+            assert!(is_label(good), "{good}");
+        }
+        for bad in [
+            "",
+            "latest",
+            "F",
+            "20261122-113000",
+            "20261122-113000D",
+            "2026112-2113000F",
+            "20261122-113000F_",
+            "20261122-113000F_20261122-113001F",
+            "20261122-113000D_20261122-113001I",
+            "20261122-113000F_20261122-113001I ",
+            "2026\u{661}1-113000F",
+        ] {
+            assert!(!is_label(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn pins_end_at_a_date_a_time_or_never() {

@@ -84,7 +84,10 @@ fn finish(mut failed: Vec<(u16, Failure)>, done: &[(u16, ExpireReport)], ask: As
         0 => Ok(Status::OK),
         n => {
             let text = format!("expire failed in {n} of {} repositories", n + done.len());
-            Err(Error::refused(Kind::Command, text).into())
+            // Where another process is all that is in the way, waiting will do.
+            let is_lock = |e: &Failure| matches!(e, Failure::Engine(e) if e.kind() == Kind::LockAcquire);
+            let kind = if failed.iter().all(|(_, e)| is_lock(e)) { Kind::LockAcquire } else { Kind::Command };
+            Err(Error::refused(kind, text).into())
         }
     }
 }

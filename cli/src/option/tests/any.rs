@@ -103,7 +103,7 @@ fn what_does_not_fit_its_option_is_refused_by_its_name() {
             Type::Bool => &["yes", "1", "Y"],
             Type::Int(..) => &["x", "1.5", "99999999999999999999", "-99999"],
             Type::Size(..) => &["x", "1.5MB", "1x", "-1", "99999999999999999999", "99999PB"],
-            Type::Time(..) => &["x", "1.5s", "1y", "-1", "99999999999999999999"],
+            Type::Time(..) => &["x", "1.0005s", "1y", "-1", "99999999999999999999"],
             Type::Cpus => &["x", "0", "0%", "101%", "-1", "nan", "1e3"],
             Type::Path => &["relative", "/a//b"],
             Type::Hash => &["key", "=value"],
