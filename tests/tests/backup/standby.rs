@@ -17,6 +17,8 @@ const ODD: &str = "base/1/odd";
 const ALONE: &str = "base/1/4000000004";
 /// One that the primary has made longer, by zeros and without WAL.
 const LONGER: &str = "base/1/4000000005";
+/// One of which the standby has a part, and how much of what.
+const PART: (&str, usize, usize) = ("base/1/4000000006", 50_000, 100_001);
 
 /// A streaming standby of the world's cluster. Its tablespaces are elsewhere.
 pub(super) fn standby_of(world: &World, name: &str, spaces: &[(PathBuf, PathBuf)]) -> Cluster {
@@ -67,6 +69,9 @@ fn plant(primary: &Cluster, standby: &Cluster) {
     put(primary, ALONE, b"p");
     put(primary, LONGER, &[0; 3 * 8192]);
     put(standby, LONGER, &[0; 8192]);
+    let (path, part, size) = PART;
+    put(primary, path, &vec![b'p'; size]);
+    put(standby, path, &vec![b's'; part]);
 }
 
 #[track_caller]
@@ -81,6 +86,9 @@ fn assert_read_from(letter: u8, target: &Path) {
     assert_eq!(fs::read(target.join(ODD)).unwrap(), b"p");
     assert_eq!(fs::read(target.join(ALONE)).unwrap(), b"p");
     assert!(fs::read(target.join(LONGER)).unwrap() == [0; 3 * 8192]);
+    let (path, part, size) = PART;
+    let expected = [vec![letter; part], vec![b'p'; size - part]].concat();
+    assert!(fs::read(target.join(path)).unwrap() == expected, "{path} is not of both");
 }
 
 fn backup(world: &World, kind: &str, standby: &str) -> Run {
