@@ -14,6 +14,7 @@ fn what_differs_on_purpose_is_so_at_the_command() {
     output(&guide);
     distrust(&guide);
     dependents(&guide);
+    levels(&mut guide);
     at_once(&mut guide);
     always(&mut guide);
     gap(&guide);
@@ -80,12 +81,33 @@ fn dependents(guide: &Guide) {
     assert!(!guide.labels().contains(&incr));
 }
 
-fn at_once(guide: &mut Guide) {
-    item("22", "two backups at once, to two repositories");
+/// Leaves a second repository in the configuration.
+fn levels(guide: &mut Guide) {
+    item("2", "compress-level of [global:archive-push] is what WAL is stored with, and of no other command");
+    guide.cluster.psql("CREATE TABLE text AS SELECT n, md5(n::text) || md5(n::text) FROM generate_series(1, 30000) n");
+    let name = guide.archive_now();
     let second = guide.sandbox.dir("repo2").display().to_string();
     guide.set("global", "repo2-path", &second);
     guide.set("global", "repo2-retention-full", "9");
+    guide.set("global:archive-push", "compress-level", "19");
     guide.ok("stanza-create");
+    let wal = guide.cluster.data_dir().join("pg_wal").join(&name);
+    // The first repository has it, by the level that is the default.
+    guide.ok(&format!("archive-push {}", wal.display()));
+    let bytes = |repo: u32| {
+        let run =
+            guide.shell_expect(0, &format!("pgbackrest --repo={repo} repo-ls archive/demo --recurse --output=json"));
+        let listed = run.json();
+        let entry = listed.as_object().unwrap().iter().find(|(path, _)| path.contains(&format!("/{name}-")));
+        entry.unwrap_or_else(|| panic!("{name} is not there\n{run}")).1["size"].as_u64().expect("a size")
+    };
+    assert!(bytes(2) < bytes(1), "level 19: {}, default: {}", bytes(2), bytes(1));
+    assert!(!guide.ok("--type=incr --repo=1 backup").says("--compress-level"));
+    guide.unset("global:archive-push", "compress-level");
+}
+
+fn at_once(guide: &mut Guide) {
+    item("22", "two backups at once, to two repositories");
     guide.cluster.psql("CREATE TABLE large AS SELECT n, md5(n::text) FROM generate_series(1, 100000) n; CHECKPOINT");
     // It would take minutes: the other is done long before.
     let mut slow = guide.spawn("--repo=1 --log-level-console=detail --io-limit=512KB --type=full backup");
