@@ -158,7 +158,8 @@ fn lacks(
     let now = i64::try_from(clock.now().as_secs()).unwrap_or(i64::MAX);
     let before = (!is_primary).then(|| now.saturating_sub(ON_ITS_WAY));
     let mut lost = repository.wal_holes(options.stanza, archive_id, &backups, before)?;
-    lost.retain(|hole| !late.contains(&hole.first) && !(is_primary && is_ready(&wal, &hole.first).unwrap_or(false)));
+    let is_late = |first: &str| is_primary && is_ready(&wal, first).unwrap_or(false);
+    lost.retain(|hole| !late.contains(&hole.first) && !is_late(&hole.first));
     let Some(first) = lost.first() else { return Ok(None) };
     let segments: u64 = lost.iter().map(|hole| hole.segments).sum();
     let range = if first.segments == 1 { first.first.clone() } else { format!("{} to {}", first.first, first.last) };

@@ -93,7 +93,7 @@ impl Queue {
     /// # Errors
     /// File errors of the destination.
     pub fn take(&self, name: &str, destination: &Path) -> Result<Option<u64>> {
-        let claimed = self.claim(name).and_then(|path| Ok(path.map(|path| (self.read(name, &path), path))));
+        let claimed = self.claim(name).map(|path| path.map(|path| (self.read(name, &path), path)));
         let (content, path) = match claimed {
             Ok(None) => return Ok(None),
             Ok(Some((Ok(content), path))) => (content, path),

@@ -17,7 +17,7 @@ fn queue(root: &Path, system: u64, repositories: &[&str]) -> Queue {
     // After a colon the mark; none if it cannot be read.
     let one = |text: &&str| {
         let (config, mark) =
-            text.split_once(':').map_or((*text, Some("m")), |(c, m)| (c, Some(m).filter(|m| *m != "")));
+            text.split_once(':').map_or((*text, Some("m")), |(c, m)| (c, Some(m).filter(|m| !m.is_empty())));
         RepositoryIdentity { config: config.to_owned(), mark: mark.map(str::to_owned) }
     };
     let repositories: Vec<_> = repositories.iter().map(one).collect();

@@ -55,10 +55,10 @@ impl Repository {
         let mut present = Present::new();
         let from = start.name(size);
         self.wal_list(stanza, archive_id, WalRange { from: Some(&from), to: None }, &mut |entry| {
-            if let Some(segment) = SegmentName::parse(&entry.name).ok().and_then(|name| name.segment(size).ok()) {
-                if segment.number >= start.number {
-                    present.entry(segment.timeline.0).or_default().push((segment.number, entry.modified));
-                }
+            if let Some(segment) = SegmentName::parse(&entry.name).ok().and_then(|name| name.segment(size).ok())
+                && segment.number >= start.number
+            {
+                present.entry(segment.timeline.0).or_default().push((segment.number, entry.modified));
             }
             Ok(())
         })?;
