@@ -12,6 +12,7 @@ use crate::pg::ClusterIdentity;
 use crate::pg::server::{ArchiveMode, Connection, Identity};
 use crate::repository::Repository;
 use crate::{Error, Kind, Result};
+use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::repo::layout;
 use std::path::Path;
 use std::sync::Arc;
@@ -132,7 +133,7 @@ pub fn run(
     if options.archive_check != ArchiveCheck::Off {
         let mut gaps = Vec::new();
         for (repository, archive_id) in repositories.iter().zip(&archive_ids) {
-            gaps.extend(lacks(repository, archive_id, options, role, clock)?);
+            gaps.extend(lacks(repository, archive_id, options, (role, found.timeline), clock)?);
         }
         if !gaps.is_empty() {
             return Err(Error::refused(Kind::ArchiveTimeout, gaps.join("\n")));
@@ -146,7 +147,7 @@ fn lacks(
     repository: &Repository,
     archive_id: &str,
     options: &CheckOptions<'_>,
-    role: ServerRole,
+    (role, timeline): (ServerRole, TimelineId),
     clock: &dyn Clock,
 ) -> Result<Option<String>> {
     // What cannot be read is no matter of the WAL behind the newest backup; 'info' and 'verify' show it.
@@ -157,9 +158,15 @@ fn lacks(
     let late = if is_primary { list_ready(&wal)? } else { Vec::new() };
     let now = i64::try_from(clock.now().as_secs()).unwrap_or(i64::MAX);
     let before = (!is_primary).then(|| now.saturating_sub(ON_ITS_WAY));
-    let mut lost = repository.wal_holes(options.stanza, archive_id, &backups, before)?;
+    let look = || repository.wal_holes(options.stanza, archive_id, &backups, before, Some(timeline));
+    let mut lost = look()?;
     let is_late = |first: &str| is_primary && is_ready(&wal, first).unwrap_or(false);
     lost.retain(|hole| !late.contains(&hole.first) && !is_late(&hole.first));
+    if !lost.is_empty() {
+        // A segment may have been stored, and the next one listed before it, while the first look was taken.
+        let again = look()?;
+        lost.retain(|hole| again.contains(hole));
+    }
     let Some(first) = lost.first() else { return Ok(None) };
     let segments: u64 = lost.iter().map(|hole| hole.segments).sum();
     let range = if first.segments == 1 { first.first.clone() } else { format!("{} to {}", first.first, first.last) };
@@ -283,7 +290,7 @@ fn wait(
             _ => e.during(format!("cannot look for WAL segment {segment} on repo{key}")),
         }
     })?;
-    check_own(repository, options.stanza, archive_id, options.pgdata, segment)?;
+    check_own(repository, options.stanza, archive_id, options.pgdata, segment, true)?;
     let object = layout::wal(options.stanza, archive_id, segment);
     Ok(Archived { segment: segment.to_owned(), place: format!("{}/{object}", repository.store().describe()) })
 }
@@ -291,7 +298,6 @@ fn wait(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgkeep_formats::pg::timeline::TimelineId;
     use pgkeep_formats::pg::version::Version;
     use pgkeep_formats::pg::wal::WalSegmentSize;
 

@@ -187,8 +187,12 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
     }
     let (mut backups, mut problems) = repository.backups_readable(stanza)?;
     let before = options.now.map(|now| now.saturating_sub(ON_ITS_WAY));
-    for archive in view.archives.iter_mut().filter(|archive| archive.bounds.is_some()) {
-        archive.holes = repository.wal_holes(stanza, &archive.id, &backups, before)?;
+    // A former cluster gets no more WAL, and no backups.
+    for archive in view.archives.iter_mut().filter(|a| a.bounds.is_some() && Some(a.history_id) == current) {
+        match repository.wal_holes(stanza, &archive.id, &backups, before, None) {
+            Ok(holes) => archive.holes = holes,
+            Err(e) => problems.push(e),
+        }
     }
     let notes = repository.annotate(stanza, &mut backups)?;
     let detailed = options.set.is_some();

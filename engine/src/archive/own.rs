@@ -26,6 +26,7 @@ pub(crate) fn check_own(
     archive_id: &str,
     pgdata: &Path,
     name: &str,
+    archived: bool,
 ) -> Result<()> {
     let wal = pgdata.join("pg_wal");
     let marks = wal.join("archive_status");
@@ -34,7 +35,8 @@ pub(crate) fn check_own(
         mark.try_exists().map_err(FileError::at("stat", &mark))
     };
     // Without a mark it is the one that is written now.
-    if !is_marked("ready")? && !is_marked("done")? {
+    let is_whole = is_marked("ready")? || (archived && is_marked("done")?);
+    if !is_whole {
         return Ok(());
     }
     let Some(content) = read_named(&wal.join(name), name)? else { return Ok(()) };

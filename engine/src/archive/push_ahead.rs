@@ -142,6 +142,9 @@ pub fn push_ahead(
         stored.extend(done.pushed);
         failed.extend(done.failed);
         failed.retain(|name| !done.dropped.contains(name));
+        if targets.is_one_back() {
+            failed.clear();
+        }
         cancel.check()?;
         if drops || done.stopped || left < size.bytes() || begun.elapsed() > LOOKS_FOR {
             break;

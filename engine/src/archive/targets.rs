@@ -11,6 +11,7 @@ use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::wal::{ArchiveName, WalHeader};
 use pgkeep_formats::repo::records::StanzaHistory;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -72,6 +73,8 @@ struct Target {
     repository: Arc<Repository>,
     entry: StanzaHistory,
     down: Mutex<Option<Down>>,
+    /// Whether it took a file again after it had been left alone.
+    is_back: AtomicBool,
 }
 
 /// Why and since when a repository is left alone.
@@ -119,6 +122,11 @@ impl Targets {
     /// Numbers of all, whether they work or not.
     pub(super) fn keys(&self) -> BTreeSet<u32> {
         self.usable.iter().map(Target::key).chain(self.failures.iter().map(|f| f.key)).collect()
+    }
+
+    /// Whether a repository that was left alone takes files again: what it missed can be tried once more.
+    pub(super) fn is_one_back(&self) -> bool {
+        self.usable.iter().any(|t| t.is_back.load(Ordering::Relaxed))
     }
 
     /// Stores a file, durably: first in those that are not known to hold it, and only if all others have it then in those
@@ -227,7 +235,9 @@ impl Target {
         let key = self.key();
         match self.repository.wal_put(stanza, &self.entry.archive_id(), name, file) {
             Ok(put @ (WalPut::Created | WalPut::SameContent)) => {
-                *self.lock() = None;
+                if self.lock().take().is_some() {
+                    self.is_back.store(true, Ordering::Relaxed);
+                }
                 Ok(self.pushed(put == WalPut::Created))
             }
             Ok(WalPut::Different) => {
@@ -237,8 +247,8 @@ impl Target {
             }
             Err(e) => {
                 let why = Failure::new(key, &e);
-                // An object that is damaged is no trouble of other files.
-                if !matches!(e.kind(), Kind::Checksum | Kind::Format) {
+                // An object that is damaged, or of a newer version, is no trouble of other files.
+                if !matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::FeatureNotSupported) {
                     *self.lock() = Some(Down { since: Instant::now(), why: why.clone() });
                 }
                 Err(why)
@@ -268,7 +278,12 @@ fn check_repository(
                     c.version, c.system_identifier, entry.version, entry.system_identifier
                 ),
             )),
-            _ => Ok(Target { repository: Arc::clone(repository), entry, down: Mutex::new(None) }),
+            _ => Ok(Target {
+                repository: Arc::clone(repository),
+                entry,
+                down: Mutex::new(None),
+                is_back: AtomicBool::new(false),
+            }),
         }
     };
     check().map_err(|e| Failure::new(key, &e))

@@ -36,9 +36,13 @@ impl Wal<'_> {
             let waited = self.repository.wal_wait(stanza, &self.archive_id, names, timeout, self.clock, self.cancel);
             waited.map_err(|e| self.of_the_primary(e))?;
         }
-        names
-            .iter()
-            .try_for_each(|name| check_own(self.repository, stanza, &self.archive_id, &self.cluster.pgdata, name))
+        for (number, name) in names.iter().enumerate() {
+            self.cancel.check()?;
+            // Of those that the server counts as archived the ends tell: a server may keep very many.
+            let is_end = number == 0 || number + 1 == names.len();
+            check_own(self.repository, stanza, &self.archive_id, &self.cluster.pgdata, name, is_end)?;
+        }
+        Ok(())
     }
 
     /// WAL that a standby's backup needs is the primary's to end and to archive.

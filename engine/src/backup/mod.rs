@@ -195,7 +195,10 @@ pub fn run(
                 let start =
                     connection.backup_start(&format!("pgkeep backup started at {}", clock.now().as_secs()), pace)?;
                 if let (Some(tablespaces), Some(_)) = (&tablespaces, cluster.alone) {
-                    tablespaces.check_older(&cluster.pgdata, connection.last_checkpoint()?.time)?;
+                    let checkpoint = connection.last_checkpoint()?;
+                    // A restart point came between: that of the label was earlier, nobody knows when.
+                    let time = if checkpoint.redo == start.lsn { checkpoint.time } else { i64::MIN };
+                    tablespaces.check_older(&cluster.pgdata, time)?;
                 }
                 let first = cluster.wal_name(start.timeline, start.lsn);
                 tracing::info!("backup start archive = {first}, lsn = {}", start.lsn);

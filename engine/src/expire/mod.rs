@@ -150,7 +150,12 @@ pub fn run(
                 Ok(note.and_then(|note| note.pinned_until).filter(|until| *until > now))
             };
             let mut until = pinned()?;
-            if until.is_none() && repository.mark_expired(stanza, backup.session, &why.to_string(), now)? {
+            if until.is_none() {
+                // Another expire is at it, and may take its marker back: to this one the backup stays.
+                if !repository.mark_expired(stanza, backup.session, &why.to_string(), now)? {
+                    *fate = Fate::Stays(vec![Keeps::Elsewhere]);
+                    continue;
+                }
                 until = pinned()?;
                 if until.is_some() {
                     repository.unmark_expired(stanza, backup.session)?;

@@ -93,6 +93,8 @@ pub enum Keeps {
     Newest,
     /// Nobody asked for it.
     NotAsked,
+    /// Another expire is about to mark it.
+    Elsewhere,
 }
 
 impl fmt::Display for Keeps {
@@ -107,6 +109,7 @@ impl fmt::Display for Keeps {
             Self::Minimum(n) => write!(f, "retention-minimum={n}"),
             Self::Newest => f.write_str("the newest backup"),
             Self::NotAsked => f.write_str("not asked for"),
+            Self::Elsewhere => f.write_str("another expire is at it"),
         }
     }
 }

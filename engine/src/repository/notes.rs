@@ -6,7 +6,7 @@
 
 use super::{Backup, Repository};
 use crate::crypto::{Scope, SessionSealer};
-use crate::store::{Depth, Put};
+use crate::store::{Depth, Put, StoreError};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::envelope::ObjectKind;
@@ -141,7 +141,11 @@ impl Repository {
         match self.store().put_if_absent(&name, &bytes)? {
             Put::Created => Ok(true),
             // A put whose answer was lost and that was tried again finds its own.
-            Put::Exists => Ok(self.store().get(&name, crate::store::Range::Whole)? == bytes),
+            Put::Exists => match self.store().get(&name, crate::store::Range::Whole) {
+                Ok(found) => Ok(found == bytes),
+                Err(StoreError::NotFound { .. }) => Ok(false),
+                Err(e) => Err(e.into()),
+            },
         }
     }
 

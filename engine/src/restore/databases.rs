@@ -160,7 +160,10 @@ pub(super) fn with_invalid_pages(recovery: RecoveryOptions, backup: &Commit) -> 
         tracing::warn!("recovery settings are preserved: recovery may need {SETTING} = on for databases left out");
         return recovery;
     }
-    tracing::info!("{SETTING} = on is set for the recovery: once it has ended, ALTER SYSTEM RESET {SETTING}");
+    tracing::warn!(
+        "{SETTING} = on is set for the recovery, of all databases: look for such pages in the server's log, and once recovery \
+         has ended, ALTER SYSTEM RESET {SETTING}"
+    );
     let mut recovery = recovery;
     recovery.settings.push((SETTING.to_owned(), "on".to_owned()));
     recovery

@@ -224,7 +224,7 @@ fn no_stanza_no_key_no_answer() {
     fs::rename(&hidden, world.path("stanzas")).unwrap();
     never_one("missing stanza");
     // Who waits goes on when it is known.
-    let mut command = world.pgkeep(["--on-error=wait", "archive-get", name(&file), &target]);
+    let mut command = world.pgkeep(["--on-error=wait", "--log-level-file=info", "archive-get", name(&file), &target]);
     let mut waiting = command.stdout(Stdio::null()).spawn().unwrap();
     let said =
         || fs::read_to_string(world.sandbox.logs().join(format!("{STANZA}-archive-get.log"))).unwrap_or_default();

@@ -112,7 +112,8 @@ impl<'a> Batch<'a> {
     }
 
     fn work(&self, files: &[Pending], size: WalSegmentSize) {
-        while !self.stop.load(Ordering::Relaxed) && !self.cancel.is_cancelled() {
+        // What a repository missed that is back goes first: the server asks for it.
+        while !self.stop.load(Ordering::Relaxed) && !self.cancel.is_cancelled() && !self.targets.is_one_back() {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(file) = usize::try_from(number).ok().and_then(|n| files.get(n)) else { return };
             if let Err(e) = self.push_and_say(file, size) {

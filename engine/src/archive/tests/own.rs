@@ -9,7 +9,7 @@ fn a_segment_is_compared_as_long_as_the_server_has_it() {
     let name = cluster.segment(3, 1);
     cluster.push(&repositories, &name).unwrap();
     let repository = repositories[0].repository.as_ref().unwrap();
-    let check = || check_own(repository, "main", "16-1", cluster.path(), &name).map_err(|e| e.kind());
+    let check = || check_own(repository, "main", "16-1", cluster.path(), &name, true).map_err(|e| e.kind());
     cluster.segment(3, 2);
     assert_eq!(check(), Ok(()), "without a mark it is being written");
     for end in ["ready", "done"] {

@@ -16,6 +16,7 @@ use pgkeep_formats::pg::page::{PageHeader, is_new};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::num::NonZero;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -77,6 +78,11 @@ impl Tail {
             // Cut short since the walk, and replay does the same.
             behind.fill(0);
             let Some((page, lsn)) = original.logged_before(found) else { break };
+            // Replay has dropped it, which it does again; the primary may be long about it, as while another standby is waited for.
+            if copy.file.metadata().map_err(FileError::at("stat", &copy.path))?.nlink() == 0 {
+                found.fill(0);
+                break;
+            }
             if since.elapsed() > PATIENCE {
                 let size = original.page.map_or(1, NonZero::get) as u64;
                 return Err(original.is_no_copy(copy, (offset + at as u64) / size + page as u64, lsn));

@@ -37,7 +37,7 @@ struct Part {
 
 impl Repository {
     /// The holes between the start of the newest of these backups and the newest segment, on every timeline that goes on from
-    /// it. A server stores some segments side by side: one that follows a hole and came later than `before`, in seconds since
+    /// it, or on the way to timeline `to` alone. A server stores some segments side by side: one that follows a hole and came later than `before`, in seconds since
     /// the Unix epoch, proves nothing yet.
     ///
     /// # Errors
@@ -48,6 +48,7 @@ impl Repository {
         archive_id: &str,
         backups: impl IntoIterator<Item = &'b Backup>,
         before: Option<i64>,
+        to: Option<TimelineId>,
     ) -> Result<Vec<WalHole>> {
         let own = backups.into_iter().filter(|b| b.wal.is_some() && b.archive_id() == archive_id);
         let Some(backup) = own.max_by_key(|b| b.stop) else { return Ok(Vec::new()) };
@@ -62,25 +63,33 @@ impl Repository {
             }
             Ok(())
         })?;
-        let mut found = holes(&present, &[Part { timeline: start.timeline.0, last: u64::MAX }], start, stop);
+        let own = [Part { timeline: start.timeline.0, last: u64::MAX }];
+        let mut found = Vec::new();
+        if to.is_none_or(|to| to == start.timeline) {
+            found.extend(holes(&present, &own, start, stop, backup.stop));
+        }
         for timeline in present.keys().filter(|t| **t > start.timeline.0) {
-            if let Some(parts) = self.way(stanza, archive_id, start, TimelineId(*timeline), size) {
-                found.extend(holes(&present, &parts, start, stop));
+            let timeline = TimelineId(*timeline);
+            if to.is_none_or(|to| to == timeline)
+                && let Some(parts) = self.way(stanza, archive_id, (start, stop), timeline, size)
+            {
+                found.extend(holes(&present, &parts, start, stop, backup.stop));
             }
         }
-        found.retain(|hole| before.is_none_or(|before| hole.proof.is_none_or(|proof| proof <= before)));
+        found.retain(|hole| before.is_none_or(|before| hole.proof <= before));
         let mut found: Vec<_> = found.into_iter().map(|hole| hole.named(backup, stop, size)).collect();
         found.sort_unstable();
         found.dedup();
         Ok(found)
     }
 
-    /// The way from a segment to the end of a later timeline; none if that does not go on from it, or nobody knows.
+    /// The way from the start of a backup to the end of a later timeline; none if that left before the backup's stop, which it
+    /// cannot have then, or nobody knows.
     fn way(
         &self,
         stanza: &str,
         archive_id: &str,
-        start: WalSegment,
+        (start, stop): (WalSegment, WalSegment),
         to: TimelineId,
         size: WalSegmentSize,
     ) -> Option<Vec<Part>> {
@@ -99,7 +108,7 @@ impl Repository {
         // A descendant begins with a copy of the segment in which it left.
         let part = |timeline: TimelineId, switch: u64| Part { timeline: timeline.0, last: switch.wrapping_sub(1) };
         let mut parts: Vec<_> = parents.iter().map(|p| part(p.timeline, p.switch.segment_number(size))).collect();
-        let goes_on = parents.first().is_some_and(|p| p.switch.segment_number(size) > start.number);
+        let goes_on = parents.first().is_some_and(|p| p.switch.segment_number(size) > stop.number);
         parts.push(Part { timeline: to.0, last: u64::MAX });
         goes_on.then_some(parts)
     }
@@ -117,8 +126,8 @@ fn range_of(backup: &Backup) -> Option<(WalSegmentSize, WalSegment, WalSegment)>
 struct Hole {
     first: (u32, u64),
     last: (u32, u64),
-    /// When the segment behind it came; none if there is none, and the backup says that it was there.
-    proof: Option<i64>,
+    /// When the segment behind it came; if there is none, when the backup ended that needs it.
+    proof: i64,
 }
 
 impl Hole {
@@ -135,7 +144,7 @@ impl Hole {
 }
 
 /// What is missing on a way, from `start` to its last segment, and to `stop` at least.
-fn holes(present: &Present, parts: &[Part], start: WalSegment, stop: WalSegment) -> Vec<Hole> {
+fn holes(present: &Present, parts: &[Part], start: WalSegment, stop: WalSegment, ended: i64) -> Vec<Hole> {
     let mut found = Vec::new();
     let at = |number: u64| {
         let part = parts.iter().find(|p| number <= p.last);
@@ -149,14 +158,14 @@ fn holes(present: &Present, parts: &[Part], start: WalSegment, stop: WalSegment)
                 continue;
             }
             if *number > next {
-                found.push(Hole { first: at(next), last: at(*number - 1), proof: Some(*modified) });
+                found.push(Hole { first: at(next), last: at(*number - 1), proof: *modified });
             }
             next = number.saturating_add(1);
         }
         begin = part.last.saturating_add(1);
     }
     if next <= stop.number {
-        found.push(Hole { first: at(next), last: at(stop.number), proof: None });
+        found.push(Hole { first: at(next), last: at(stop.number), proof: ended });
     }
     found
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::restore::recovery::{RecoveryOptions, RecoveryType};
+use pgkeep_formats::pg::control::{self, ControlFile};
+use pgkeep_formats::pg::version::Version;
 use proptest::prelude::*;
 use rustix::fs::{Timespec, Timestamps};
 use std::fs::File;
@@ -95,6 +97,8 @@ fn recovery_settings_are_written_once_however_often_it_is_restored() {
     rig.file("postgresql.auto.conf", b"work_mem = '8MB'\nrecovery_target_name = 'old'\n");
     rig.file("backup_label", b"label");
     rig.file("tablespace_map", b"16400 /nowhere\n");
+    let version = Version::from_major(15).unwrap();
+    rig.file("global/pg_control", &control::fabricate(version, 7));
     rig.back_up(&TreeOptions { lsn: Some((1, 2)), ..TreeOptions::new("20240101-000000F") });
     let recovery = RecoveryOptions {
         target: Some("2030-01-01 00:00:00+00".to_owned()),
@@ -111,6 +115,8 @@ fn recovery_settings_are_written_once_however_often_it_is_restored() {
     assert_eq!(text.matches("restore_command = ").count(), 1, "{text}");
     assert!(target.join("recovery.signal").exists());
     assert!(target.join("backup_label").exists());
+    let restored = ControlFile::parse(&std::fs::read(target.join("global/pg_control")).unwrap()).unwrap();
+    assert_eq!(restored.checkpoint, control::CHECKPOINT_INVALID);
     assert!(!target.join("tablespace_map").exists(), "the server would make the links again");
 
     // What is preserved stays; what is not asked for goes.
