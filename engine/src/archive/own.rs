@@ -13,7 +13,7 @@ use std::path::Path;
 /// It is not if the cluster went back to an earlier state, or is a copy of one that lives on: the archive then has the other
 /// history's segments under the names that are waited for, and `archive-push` refuses the server's own. That a file was taken
 /// is no proof that this archive took it: `archive_command` may have said so for another one, or been another. So the
-/// server's file is compared as long as it has it, marked ready or done.
+/// server's file is compared if it is marked ready, and as long as the server has it also if it is `archived`: marked done.
 ///
 /// The server makes files that are done others by renaming them, and writes them only then. What was read while a file had
 /// its name from before to after is its content.
