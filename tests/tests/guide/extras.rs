@@ -157,7 +157,7 @@ fn killed(guide: &Guide) {
     cluster.stop(Mode::Fast);
 }
 
-/// Item 34: WAL is dropped when more waits than may.
+/// Item 34: WAL is dropped when more waits than may, and the repository is away.
 fn queue(guide: &Guide) {
     item("34", "archive-push-queue-max");
     let command = guide.cluster.psql("SHOW archive_command");
@@ -169,7 +169,11 @@ fn queue(guide: &Guide) {
     set("false");
     let segments: Vec<_> = (0..3).map(|_| guide.cluster.switch_wal()).collect();
     let path = guide.cluster.data_dir().join("pg_wal").join(&segments[0]);
+    // A repository that works would get it first.
+    let (repo, away) = (guide.sandbox.repo().to_owned(), guide.sandbox.root().join("away"));
+    fs::rename(&repo, &away).unwrap();
     let run = guide.ok(&format!("--archive-push-queue-max=16MiB archive-push {}", path.display()));
+    fs::rename(&away, &repo).unwrap();
     assert!(run.messages("ERROR").iter().any(|m| m.contains(&segments[0])), "the loss is no error\n{run}");
     assert!(!guide.archived().contains(&segments[0]));
     set(&command);
