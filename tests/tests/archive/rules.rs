@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use support::{Cluster, Mode, Run, World, account, majors, wait_until, world::STANZA};
@@ -224,10 +223,11 @@ fn no_stanza_no_key_no_answer() {
     fs::rename(&hidden, world.path("stanzas")).unwrap();
     never_one("missing stanza");
     // Who waits goes on when it is known.
-    let mut command = world.pgkeep(["--on-error=wait", "--log-level-file=info", "archive-get", name(&file), &target]);
-    let mut waiting = command.stdout(Stdio::null()).spawn().unwrap();
-    let said =
-        || fs::read_to_string(world.sandbox.logs().join(format!("{STANZA}-archive-get.log"))).unwrap_or_default();
+    let mut command = world.pgkeep(["--on-error=wait", "archive-get", name(&file), &target]);
+    // It has no log file: the server's has what it says.
+    let log = world.path("said");
+    let mut waiting = command.stdout(fs::File::create(&log).unwrap()).spawn().unwrap();
+    let said = || fs::read_to_string(&log).unwrap();
     wait_until("archive-get tries again", || said().contains("cannot tell whether") && said().contains("trying again"));
     assert!(waiting.try_wait().unwrap().is_none() && !Path::new(&target).exists(), "it did not wait");
     fs::rename(world.path("stanzas"), &hidden).unwrap();
