@@ -153,13 +153,18 @@ fn pause_waits_and_shutdown_ends() {
     assert!(cluster.log().contains("recovery stopping at restore point"), "{}", cluster.log());
 }
 
+/// Whether the server ends by itself. As a hot standby it may answer before its recovery fails.
+fn never_comes_up(cluster: &mut Cluster) -> bool {
+    cluster.try_start().is_err() || cluster.wait_end()
+}
+
 #[test]
 fn a_target_that_is_never_reached_does_not_come_up() {
     let world = World::new(majors()[0]);
     world.backup("full");
     world.archive_now();
     let mut cluster = world.restore("target", ["--type=name", "--target=no such point", "--target-action=promote"]);
-    assert!(cluster.try_start().is_err());
+    assert!(never_comes_up(&mut cluster), "{}", cluster.log());
     assert!(
         cluster.log().contains("recovery ended before configured recovery target was reached"),
         "{}",
@@ -169,7 +174,7 @@ fn a_target_that_is_never_reached_does_not_come_up() {
     let mut cluster = world.restore("broken", ["--type=default"]);
     let (wal, away) = (world.sandbox.repo().join("stanzas"), world.path("stanzas"));
     fs::rename(&wal, &away).unwrap();
-    assert!(cluster.try_start().is_err(), "{}", cluster.log());
+    assert!(never_comes_up(&mut cluster), "{}", cluster.log());
     fs::rename(&away, &wal).unwrap();
     cluster.start();
     cluster.wait_promoted();
