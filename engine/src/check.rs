@@ -11,6 +11,7 @@ use crate::observe::Cancel;
 use crate::pg::ClusterIdentity;
 use crate::pg::server::{ArchiveMode, Connection, Identity};
 use crate::repository::Repository;
+use crate::repository::wal::ON_ITS_WAY;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::repo::layout;
@@ -18,8 +19,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Seconds that a segment may take longer than the one behind it, which was stored beside it.
-const ON_ITS_WAY: i64 = 120;
 /// Name of the restore point, for those who meet it in the WAL.
 const RESTORE_POINT: &str = "pgkeep archive check";
 

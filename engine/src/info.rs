@@ -16,6 +16,7 @@ pub use model::{
 };
 
 use crate::lock::{self, LockName, LockType};
+use crate::repository::wal::ON_ITS_WAY;
 use crate::repository::{Backup, OpenOptions, Repository};
 use crate::store::{Depth, Store};
 use crate::{Error, Result};
@@ -27,8 +28,6 @@ use std::sync::Arc;
 
 /// How many of a repository's newest drills are read: each costs as much as a backup's record.
 const DRILLS_MAX: usize = 32;
-/// Seconds that a segment may take longer than the one behind it, which was stored beside it.
-const ON_ITS_WAY: i64 = 120;
 /// Name of the stanza shown when none could be found out because no repository could be read.
 const STANZA_UNKNOWN: &str = "[invalid]";
 

@@ -6,24 +6,23 @@ use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::Opt;
 use crate::repos;
+use pgkeep_engine::repository::ChunkSource;
 use pgkeep_engine::repository::manifests::Manifest;
-use pgkeep_engine::repository::{ChunkSource, Repository};
-use pgkeep_engine::{Error, Kind};
+use pgkeep_engine::restore;
 use pgkeep_formats::repo::manifest::{Entry, Node};
 use pgkeep_formats::repo::records::Commit;
 use serde_json::json;
 use std::io::{BufWriter, StdoutLock, Write};
 use std::sync::Arc;
 
-/// Name of the newest backup.
-const LATEST: &str = "latest";
 /// How the root of the tree is called.
 const ROOT: &str = ".";
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let filter = filter(settings)?;
-    let (repository, backup) = choose(context)?;
+    let set = settings.text(Opt::Set);
+    let (repository, backup) = restore::find_backup(&repos::usable(settings)?, settings.stanza_name(), set)?;
     let index = repository.load_index_to_read()?;
     let source = Arc::new(ChunkSource::new(Arc::clone(&repository), index, settings.stanza_name()));
     let manifest = Arc::new(Manifest::open(&source, &backup)?);
@@ -44,31 +43,6 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     }
     out.end().map_err(Failure::Output)?;
     Ok(Status::OK)
-}
-
-/// The backup, from the first repository that has it.
-fn choose(context: &Context<'_>) -> Result<(Arc<Repository>, Commit), Failure> {
-    let settings = context.settings;
-    let (stanza, set) = (settings.stanza_name(), settings.text(Opt::Set).unwrap_or(LATEST));
-    for repository in repos::usable(settings)? {
-        let (mut backups, unreadable) = repository.backups_readable(stanza)?;
-        for e in &unreadable {
-            let (key, text) = (repository.key(), repos::chain(e));
-            tracing::warn!("repo{key}: a backup is passed over, as its record cannot be read: {text}");
-        }
-        let found = match set {
-            LATEST => backups.pop(),
-            label => backups.into_iter().find(|b| b.label == label),
-        };
-        if let Some(backup) = found {
-            return Ok((repository, backup));
-        }
-    }
-    let text = match set {
-        LATEST => format!("stanza '{stanza}' has no backups"),
-        label => format!("backup set {label} does not exist"),
-    };
-    Err(Error::refused(Kind::BackupSetInvalid, text).into())
 }
 
 /// The listing on its way to standard output, entry by entry: a cluster may have millions of files.

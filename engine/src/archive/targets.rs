@@ -225,17 +225,21 @@ impl Target {
 
     /// Stores the file, unless the repository is left alone.
     fn put(&self, stanza: &str, name: &str, file: &WalFile<'_>) -> std::result::Result<Pushed, Failure> {
-        if let Some(down) = self.lock().as_mut() {
-            if down.since.elapsed() < TRY_AGAIN {
-                return Err(down.why.clone());
+        let is_try = match self.lock().as_mut() {
+            Some(down) if down.since.elapsed() < TRY_AGAIN => return Err(down.why.clone()),
+            Some(down) => {
+                // Others do not wait for what comes of it.
+                down.since = Instant::now();
+                true
             }
-            // This file is the try; others do not wait for what comes of it.
-            down.since = Instant::now();
-        }
+            None => false,
+        };
         let key = self.key();
         match self.repository.wal_put(stanza, &self.entry.archive_id(), name, file) {
             Ok(put @ (WalPut::Created | WalPut::SameContent)) => {
-                if self.lock().take().is_some() {
+                // One that was under way when the repository failed proves nothing.
+                if is_try {
+                    *self.lock() = None;
                     self.is_back.store(true, Ordering::Relaxed);
                 }
                 Ok(self.pushed(put == WalPut::Created))

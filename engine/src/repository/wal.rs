@@ -13,10 +13,12 @@
 
 mod holes;
 mod listing;
+pub(crate) mod path;
 mod remove;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use holes::ON_ITS_WAY;
 pub use holes::WalHole;
 pub use listing::{WalEntry, WalGaps, WalRange};
 pub use remove::{Removal, WalRemoved};

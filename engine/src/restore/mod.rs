@@ -32,7 +32,7 @@ mod workers;
 
 pub use databases::DatabaseOptions;
 pub use plan::{LinkKind, MARKER, Mode, Plan, PlannedDirectory, PlannedLink, Removal};
-pub use run::{Choice, choose_backup, run};
+pub use run::{Choice, choose_backup, find_backup, run};
 
 use crate::clock::Clock;
 use crate::observe::{Cancel, Observer};

@@ -172,6 +172,19 @@ pub struct Choice {
     pub recovery: RecoveryOptions,
 }
 
+/// The backup of this label, or the newest without one, and the first repository that has it; for those who only look.
+///
+/// # Errors
+/// `BackupSetInvalid` if there is none; what a repository said.
+pub fn find_backup(
+    repositories: &[Arc<Repository>],
+    stanza: &str,
+    set: Option<&str>,
+) -> Result<(Arc<Repository>, Commit)> {
+    let recovery = RecoveryOptions::of(RecoveryType::Default);
+    choose(repositories, stanza, &Selection { set, recovery: &recovery, force: false, time_zone: &TimeZone::UTC })
+}
+
 /// Chooses as [`run`] does, for those who do something else with the backup. Of the options `stanza`, `set`, `force`,
 /// `recovery` and `time_zone` count.
 ///
@@ -180,7 +193,13 @@ pub struct Choice {
 /// [`RecoveryOptions::validate`]; what a repository said.
 pub fn choose_backup(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<Choice> {
     options.recovery.validate()?;
-    let (repository, backup) = choose(repositories, options)?;
+    let by = Selection {
+        set: options.set.as_deref(),
+        recovery: &options.recovery,
+        force: options.force,
+        time_zone: &options.time_zone,
+    };
+    let (repository, backup) = choose(repositories, &options.stanza, &by)?;
     let recovery = with_instant(effective_recovery(&options.recovery, &backup), &options.time_zone);
     check_history(&repository, &options.stanza, &backup, &recovery)?;
     match hole_behind(&repository, &options.stanza, &backup, &recovery) {
@@ -277,10 +296,10 @@ fn candidates(repository: &Repository, stanza: &str, unreadable: &mut Vec<String
     Ok(Candidates { backups, history_id })
 }
 
-fn choose(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<(Arc<Repository>, Commit)> {
+fn choose(repositories: &[Arc<Repository>], stanza: &str, by: &Selection<'_>) -> Result<(Arc<Repository>, Commit)> {
     let (mut from, mut unreadable, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (number, repository) in repositories.iter().enumerate() {
-        match candidates(repository, &options.stanza, &mut unreadable) {
+        match candidates(repository, stanza, &mut unreadable) {
             Ok(candidates) => from.push(candidates),
             Err(e) if e.kind() == Kind::Interrupted => return Err(e),
             Err(e) => {
@@ -301,13 +320,7 @@ fn choose(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Result<
         unreadable.push(text);
     }
     let mut candidates = from;
-    let by = Selection {
-        set: options.set.as_deref(),
-        recovery: &options.recovery,
-        force: options.force,
-        time_zone: &options.time_zone,
-    };
-    let (number, at) = select(&candidates, &by).map_err(|e| match unreadable.first() {
+    let (number, at) = select(&candidates, by).map_err(|e| match unreadable.first() {
         Some(first) if e.kind() == Kind::BackupSetInvalid => {
             let text = format!("{e}; {} records could not be read, such as: {first}", unreadable.len());
             Error::refused(Kind::BackupSetInvalid, text)

@@ -7,6 +7,7 @@
 //! backup's last segment and ends directly before a later backup's first one.
 
 use super::report::GapKind;
+use crate::repository::wal::path::{Part, is_on_path, path, timeline_at};
 use pgkeep_formats::pg::timeline::TimelineHistory;
 use pgkeep_formats::pg::wal::WalSegmentSize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,28 +65,6 @@ pub(super) struct Gaps {
     pub(super) costs: BTreeMap<usize, BTreeSet<Cost>>,
 }
 
-/// The part of a path on one timeline: segments `first..=last`.
-struct Part {
-    timeline: u32,
-    first: u64,
-    last: u64,
-}
-
-fn path(timeline: u32, histories: &BTreeMap<u32, TimelineHistory>, size: WalSegmentSize) -> Vec<Part> {
-    let mut parts = Vec::new();
-    let mut first = 0;
-    for parent in histories.get(&timeline).map_or(&[][..], |h| &h.parents) {
-        // The descendant begins with a copy of the segment in which it left.
-        let switch = parent.switch.segment_number(size);
-        if switch > first {
-            parts.push(Part { timeline: parent.timeline.0, first, last: switch - 1 });
-        }
-        first = first.max(switch);
-    }
-    parts.push(Part { timeline, first, last: u64::MAX });
-    parts
-}
-
 /// Finds the holes on every path. `former` are the ranges of backups that have expired.
 pub(super) fn find(
     present: &Present,
@@ -97,7 +76,7 @@ pub(super) fn find(
     let mut gaps = Gaps::default();
     let timelines: BTreeSet<u32> = present.timelines().chain(needs.iter().map(|n| n.timeline)).collect();
     for timeline in timelines {
-        let parts = path(timeline, histories, size);
+        let parts = path(timeline, histories.get(&timeline), size);
         on_path(timeline, &parts, present, needs, former, &mut gaps);
     }
     gaps
@@ -115,11 +94,7 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
             }
         }
     }
-    // A backup is on the path if it ended before its timeline was left. Its last segment may be the one in which that
-    // happened; the descendant's copy then serves it.
-    let on_path = |n: &&Need| {
-        parts.iter().any(|p| p.timeline == n.timeline && n.first >= p.first && n.last <= p.last.saturating_add(1))
-    };
+    let on_path = |n: &&Need| is_on_path(parts, n.timeline, n.first, n.last);
     let needs: Vec<&Need> = needs.iter().filter(on_path).collect();
     // Retention that was applied while they were there made holes beside them.
     let beside: Vec<&Need> = former.iter().filter(on_path).chain(needs.iter().copied()).collect();
@@ -176,10 +151,6 @@ fn holes(covered: &[(u64, u64)], wanted: Option<(u64, u64)>) -> impl Iterator<It
         out.push((next, end));
     }
     out.into_iter()
-}
-
-fn timeline_at(parts: &[Part], number: u64) -> u32 {
-    parts.iter().find(|p| p.first <= number && number <= p.last).map_or(0, |p| p.timeline)
 }
 
 fn split(parts: &[Part], (first, last): (u64, u64)) -> impl Iterator<Item = Hole> {

@@ -17,17 +17,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// What the work of one look at what is ready is given.
+#[derive(Clone, Copy)]
+pub(super) struct Given<'a> {
+    pub(super) options: &'a PushAheadOptions,
+    pub(super) targets: &'a Targets,
+    pub(super) control: Option<&'a ControlFile>,
+    pub(super) binding: &'a Binding,
+    pub(super) pool: &'a ThreadPool,
+    pub(super) word: Word<'a>,
+    pub(super) cancel: &'a Cancel,
+    /// Whether what some repository lacks is given up.
+    pub(super) drops: bool,
+}
+
 /// The work of one look at what is ready.
 pub(super) struct Batch<'a> {
-    options: &'a PushAheadOptions,
-    targets: &'a Targets,
-    control: Option<&'a ControlFile>,
-    binding: &'a Binding,
-    pool: &'a ThreadPool,
-    word: Word<'a>,
-    cancel: &'a Cancel,
-    /// Whether what some repository lacks is given up.
-    drops: bool,
+    given: Given<'a>,
     next: AtomicU64,
     stop: AtomicBool,
     shared: Mutex<Shared>,
@@ -68,22 +74,11 @@ enum Tried {
 }
 
 impl<'a> Batch<'a> {
-    #[expect(clippy::too_many_arguments, reason = "one call, and the pieces have nothing in common")]
-    pub(super) fn new(
-        options: &'a PushAheadOptions,
-        targets: &'a Targets,
-        control: Option<&'a ControlFile>,
-        binding: &'a Binding,
-        pool: &'a ThreadPool,
-        word: Word<'a>,
-        cancel: &'a Cancel,
-        drops: bool,
-        left: u64,
-    ) -> Self {
+    /// `left` are the bytes that are left of the run's batch.
+    pub(super) fn new(given: Given<'a>, left: u64) -> Self {
         let done = Done { left, ..Done::default() };
         let shared = Mutex::new(Shared { done, fatal: None, since: Instant::now(), down: 0 });
-        let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { options, targets, control, binding, pool, word, cancel, drops, next, stop, shared }
+        Self { given, next: AtomicU64::new(0), stop: AtomicBool::new(false), shared }
     }
 
     /// Pushes the files.
@@ -97,7 +92,7 @@ impl<'a> Batch<'a> {
             shared.done.left = shared.done.left.max(size.bytes());
         }
         let most = usize::try_from(CONTENT_BYTES_MAX / size.bytes()).unwrap_or(1).max(1);
-        let threads = self.options.workers.max(1).saturating_mul(2).min(most).min(files.len());
+        let threads = self.given.options.workers.max(1).saturating_mul(2).min(most).min(files.len());
         super::super::side_by_side(threads, || self.work(files, size))?;
         let stopped = self.stop.into_inner();
         let shared = self.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +108,10 @@ impl<'a> Batch<'a> {
 
     fn work(&self, files: &[Pending], size: WalSegmentSize) {
         // What a repository missed that is back goes first: the server asks for it.
-        while !self.stop.load(Ordering::Relaxed) && !self.cancel.is_cancelled() && !self.targets.is_one_back() {
+        while !self.stop.load(Ordering::Relaxed)
+            && !self.given.cancel.is_cancelled()
+            && !self.given.targets.is_one_back()
+        {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(file) = usize::try_from(number).ok().and_then(|n| files.get(n)) else { return };
             if let Err(e) = self.push_and_say(file, size) {
@@ -125,8 +123,8 @@ impl<'a> Batch<'a> {
 
     /// Pushes one file and says what became of it.
     fn push_and_say(&self, file: &Pending, size: WalSegmentSize) -> Result<()> {
-        lock::check_stopped(&self.options.push.lock_path, Some(&self.options.push.stanza))?;
-        let (name, path) = (&file.name, self.options.push.source.join(&file.name));
+        lock::check_stopped(&self.given.options.push.lock_path, Some(&self.given.options.push.stanza))?;
+        let (name, path) = (&file.name, self.given.options.push.source.join(&file.name));
         match self.push_one(file, &path, size) {
             Ok(Tried::Nothing) => Ok(()),
             Ok(Tried::Waits(e)) => self.failed(file, file.held.clone(), Identity::of(&path)?, &e, false),
@@ -135,11 +133,12 @@ impl<'a> Batch<'a> {
                 match delivered.everywhere(name) {
                     Ok(pushed) => {
                         let parsed = source::name_of(&path)?;
-                        let again = pushed.iter().filter(|p| !p.created && self.options.push.mode_check);
+                        let again = pushed.iter().filter(|p| !p.created && self.given.options.push.mode_check);
                         let warnings: Vec<_> = again.map(|p| exists_already(&parsed, p.key)).collect();
                         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                        let status = Status::new(Outcome::Pushed, warnings.join("\n"), Some((self.binding, identity)));
-                        self.options.spool.say(name, &status)?;
+                        let status =
+                            Status::new(Outcome::Pushed, warnings.join("\n"), Some((self.given.binding, identity)));
+                        self.given.options.spool.say(name, &status)?;
                         self.lock().done.pushed.push(name.clone());
                         tracing::debug!(target: DETAIL, "pushed WAL file '{name}' to the archive");
                         Ok(())
@@ -149,7 +148,7 @@ impl<'a> Batch<'a> {
             }
             Err(e) => {
                 // Where nothing can be read there is no next file.
-                ready::check(&self.options.push.source)?;
+                ready::check(&self.given.options.push.source)?;
                 self.failed(file, file.held.clone(), Identity::of(&path)?, &e, true)
             }
         }
@@ -165,7 +164,7 @@ impl<'a> Batch<'a> {
         is_news: bool,
     ) -> Result<()> {
         let name = &file.name;
-        let down = self.targets.failures().len();
+        let down = self.given.targets.failures().len();
         {
             let mut shared = self.lock();
             if down > shared.down {
@@ -173,36 +172,43 @@ impl<'a> Batch<'a> {
             }
         }
         // When too much waits the rest is given up without a try, at once.
-        if self.targets.working().is_empty() && !self.drops {
+        if self.given.targets.working().is_empty() && !self.given.drops {
             self.stop.store(true, Ordering::Relaxed);
         }
-        let (code, message) = (self.word)(error);
+        let (code, message) = (self.given.word)(error);
         if is_news {
             tracing::warn!("could not push WAL file '{name}' to the archive (will be retried): [{code:03}]: {message}");
         } else {
             tracing::debug!("WAL file '{name}' is not tried: [{code:03}]: {message}");
         }
-        if self.drops {
+        if self.given.drops {
             let file = Pending { name: name.clone(), held };
-            let is_dropped = give_up(self.options, self.binding, &file, &self.targets.keys(), self.word, error)?;
+            let is_dropped = give_up(
+                self.given.options,
+                self.given.binding,
+                &file,
+                &self.given.targets.keys(),
+                self.given.word,
+                error,
+            )?;
             let mut shared = self.lock();
             let names = if is_dropped { &mut shared.done.dropped } else { &mut shared.done.failed };
             names.push(file.name);
             return Ok(());
         }
-        let status = Status::new(Outcome::Failed(code), message, Some((self.binding, identity))).held_by(held);
-        self.options.spool.say(name, &status)?;
+        let status = Status::new(Outcome::Failed(code), message, Some((self.given.binding, identity))).held_by(held);
+        self.given.options.spool.say(name, &status)?;
         self.lock().done.failed.push(name.clone());
         Ok(())
     }
 
     /// Why a file is left out: all that works has it, or too much waits and it takes too long.
     fn waits(&self, file: &Pending, name: &ArchiveName) -> Option<Error> {
-        let failures = self.targets.failures();
-        if !failures.is_empty() && self.targets.working().is_subset(&file.held) {
+        let failures = self.given.targets.failures();
+        if !failures.is_empty() && self.given.targets.working().is_subset(&file.held) {
             return Delivered { pushed: Vec::new(), failures }.everywhere(&file.name).err();
         }
-        let is_late = self.drops && may_be_dropped(name) && self.lock().since.elapsed() > LOOKS_FOR;
+        let is_late = self.given.drops && may_be_dropped(name) && self.lock().since.elapsed() > LOOKS_FOR;
         is_late.then(|| Error::refused(Kind::ArchiveTimeout, "there is no time left to store it"))
     }
 
@@ -211,12 +217,12 @@ impl<'a> Batch<'a> {
         let mut shared = self.lock();
         let left = shared.done.left.checked_sub(size.bytes());
         shared.done.left = left.unwrap_or(shared.done.left);
-        self.drops || left.is_some()
+        self.given.drops || left.is_some()
     }
 
     /// Stores one file in every repository that works; nothing if it is not ready any more.
     fn push_one(&self, file: &Pending, path: &Path, size: WalSegmentSize) -> Result<Tried> {
-        let (push, name) = (&self.options.push, &file.name);
+        let (push, name) = (&self.given.options.push, &file.name);
         let parsed = source::name_of(path)?;
         if let Some(why) = self.waits(file, &parsed) {
             return Ok(Tried::Waits(why));
@@ -230,16 +236,16 @@ impl<'a> Batch<'a> {
             unmarked();
             return Ok(Tried::Nothing);
         }
-        let (content, facts) = source::read(path, &parsed, self.control)?;
+        let (content, facts) = source::read(path, &parsed, self.given.control)?;
         if !ready::is_ready(&push.source, name)? {
             unmarked();
             return Ok(Tried::Nothing);
         }
         let header = if push.header_check { source::header(path, &parsed, &content)? } else { None };
-        self.targets.check_header(&parsed, header.as_ref(), self.control)?;
-        let (encoded, identity) = self.pool.install(|| {
+        self.given.targets.check_header(&parsed, header.as_ref(), self.given.control)?;
+        let (encoded, identity) = self.given.pool.install(|| {
             rayon::join(|| WalFile::encode(&content, push.level), || Identity::new(&facts, Some(&content)))
         });
-        Ok(Tried::Stored(identity, self.targets.deliver(&push.stanza, &parsed, &encoded?, &file.held)))
+        Ok(Tried::Stored(identity, self.given.targets.deliver(&push.stanza, &parsed, &encoded?, &file.held)))
     }
 }

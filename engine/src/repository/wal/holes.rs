@@ -5,11 +5,15 @@
 //! is another matter (`verify`): the backup needs none of it.
 
 use super::WalRange;
+use super::path::{Part, is_on_path, path, timeline_at};
 use crate::repository::{Backup, Repository};
 use crate::{Error, Result};
 use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::pg::wal::{SegmentName, WalSegment, WalSegmentSize};
 use std::collections::BTreeMap;
+
+/// Seconds that a segment may take longer than the one behind it, which was stored beside it.
+pub(crate) const ON_ITS_WAY: i64 = 120;
 
 /// Segments in a row that are missing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,16 +33,10 @@ pub struct WalHole {
 /// Numbers of segments that are there, and when the store took them; by timeline, ascending.
 type Present = BTreeMap<u32, Vec<(u64, i64)>>;
 
-/// A part of the way of a recovery: segments of one timeline up to `last`.
-struct Part {
-    timeline: u32,
-    last: u64,
-}
-
 impl Repository {
     /// The holes between the start of the newest of these backups and the newest segment, on every timeline that goes on from
-    /// it, or on the way to timeline `to` alone. A server stores some segments side by side: one that follows a hole and came later than `before`, in seconds since
-    /// the Unix epoch, proves nothing yet.
+    /// it, or on the way to timeline `to` alone. A server stores some segments side by side: one that follows a hole and came
+    /// later than `before`, in seconds since the Unix epoch, proves nothing yet.
     ///
     /// # Errors
     /// What the store said.
@@ -63,16 +61,14 @@ impl Repository {
             }
             Ok(())
         })?;
-        let own = [Part { timeline: start.timeline.0, last: u64::MAX }];
+        let later = present.keys().copied().filter(|t| *t > start.timeline.0);
+        let timelines = [start.timeline.0].into_iter().chain(later).filter(|t| to.is_none_or(|to| to.0 == *t));
         let mut found = Vec::new();
-        if to.is_none_or(|to| to == start.timeline) {
-            found.extend(holes(&present, &own, start, stop, backup.stop));
-        }
-        for timeline in present.keys().filter(|t| **t > start.timeline.0) {
-            let timeline = TimelineId(*timeline);
-            if to.is_none_or(|to| to == timeline)
-                && let Some(parts) = self.way(stanza, archive_id, (start, stop), timeline, size)
-            {
+        for timeline in timelines {
+            let is_own = timeline == start.timeline.0;
+            let history = if is_own { None } else { self.history(stanza, archive_id, TimelineId(timeline)) };
+            let parts = path(timeline, history.as_ref(), size);
+            if is_on_path(&parts, start.timeline.0, start.number, stop.number) {
                 found.extend(holes(&present, &parts, start, stop, backup.stop));
             }
         }
@@ -83,34 +79,17 @@ impl Repository {
         Ok(found)
     }
 
-    /// The way from the start of a backup to the end of a later timeline; none if that left before the backup's stop, which it
-    /// cannot have then, or nobody knows.
-    fn way(
-        &self,
-        stanza: &str,
-        archive_id: &str,
-        (start, stop): (WalSegment, WalSegment),
-        to: TimelineId,
-        size: WalSegmentSize,
-    ) -> Option<Vec<Part>> {
+    /// The history of a timeline; none if nobody knows it: 'verify' says what is wrong with it.
+    fn history(&self, stanza: &str, archive_id: &str, timeline: TimelineId) -> Option<TimelineHistory> {
         let read = || -> Result<Option<TimelineHistory>> {
-            let name = to.history_file_name();
+            let name = timeline.history_file_name();
             let Some(content) = self.wal_get(stanza, archive_id, &name)? else { return Ok(None) };
-            TimelineHistory::parse(to, &content).map(Some).map_err(Error::damaged(&name))
+            TimelineHistory::parse(timeline, &content).map(Some).map_err(Error::damaged(&name))
         };
-        // 'verify' says what is wrong with a history.
-        let history = read().unwrap_or_else(|e| {
+        read().unwrap_or_else(|e| {
             tracing::debug!("{}", e.chain());
             None
-        })?;
-        let from = history.parents.iter().position(|p| p.timeline == start.timeline)?;
-        let parents = history.parents.get(from..)?;
-        // A descendant begins with a copy of the segment in which it left.
-        let part = |timeline: TimelineId, switch: u64| Part { timeline: timeline.0, last: switch.wrapping_sub(1) };
-        let mut parts: Vec<_> = parents.iter().map(|p| part(p.timeline, p.switch.segment_number(size))).collect();
-        let goes_on = parents.first().is_some_and(|p| p.switch.segment_number(size) > stop.number);
-        parts.push(Part { timeline: to.0, last: u64::MAX });
-        goes_on.then_some(parts)
+        })
     }
 }
 
@@ -143,18 +122,15 @@ impl Hole {
     }
 }
 
-/// What is missing on a way, from `start` to its last segment, and to `stop` at least.
+/// What is missing on a path, from `start` to its last segment; on the backup's own timeline to `stop` at least. On another
+/// one the segment of the stop may be the one that is written now.
 fn holes(present: &Present, parts: &[Part], start: WalSegment, stop: WalSegment, ended: i64) -> Vec<Hole> {
     let mut found = Vec::new();
-    let at = |number: u64| {
-        let part = parts.iter().find(|p| number <= p.last);
-        (part.map_or(start.timeline.0, |p| p.timeline), number)
-    };
+    let at = |number: u64| (timeline_at(parts, number), number);
     let mut next = start.number;
-    let mut begin = start.number;
     for part in parts {
         for (number, modified) in present.get(&part.timeline).into_iter().flatten() {
-            if *number < begin || *number > part.last || *number < next {
+            if *number < next.max(part.first) || *number > part.last {
                 continue;
             }
             if *number > next {
@@ -162,9 +138,8 @@ fn holes(present: &Present, parts: &[Part], start: WalSegment, stop: WalSegment,
             }
             next = number.saturating_add(1);
         }
-        begin = part.last.saturating_add(1);
     }
-    if next <= stop.number {
+    if next <= stop.number && parts.last().is_some_and(|p| p.timeline == start.timeline.0) {
         found.push(Hole { first: at(next), last: at(stop.number), proof: ended });
     }
     found
