@@ -235,7 +235,11 @@ impl Session {
 
     fn end(&mut self) -> Result<()> {
         let Some(background) = self.background.take() else { return Ok(()) };
-        background.join().map_err(FileError::at("serve", &self.mounted.on))?;
+        match background.join() {
+            // What a thread is told that was handed a request just as the kernel took the connection down.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::CONNABORTED.raw_os_error()) => {}
+            result => result.map_err(FileError::at("serve", &self.mounted.on))?,
+        }
         match self.at_end.take() {
             Some(at_end) => at_end(),
             None => Ok(()),
