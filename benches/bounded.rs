@@ -185,6 +185,7 @@ impl Ground {
             exclude: Vec::new(),
             annotations: [].into(),
             archive_check: false,
+            archive_copy: false,
             archive_timeout: Duration::from_secs(1),
             process_max: 1,
             compress_level: 1,

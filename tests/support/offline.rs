@@ -170,6 +170,7 @@ impl World {
             exclude: Vec::new(),
             annotations: [("made".to_owned(), "up".to_owned())].into(),
             archive_check: true,
+            archive_copy: false,
             archive_timeout: Duration::from_secs(1),
             process_max: 2,
             limits: Limits::none(),

@@ -41,6 +41,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         exclude: settings.list(Opt::Exclude).to_vec(),
         annotations: settings.pairs(Opt::Annotation).iter().cloned().collect(),
         archive_check: settings.flag(Opt::ArchiveCheck),
+        archive_copy: settings.flag(Opt::ArchiveCopy),
         archive_timeout: settings.time(Opt::ArchiveTimeout),
         process_max: settings.process_max(),
         limits: Limits::new(

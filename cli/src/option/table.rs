@@ -317,7 +317,7 @@ options! {
     ArchiveCheck "archive-check" "wait until the WAL a backup needs is archived"
         = flag("y").on(PUSH | BACKUP | CHECK).when(Opt::Online, &["y"]);
     ArchiveCopy "archive-copy" "keep the WAL a backup needs inside it"
-        = flag("n").on(BACKUP).when(Opt::ArchiveCheck, &["y"]).ignored("WAL stays in the archive, which keeps what backups need");
+        = flag("n").on(BACKUP).when(Opt::ArchiveCheck, &["y"]);
     ArchiveExpireBefore "archive-expire-before" "remove only WAL before this segment that no backup needs"
         = text().on(EXPIRE).typed();
     ArchiveGetQueueMax "archive-get-queue-max" "size of the queue of fetched WAL"

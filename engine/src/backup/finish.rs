@@ -18,6 +18,9 @@ use pgkeep_formats::repo::records::{LinkRef, TablespaceRef};
 use std::path::Path;
 use std::time::Duration;
 
+/// Names of the first and the last segment.
+pub(super) type WalBounds = (String, String);
+
 /// Where the WAL of this backup is archived, and how long to wait for it.
 pub(super) struct Wal<'a> {
     pub(super) repository: &'a Repository,
@@ -70,8 +73,8 @@ impl Wal<'_> {
         self.wait(&[name])
     }
 
-    /// Waits for every segment that makes the backup consistent; returns the first and the last.
-    pub(super) fn wait_for_range(&self, start: &BackupStart, stop: &BackupStop) -> Result<(String, String)> {
+    /// Waits for every segment that makes the backup consistent; returns the first and the last, and all of them.
+    pub(super) fn wait_for_range(&self, start: &BackupStart, stop: &BackupStop) -> Result<(WalBounds, Vec<String>)> {
         let size = self.cluster.wal_segment_size;
         let range = WalSegment::range(start.timeline, start.lsn, stop.lsn, size);
         let names: Vec<String> = range.map(|s| s.name(size)).collect();
@@ -86,7 +89,7 @@ impl Wal<'_> {
             tracing::info!("check archive for segment(s) {}:{}", bounds.0, bounds.1);
         }
         self.wait(&names)?;
-        Ok(bounds)
+        Ok((bounds, names))
     }
 }
 
@@ -98,21 +101,10 @@ pub(super) fn late_entries(
     timeline: TimelineId,
     now: Duration,
 ) -> Result<Vec<BuiltEntry>> {
-    let file = |path: &str, bytes: Vec<u8>, user: &str, group: &str| BuiltEntry {
-        path: path.to_owned(),
-        node: Node::File,
-        mode: 0o600,
-        user: user.to_owned(),
-        group: group.to_owned(),
-        modified: (now.as_secs() as i64, 0),
-        size: bytes.len() as u64,
-        inline: Some(bytes),
-        unit: 1,
-        extents: Vec::new(),
-        bad_pages: Vec::new(),
+    let file = |path: &str, bytes: Vec<u8>| -> Result<BuiltEntry> {
+        Ok(BuiltEntry { size: bytes.len() as u64, inline: Some(bytes), ..late_file(pgdata, path, now)? })
     };
-    let (user, group) = owner(pgdata)?;
-    let mut out = vec![file("global/pg_control", control.to_vec(), &user, &group)];
+    let mut out = vec![file("global/pg_control", control.to_vec())?];
     if let Some(stop) = stop {
         // What the server gives must be a label, or the restored cluster would start from the wrong checkpoint.
         let label = BackupLabelFile::parse(stop.label_file.as_bytes())
@@ -122,9 +114,9 @@ pub(super) fn late_entries(
             let text = format!("the backup began on timeline {}, its label names {}", timeline.0, label.timeline.0);
             return Err(Error::refused(Kind::DbMismatch, text));
         }
-        out.push(file("backup_label", stop.label_file.clone().into_bytes(), &user, &group));
+        out.push(file("backup_label", stop.label_file.clone().into_bytes())?);
         if !stop.tablespace_map.is_empty() {
-            out.push(file("tablespace_map", stop.tablespace_map.clone().into_bytes(), &user, &group));
+            out.push(file("tablespace_map", stop.tablespace_map.clone().into_bytes())?);
         }
     }
     if let Some(large) = out.iter().find(|e| e.size > LATE_BYTES_MAX as u64) {
@@ -133,6 +125,24 @@ pub(super) fn late_entries(
     }
     out.sort_by(|a, b| path_cmp(&a.path, &b.path));
     Ok(out)
+}
+
+/// A file that the server's directory did not have when it was walked: empty, of the directory's owner.
+pub(super) fn late_file(pgdata: &Path, path: &str, now: Duration) -> Result<BuiltEntry> {
+    let (user, group) = owner(pgdata)?;
+    Ok(BuiltEntry {
+        path: path.to_owned(),
+        node: Node::File,
+        mode: 0o600,
+        user,
+        group,
+        modified: (now.as_secs() as i64, 0),
+        size: 0,
+        inline: None,
+        unit: 1,
+        extents: Vec::new(),
+        bad_pages: Vec::new(),
+    })
 }
 
 fn owner(pgdata: &Path) -> Result<(String, String)> {

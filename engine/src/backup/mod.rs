@@ -7,7 +7,7 @@
 //! - `stages`: how busy each of them was
 //! - `summaries`, `unread`: what WAL summaries spare reading
 //! - `servers`: which one is the primary   - `standby`: reading files from another one
-//! - `tablespaces`: that they stay the same
+//! - `tablespaces`: that they stay the same   - `wal_copy`: WAL inside the backup
 //!
 //! Without a primary a standby is backed up alone (`Cluster::alone`), as PostgreSQL allows it: the server starts and stops
 //! the backup at its restart points, its label says so, and `pg_control`, copied last, has the position that replay must
@@ -36,6 +36,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod unread;
+mod wal_copy;
 
 use self::cluster::Cluster;
 use self::finish::{Wal, late_entries, links};
@@ -49,6 +50,7 @@ use self::standby::Files;
 pub use self::standby::StandbyUse;
 use self::tablespaces::Tablespaces;
 use self::task::Shared;
+use self::wal_copy::WalCopy;
 use crate::chunk::Gear;
 use crate::clock::Clock;
 use crate::index::ChunkIndex;
@@ -61,6 +63,7 @@ use crate::repository::manifests::ManifestBuilder;
 use crate::repository::{BACKUP, ChunkSource, Repository, WriterSession};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::page::PageCheck;
+use pgkeep_formats::repo::manifest::path_cmp;
 use pgkeep_formats::repo::records::{BackupType, Commit, DatabaseRef};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -100,6 +103,8 @@ pub struct BackupOptions {
     pub annotations: BTreeMap<String, String>,
     /// Wait until the WAL that the backup needs is archived.
     pub archive_check: bool,
+    /// Keep that WAL in the backup, too. Needs `archive_check`.
+    pub archive_copy: bool,
     /// How long to wait for each of its segments.
     pub archive_timeout: Duration,
     /// Workers.
@@ -307,16 +312,31 @@ pub fn run(
             standby.check_end(written, stop.lsn)?;
         }
         let timeline = start.as_ref().map_or(cluster.timeline, |s| s.timeline);
-        let late = late_entries(&cluster.pgdata, &control.bytes, stop.as_ref(), timeline, clock.now())?;
-        let late_bytes: u64 = late.iter().map(|e| e.size).sum();
+        let mut late = late_entries(&cluster.pgdata, &control.bytes, stop.as_ref(), timeline, clock.now())?;
 
         // 7. The WAL that makes it consistent is archived.
         let wal = match (&start, &stop) {
             (Some(start), Some(stop)) => {
-                Some(wal_of.wait_for_range(start, stop).map_err(|e| unless_lost(e, &mut connection))?)
+                let (bounds, names) =
+                    wal_of.wait_for_range(start, stop).map_err(|e| unless_lost(e, &mut connection))?;
+                if options.archive_copy {
+                    let copy = WalCopy {
+                        stanza: &options.stanza,
+                        archive_id: &archive_id,
+                        cluster: &cluster,
+                        level: options.compress_level,
+                        now: clock.now(),
+                        observer,
+                        cancel,
+                    };
+                    late.extend(copy.run(&mut session, &mut builder, &names)?);
+                    late.sort_by(|a, b| path_cmp(&a.path, &b.path));
+                }
+                Some(bounds)
             }
             _ => None,
         };
+        let late_bytes: u64 = late.iter().map(|e| e.size).sum();
         cancel.check()?;
 
         // 8. Manifest and commit.

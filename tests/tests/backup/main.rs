@@ -10,3 +10,4 @@ mod progress;
 mod refusals;
 mod standby;
 mod tablespaces;
+mod wal_copy;

@@ -140,15 +140,7 @@ impl ManifestBuilder {
     /// `Assert` if the order is wrong; what the store said when a piece is written or the parent is read.
     pub fn add(&mut self, session: &mut WriterSession, mut built: BuiltEntry) -> Result<()> {
         self.check_order(&built.path)?;
-        let extents = joined(&std::mem::take(&mut built.extents));
-        let units: u64 = extents.iter().map(|e| u64::from(e.units)).sum();
-        let is_file = matches!(built.node, Node::File | Node::LinkedFile(_));
-        // Nobody could read a manifest in which they do not agree, from here on.
-        if is_file && built.inline.is_none() && units != built.size.div_ceil(built.unit.into()) {
-            let text =
-                format!("'{}' has {} bytes, and extents for {units} units of {}", built.path, built.size, built.unit);
-            return Err(Error::refused(Kind::Assert, text));
-        }
+        let extents = take_extents(&mut built)?;
         let (path, unit) = (built.path.clone(), built.unit);
         self.table.mark(&extents);
         let mut stretches = Stretches::new(&extents, unit == self.root.page_size);
@@ -268,16 +260,23 @@ impl ManifestBuilder {
         Ok(())
     }
 
-    /// Writes what is left and the root. `late` are entries, in path order, whose content became known only now; each has
-    /// inline content of at most 64 KiB.
+    /// Writes what is left and the root. `late` are entries, in path order, whose content became known only now: the root,
+    /// which every reader holds, has them with inline content of at most `LATE_BYTES_MAX` bytes and with extents.
     ///
     /// # Errors
-    /// What the store said.
+    /// What the store said; `Assert` if size and extents of an entry do not agree.
     pub fn finish(mut self, session: &mut WriterSession, late: Vec<BuiltEntry>) -> Result<ManifestSummary> {
         let mut piece = PieceWriter::default();
-        for built in late {
-            let entry = self.entry(built, 0);
+        for mut built in late {
+            let extents = take_extents(&mut built)?;
+            self.table.mark(&extents);
+            let mut stretches = Stretches::new(&extents, built.unit == self.root.page_size);
+            let count = stretches.count();
+            let entry = self.entry(built, count);
             piece.push(&Record::Entry(entry));
+            for _ in 0..count {
+                piece.push(&Record::Leaf(Leaf::Full(stretches.next())));
+            }
         }
         if !piece.is_empty() {
             self.root.late = piece.finish();
@@ -319,6 +318,20 @@ impl ManifestSummary {
         }
         Ok(())
     }
+}
+
+/// The extents of an entry, neighbours joined.
+fn take_extents(built: &mut BuiltEntry) -> Result<Vec<Extent>> {
+    let extents = joined(&std::mem::take(&mut built.extents));
+    let units: u64 = extents.iter().map(|e| u64::from(e.units)).sum();
+    let is_file = matches!(built.node, Node::File | Node::LinkedFile(_));
+    // Nobody could read a manifest in which they do not agree, from here on.
+    if is_file && built.inline.is_none() && units != built.size.div_ceil(built.unit.into()) {
+        let (path, size, unit) = (&built.path, built.size, built.unit);
+        let text = format!("'{path}' has {size} bytes, and extents for {units} units of {unit}");
+        return Err(Error::refused(Kind::Assert, text));
+    }
+    Ok(extents)
 }
 
 /// Splits extents into leaves: at every 1 024 pages for files made of pages, else by number.

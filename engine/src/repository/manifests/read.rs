@@ -6,7 +6,7 @@ use crate::{Error, Kind, Result};
 use pgkeep_formats::FormatError;
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::manifest::{
-    Content, Entry, Extent, FREE_BASE, Leaf, ManifestRoot, PieceReader, Record, TreePiece, path_cmp,
+    Content, Entry, Extent, FREE_BASE, Leaf, ManifestRoot, PieceReader, Record, TreePiece, path_cmp, push_extent,
 };
 use pgkeep_formats::repo::records::Commit;
 use std::cmp::Ordering;
@@ -71,7 +71,7 @@ pub struct Manifest {
     pieces: Recent<Vec<u8>>,
     bases: Recent<Vec<u8>>,
     /// Entries written last, in path order.
-    pub(super) late: Vec<Entry>,
+    pub(super) late: Vec<FileRecord>,
 }
 
 impl Manifest {
@@ -93,31 +93,14 @@ impl Manifest {
     }
 
     /// The root and its late entries.
-    pub(super) fn decode_root(label: &str, bytes: &[u8]) -> Result<(ManifestRoot, Vec<Entry>)> {
+    pub(super) fn decode_root(label: &str, bytes: &[u8]) -> Result<(ManifestRoot, Vec<FileRecord>)> {
         if bytes.len() > ROOT_BYTES_MAX {
             let text = format!("the manifest root of {label} is larger than {ROOT_BYTES_MAX} bytes");
             return Err(Error::refused(Kind::Format, text));
         }
         let name = format!("manifest root of {label}");
         let root = ManifestRoot::decode(bytes).map_err(Error::damaged(name))?;
-        let mut late = Vec::new();
-        if !root.late.is_empty() {
-            let name = || format!("late entries of {label}");
-            for record in PieceReader::new(&root.late).map_err(Error::damaged(name()))? {
-                match record.map_err(Error::damaged(name()))? {
-                    Record::Entry(entry)
-                        if !matches!(entry.content, Content::Extents { .. })
-                            && late.last().is_none_or(|l: &Entry| path_cmp(&l.path, &entry.path) == Ordering::Less) =>
-                    {
-                        late.push(entry);
-                    }
-                    _ => {
-                        let error = FormatError::OutOfRange { offset: 0, what: "late entry", found: 0 };
-                        return Err(Error::damaged(name())(error));
-                    }
-                }
-            }
-        }
+        let late = late_entries(&root.late).map_err(|e| Error::damaged(format!("late entries of {label}"))(e))?;
         Ok((root, late))
     }
 
@@ -281,6 +264,37 @@ impl Manifest {
     pub(super) fn label(&self) -> &str {
         &self.label
     }
+}
+
+/// Late entries in path order, each followed by its leaves, all full: there is no base that they could patch.
+fn late_entries(bytes: &[u8]) -> std::result::Result<Vec<FileRecord>, FormatError> {
+    let wrong = |what| FormatError::OutOfRange { offset: 0, what, found: 0 };
+    let mut late: Vec<FileRecord> = Vec::new();
+    if bytes.is_empty() {
+        return Ok(late);
+    }
+    let mut records = PieceReader::new(bytes)?;
+    while let Some(record) = records.next() {
+        let Record::Entry(entry) = record? else { return Err(wrong("late entry")) };
+        if late.last().is_some_and(|l| path_cmp(&l.entry.path, &entry.path) != Ordering::Less) {
+            return Err(wrong("order of late entries"));
+        }
+        let mut extents = Vec::new();
+        if let Content::Extents { unit, leaves } = entry.content {
+            for _ in 0..leaves {
+                let Some(Record::Leaf(Leaf::Full(leaf))) = records.next().transpose()? else {
+                    return Err(wrong("leaf of a late entry"));
+                };
+                leaf.into_iter().for_each(|e| push_extent(&mut extents, e));
+            }
+            let units: u64 = extents.iter().map(|e| u64::from(e.units)).sum();
+            if units != entry.size.div_ceil(unit.into()) {
+                return Err(wrong("length of a late entry's extents"));
+            }
+        }
+        late.push(FileRecord { entry, extents });
+    }
+    Ok(late)
 }
 
 /// True if the entry of `path` is not before this piece: it begins with an entry that is not behind it, or amid a file

@@ -92,7 +92,7 @@ impl ManifestReader {
         let (piece, late) = match floor {
             None => (0, 0),
             Some(path) => {
-                let late = manifest.late.partition_point(|e| path_cmp(&e.path, path) == Ordering::Less);
+                let late = manifest.late.partition_point(|e| path_cmp(&e.entry.path, path) == Ordering::Less);
                 (manifest.piece_of(path, 0), late)
             }
         };
@@ -118,7 +118,7 @@ impl ManifestReader {
         let take_late = match (&self.ahead, late) {
             (_, None) => false,
             (None, Some(_)) => true,
-            (Some(tree), Some(late)) => match path_cmp(&late.path, &tree.entry.path) {
+            (Some(tree), Some(late)) => match path_cmp(&late.entry.path, &tree.entry.path) {
                 Ordering::Less => true,
                 // The late one is the newer.
                 Ordering::Equal => {
@@ -130,7 +130,7 @@ impl ManifestReader {
         };
         if take_late {
             self.late += 1;
-            return Ok(late.map(|entry| FileRecord { entry: entry.clone(), extents: Vec::new() }));
+            return Ok(late.cloned());
         }
         Ok(self.ahead.take())
     }

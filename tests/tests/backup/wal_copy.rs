@@ -1,0 +1,42 @@
+//! Option `archive-copy`: a backup that needs no archive.
+
+use std::{collections::BTreeSet, ffi::OsStr, fs};
+
+use pgkeep_formats::repo::layout;
+use support::{Mode, World, majors, world};
+
+#[test]
+fn a_backup_that_keeps_its_wal_needs_no_archive() {
+    for major in majors() {
+        let world = World::new(major);
+        world.expect(31, ["--no-archive-check", "--archive-copy", "backup"]);
+        world.create_marks();
+        world.cluster.pgbench_init(2);
+        world.mark(1);
+        let load = world.cluster.load(1);
+        world.ok(["--archive-copy", "--start-fast", "--type=full", "backup"]);
+        load.stop();
+        let mut target = world.restore("target", ["--type=immediate", "--target-action=promote"]);
+        let backup = world.backups().pop().unwrap();
+        let names: BTreeSet<&str> = ["start", "stop"].map(|end| backup["archive"][end].as_str().unwrap()).into();
+        for name in &names {
+            let fetched = world.path(name);
+            world.ok([OsStr::new("archive-get"), name.as_ref(), fetched.as_ref()]);
+            let kept = target.data_dir().join("pg_wal").join(name);
+            assert!(fs::read(&kept).unwrap() == fs::read(&fetched).unwrap(), "{name}");
+        }
+        // The next one does not ask for it, and has none.
+        world.backup("incr");
+        let listed = world.ok(["manifest"]).stdout;
+        assert!(listed.contains("pg_wal") && !listed.contains("pg_wal/0000"), "{listed}");
+        world.ok(["verify"]);
+
+        for name in &names {
+            fs::remove_file(world.sandbox.repo().join(layout::wal("demo", &format!("{major}-1"), name))).unwrap();
+        }
+        target.start();
+        target.wait_promoted();
+        assert_eq!(world::marks(&target), [1]);
+        target.stop(Mode::Fast);
+    }
+}
