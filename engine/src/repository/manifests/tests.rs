@@ -9,7 +9,7 @@ use crate::repository::{ChunkSource, OpenOptions, Repository, WriterSession};
 use crate::store::{MemoryStore, Store};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::repo::manifest::{
-    Extent, ExtentAt, FREE_BASE, Leaf, Node, PieceReader, Record, path_cmp, push_extent,
+    Extent, ExtentAt, FREE_BASE, LEAF_PAGES, Leaf, Node, PieceReader, Record, path_cmp, push_extent,
 };
 use pgkeep_formats::repo::records::Commit;
 use proptest::prelude::*;
@@ -413,4 +413,39 @@ fn a_file_whose_extents_do_not_add_up_is_refused() {
         builder.add(&mut session, entry(path, size, units)).unwrap();
     }
     builder.finish(&mut session, Vec::new()).unwrap();
+}
+
+#[test]
+fn late_files_are_read_back_with_their_extents_among_the_others() {
+    let world = World::new();
+    let mut session = WriterSession::begin(&world.repository, "demo", "test", "host", &SystemClock).unwrap();
+    let mut builder = ManifestBuilder::new(&session, PAGE, None).unwrap();
+    for path in ["a", "pg_wal/b", "z"] {
+        builder.add(&mut session, empty(path)).unwrap();
+    }
+    // More pages than one leaf has, then zeros.
+    let units = 3 * LEAF_PAGES + 5;
+    let ordinal = builder.ordinal(&mut session, ChunkId([5; 32])).unwrap();
+    let extents =
+        vec![Extent { units, at: ExtentAt::Chunk { ordinal, offset: 0 } }, Extent { units: 2, at: ExtentAt::Zero }];
+    let large =
+        BuiltEntry { size: u64::from((units + 2) * PAGE) - 9, extents: extents.clone(), ..empty("pg_wal/large") };
+    let wrong = BuiltEntry { size: large.size + 9 + 1, ..large.clone() };
+    let inline = BuiltEntry { size: 3, inline: Some(b"new".to_vec()), ..empty("z") };
+    let summary = builder.finish(&mut session, vec![large.clone(), inline]).unwrap();
+    session.publish().unwrap();
+    let mut used = Vec::new();
+    summary.chunks(&world.source(), &mut |id| Ok(used.push(*id))).unwrap();
+    assert!(used.contains(&ChunkId([5; 32])), "what a late file is made of is in use");
+
+    let manifest = world.open(&commit(&session, &summary));
+    let files: Vec<_> = manifest.files().map(Result::unwrap).collect();
+    let paths: Vec<_> = files.iter().map(|f| f.entry.path.as_str()).collect();
+    assert_eq!(paths, ["a", "pg_wal/b", "pg_wal/large", "z"]);
+    assert_eq!((files[2].entry.size, &files[2].extents), (large.size, &extents));
+    assert_eq!(manifest.find("pg_wal/large").unwrap().as_ref(), Some(&files[2]));
+    assert_eq!(files[3].entry.size, 3);
+
+    let builder = ManifestBuilder::new(&session, PAGE, None).unwrap();
+    assert_eq!(builder.finish(&mut session, vec![wrong]).unwrap_err().kind(), Kind::Assert);
 }
