@@ -71,14 +71,6 @@ fn clone_cache(settings: &Settings, repo: Repo<'_>, is_near: bool) -> u64 {
     }
 }
 
-/// Opens all repositories the command works on, in key order.
-///
-/// # Errors
-/// What the first one that fails said.
-pub(crate) fn open_all(settings: &Settings) -> Result<Vec<Arc<Repository>>, Failure> {
-    settings.target_repos().map(|repo| open(settings, repo)).collect()
-}
-
 /// Opens the repositories the command reads from, in key order. One that fails is left out with a warning, unless it is
 /// the only one.
 ///
@@ -144,16 +136,13 @@ pub(crate) fn access(settings: &Settings, repo: Repo<'_>) -> Result<RepoAccess, 
     Ok(access)
 }
 
-/// The repositories the command works on, which need not exist yet.
+/// A repository that need not exist yet.
 ///
 /// # Errors
 /// What the directory or a key file said.
-pub(crate) fn targets(settings: &Settings) -> Result<Vec<RepoTarget>, Failure> {
-    let one = |repo: Repo<'_>| {
-        let local = LocalStore::create(repo.path()).map_err(Error::from)?;
-        Ok(RepoTarget { store: store(settings, local), options: options(settings, repo)? })
-    };
-    settings.target_repos().map(one).collect()
+pub(crate) fn target(settings: &Settings, repo: Repo<'_>) -> Result<RepoTarget, Failure> {
+    let local = LocalStore::create(repo.path()).map_err(Error::from)?;
+    Ok(RepoTarget { store: store(settings, local), options: options(settings, repo)? })
 }
 
 /// How to reach the server of the first cluster.

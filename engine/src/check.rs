@@ -50,13 +50,15 @@ pub struct CheckOptions<'a> {
     pub archive_timeout: Duration,
 }
 
-/// What a check found in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a check found.
+#[derive(Debug)]
 pub struct CheckReport {
     /// What the server is.
     pub role: ServerRole,
-    /// The repositories, in their order.
+    /// The repositories that are in order.
     pub repos: Vec<RepoCheck>,
+    /// Numbers of the others, and what is wrong with each.
+    pub failures: Vec<(u32, Error)>,
 }
 
 /// What a server is.
@@ -106,39 +108,42 @@ pub fn run(
     if role == ServerRole::Primary {
         configuration(&found, options.archive_check, options.program_names, options.stanza)?;
     }
-    // 2. Every repository knows the cluster.
-    let mut archive_ids = Vec::with_capacity(repositories.len());
+    // 2. Every repository knows the cluster. One that does not keeps no other from being looked at.
+    let (mut known, mut failures) = (Vec::new(), Vec::new());
     for repository in repositories {
-        archive_ids.push(archive_id(repository, options.stanza, &identity)?);
+        match archive_id(repository, options.stanza, &identity) {
+            Ok(archive_id) => known.push((repository, archive_id)),
+            Err(e) => failures.push((repository.key(), e)),
+        }
     }
     // 3. A segment arrives in each.
     let segment = match (role, options.archive_check) {
         (ServerRole::Standby, _) | (_, ArchiveCheck::Off) => None,
+        _ if known.is_empty() => None,
         _ => {
             // Without a record since the last switch there would be nothing to end, and an old segment's name would come back.
             server.create_restore_point(RESTORE_POINT)?;
             Some(server.switch_wal()?)
         }
     };
-    let mut repos = Vec::with_capacity(repositories.len());
-    for (repository, archive_id) in repositories.iter().zip(&archive_ids) {
-        let archived = match &segment {
-            Some(segment) => Some(wait(repository, archive_id, segment, options, clock, cancel)?),
-            None => None,
-        };
-        repos.push(RepoCheck { key: repository.key(), archived });
-    }
-    // 4. What is archived leads from the newest backup to now.
-    if options.archive_check != ArchiveCheck::Off {
-        let mut gaps = Vec::new();
-        for (repository, archive_id) in repositories.iter().zip(&archive_ids) {
-            gaps.extend(lacks(repository, archive_id, options, (role, found.timeline), clock)?);
+    let mut repos = Vec::with_capacity(known.len());
+    for (repository, archive_id) in &known {
+        let archived = segment.as_ref().map(|s| wait(repository, archive_id, s, options, clock, cancel)).transpose();
+        // 4. What is archived leads from the newest backup to now.
+        let archived = archived.and_then(|archived| match options.archive_check {
+            ArchiveCheck::Off => Ok(archived),
+            _ => match lacks(repository, archive_id, options, (role, found.timeline), clock)? {
+                Some(text) => Err(Error::refused(Kind::ArchiveTimeout, text)),
+                None => Ok(archived),
+            },
+        });
+        match archived {
+            Ok(archived) => repos.push(RepoCheck { key: repository.key(), archived }),
+            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+            Err(e) => failures.push((repository.key(), e)),
         }
-        if !gaps.is_empty() {
-            return Err(Error::refused(Kind::ArchiveTimeout, gaps.join("\n")));
-        }
     }
-    Ok(CheckReport { role, repos })
+    Ok(CheckReport { role, repos, failures })
 }
 
 /// What is wrong with the WAL behind a repository's newest backup, if anything.

@@ -92,7 +92,9 @@ fn check(
         });
         let report = run(&mut connect(cluster), repositories, options, &SystemClock, &Cancel::default());
         done.cancel();
-        report
+        let mut report = report?;
+        // The first thing that is wrong.
+        if report.failures.is_empty() { Ok(report) } else { Err(report.failures.remove(0).1) }
     })
 }
 

@@ -1,9 +1,10 @@
 //! `check`: configuration, server and archive, of one stanza or of all that are configured.
 
+use super::failures::Failures;
 use super::{Context, backup};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{self, Opt, Settings};
+use crate::option::{self, Command, Opt, Settings};
 use crate::repos;
 use pgkeep_engine::backup::StandbyUse;
 use pgkeep_engine::check::{self, ArchiveCheck, CheckOptions, CheckReport, ServerRole};
@@ -54,7 +55,13 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
     if let (true, Some(e)) = (servers.is_empty(), unreachable) {
         return Err(e.into());
     }
-    let repositories = repos::open_all(settings)?;
+    let (mut repositories, mut failures) = (Vec::new(), Failures::default());
+    for repo in settings.target_repos() {
+        repositories.extend(failures.take(repo.key(), repos::open(settings, repo))?);
+    }
+    if repositories.is_empty() {
+        return failures.end(Command::Check);
+    }
     let (mut primary, mut standby) = (None, None);
     for (pg, server) in &mut servers {
         let pgdata = repos::pgdata_of(*pg)?;
@@ -68,6 +75,9 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
         };
         let report = check::run(server, &repositories, &options, &SystemClock, cancel)?;
         tell(&report);
+        for (key, e) in report.failures {
+            failures.take(key, Err::<(), _>(e.into()))?;
+        }
         if report.role == ServerRole::Standby {
             standby.get_or_insert(pg.key());
         } else if let Some(other) = primary.replace(pg.key()) {
@@ -75,6 +85,7 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
             return Err(Error::refused(Kind::DbConnect, text).into());
         }
     }
+    failures.end(Command::Check)?;
     match backup::standby(settings) {
         StandbyUse::Required if standby.is_none() => {
             let text = "no running standby was found among the clusters configured, to copy files from";

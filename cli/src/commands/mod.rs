@@ -12,6 +12,7 @@ mod diff;
 mod drill;
 mod expire;
 mod extract;
+mod failures;
 mod help;
 mod info;
 mod manifest;

@@ -2,9 +2,10 @@
 //! `repair history`: entries of stanzas' histories that are lost, from the backups that belong to them.
 
 use super::Context;
+use super::failures::Failures;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{OptionError, Settings};
+use crate::option::{Command, OptionError, Repo, Settings};
 use crate::repos;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::lock::check_stopped;
@@ -25,24 +26,18 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     }
     check_stopped(settings.lock_path(), None)?;
     if what == "history" {
-        return history(settings);
-    }
-    let mut unreadable = 0;
-    for repo in settings.target_repos() {
-        let repository = repos::open(settings, repo)?;
-        let rebuilt = repository.rebuild_index(context.observer, context.cancel)?;
-        for (pack, error) in &rebuilt.unreadable {
-            tracing::warn!("repo{}: '{}' is damaged: {}", repo.key(), layout::pack(*pack), repos::chain(error));
+        let mut failures = Failures::default();
+        for repo in settings.target_repos() {
+            failures.take(repo.key(), history(settings, repo))?;
         }
-        tracing::info!(
-            "repo{}: {} chunks of {} packs are in the new index, which replaces {} index objects",
-            repo.key(),
-            rebuilt.chunks,
-            rebuilt.packs,
-            rebuilt.superseded.len()
-        );
-        unreadable += rebuilt.unreadable.len();
+        failures.end(Command::Repair)?;
+        return Ok(Status::OK);
     }
+    let (mut unreadable, mut failures) = (0, Failures::default());
+    for repo in settings.target_repos() {
+        unreadable += failures.take(repo.key(), index(context, repo))?.unwrap_or(0);
+    }
+    failures.end(Command::Repair)?;
     if unreadable > 0 {
         let text = format!("{unreadable} packs do not tell what they hold; for those the old index stays in force");
         return Err(Error::refused(Kind::Checksum, text).into());
@@ -50,26 +45,40 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     Ok(Status::OK)
 }
 
-/// Of all stanzas that have backups.
-fn history(settings: &Settings) -> Result<Status, Failure> {
-    for repo in settings.target_repos() {
-        let repository = repos::open(settings, repo)?;
-        let mut stanzas = Vec::new();
-        repository
-            .store()
-            .list(BACKUPS, Depth::Children, &mut |l| {
-                stanzas.extend(l.key.strip_prefix(BACKUPS).and_then(|n| n.strip_suffix('/')).map(str::to_owned));
-            })
-            .map_err(Error::from)?;
-        for stanza in stanzas.iter().filter(|s| layout::check_stanza(s).is_ok()) {
-            match rebuild_history(&repository, stanza, &SystemClock)?.as_slice() {
-                [] => tracing::info!("repo{}: the history of stanza '{stanza}' lacks nothing", repo.key()),
-                made => {
-                    let made: Vec<String> = made.iter().map(|id| layout::stanza_history(stanza, *id)).collect();
-                    tracing::info!("repo{}: made anew: {}", repo.key(), made.join(", "));
-                }
+/// A new index of one repository; how many packs do not tell what they hold.
+fn index(context: &Context<'_>, repo: Repo<'_>) -> Result<usize, Failure> {
+    let rebuilt = repos::open(context.settings, repo)?.rebuild_index(context.observer, context.cancel)?;
+    for (pack, error) in &rebuilt.unreadable {
+        tracing::warn!("repo{}: '{}' is damaged: {}", repo.key(), layout::pack(*pack), repos::chain(error));
+    }
+    tracing::info!(
+        "repo{}: {} chunks of {} packs are in the new index, which replaces {} index objects",
+        repo.key(),
+        rebuilt.chunks,
+        rebuilt.packs,
+        rebuilt.superseded.len()
+    );
+    Ok(rebuilt.unreadable.len())
+}
+
+/// The histories of all stanzas of one repository that have backups.
+fn history(settings: &Settings, repo: Repo<'_>) -> Result<(), Failure> {
+    let repository = repos::open(settings, repo)?;
+    let mut stanzas = Vec::new();
+    repository
+        .store()
+        .list(BACKUPS, Depth::Children, &mut |l| {
+            stanzas.extend(l.key.strip_prefix(BACKUPS).and_then(|n| n.strip_suffix('/')).map(str::to_owned));
+        })
+        .map_err(Error::from)?;
+    for stanza in stanzas.iter().filter(|s| layout::check_stanza(s).is_ok()) {
+        match rebuild_history(&repository, stanza, &SystemClock)?.as_slice() {
+            [] => tracing::info!("repo{}: the history of stanza '{stanza}' lacks nothing", repo.key()),
+            made => {
+                let made: Vec<String> = made.iter().map(|id| layout::stanza_history(stanza, *id)).collect();
+                tracing::info!("repo{}: made anew: {}", repo.key(), made.join(", "));
             }
         }
     }
-    Ok(Status::OK)
+    Ok(())
 }

@@ -1,9 +1,10 @@
 //! `repo-stats`: status 26 if a pack does not tell what it holds, after what could be counted was printed.
 
 use super::Context;
+use super::failures::Failures;
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::Opt;
+use crate::option::{Command, Opt};
 use crate::render::{self, json};
 use crate::repos;
 use pgkeep_engine::stats::{self, StatsOptions};
@@ -13,10 +14,17 @@ use pgkeep_formats::repo::layout;
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let options = StatsOptions { stanza: settings.stanza(), set: settings.text(Opt::Set) };
-    let mut found = Vec::new();
+    let (mut found, mut failures) = (Vec::new(), Failures::default());
     for repo in settings.target_repos() {
-        let repository = repos::open(settings, repo)?;
-        found.push((repo.key(), stats::run(&repository, &options, context.observer, context.cancel)?));
+        let counted = repos::open(settings, repo)
+            .and_then(|repository| Ok(stats::run(&repository, &options, context.observer, context.cancel)?));
+        if let Some(stats) = failures.take(repo.key(), counted)? {
+            found.push((repo.key(), stats));
+        }
+    }
+    if found.is_empty() {
+        failures.end(Command::RepoStats)?;
+        return Ok(Status::OK);
     }
     if settings.text(Opt::Output) == Some("json") {
         let all = found.iter().map(|(key, stats)| render::stats::json((*key).into(), stats)).collect();
@@ -32,6 +40,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
             unreadable += 1;
         }
     }
+    failures.end(Command::RepoStats)?;
     if unreadable > 0 {
         let text = format!("{unreadable} packs do not tell what they hold");
         return Err(Error::refused(Kind::Checksum, text).into());

@@ -1,6 +1,7 @@
 //! `stanza-create`, `stanza-upgrade`, `stanza-delete`.
 
 use super::Context;
+use super::failures::Failures;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::Opt;
@@ -37,30 +38,21 @@ fn change(context: &Context<'_>, operation: Change_, done: &str, unchanged: &str
     check_stopped(settings.lock_path(), Some(name))?;
     let _locks = locks(context)?;
     let identity = identity(context)?;
-    let outcomes = operation(repos::targets(settings)?, name, &identity, &SystemClock)?;
-    let mut failed = Vec::new();
-    for outcome in outcomes {
-        match outcome.result {
-            Ok(o) if o.change == Change::Unchanged => {
-                tracing::info!("stanza '{name}' {unchanged} on repo{}", outcome.key)
+    let (mut targets, mut failures) = (Vec::new(), Failures::default());
+    for repo in settings.target_repos() {
+        targets.extend(failures.take(repo.key(), repos::target(settings, repo))?);
+    }
+    for outcome in operation(targets, name, &identity, &SystemClock)? {
+        match failures.take(outcome.key, outcome.result.map_err(Failure::from))? {
+            Some(o) if o.change == Change::Unchanged => {
+                tracing::info!("stanza '{name}' {unchanged} on repo{}", outcome.key);
             }
-            Ok(_) => tracing::info!("stanza '{name}' {done} on repo{}", outcome.key),
-            Err(e) => failed.push((outcome.key, e)),
+            Some(_) => tracing::info!("stanza '{name}' {done} on repo{}", outcome.key),
+            None => {}
         }
     }
-    match failed.len() {
-        0 => Ok(Status::OK),
-        1 if settings.target_repos().count() == 1 => match failed.pop() {
-            Some((_, e)) => Err(e.into()),
-            None => Ok(Status::OK),
-        },
-        _ => {
-            for (key, e) in &failed {
-                tracing::error!("repo{key}: {}", repos::chain(e));
-            }
-            Err(Error::refused(Kind::Command, format!("{} repositories failed", failed.len())).into())
-        }
-    }
+    failures.end(context.settings.command())?;
+    Ok(Status::OK)
 }
 
 pub(super) fn delete(context: &Context<'_>) -> Result<Status, Failure> {

@@ -1,6 +1,7 @@
 //! `verify`: status 26 for damage, 82 if nothing but WAL is missing.
 
 use super::Context;
+use super::failures::Failures;
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Command, Opt, Repo, Settings};
@@ -17,18 +18,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     // Of what was read.
     let (mut damaged, mut lacking) = (Vec::new(), Vec::new());
     let is_json = settings.text(Opt::Output) == Some("json");
-    let (mut objects, mut failures) = (Vec::new(), Vec::new());
+    let (mut objects, mut failures) = (Vec::new(), Failures::default());
     let mut has_set = false;
     for repo in settings.target_repos() {
-        let report = match one(context, repo) {
-            Ok(report) => report,
-            Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => return Err(e.into()),
-            // The others may be whole, or damaged.
-            Err(e) => {
-                failures.push((repo.key(), e));
-                continue;
-            }
-        };
+        // The others may be whole, or damaged.
+        let Some(report) = failures.take(repo.key(), one(context, repo))? else { continue };
         has_set = true;
         match settings.text(Opt::Output) {
             Some("json") => objects.push(render::verify::json(repo.key().into(), &report)),
@@ -57,11 +51,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     }
     // A backup that one repository holds need not be in the others.
     if settings.is_given(Opt::Set) && has_set {
-        failures.retain(|(_, failure)| failure.status() != Status::of(Kind::BackupSetInvalid));
+        failures.retain(|failure| failure.status() != Status::of(Kind::BackupSetInvalid));
     }
-    if let Some(failure) = all_of(failures) {
-        return Err(failure);
-    }
+    failures.end(Command::Verify)?;
     match (damaged.as_slice(), lacking.as_slice()) {
         ([], []) => Ok(Status::OK),
         ([], _) => {
@@ -71,18 +63,6 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         ([one], _) => Err(Error::refused(Kind::Checksum, format!("{one} is damaged")).into()),
         _ => Err(Error::refused(Kind::Checksum, format!("{} are damaged", damaged.join(" and "))).into()),
     }
-}
-
-/// What repositories that could not be verified come to.
-fn all_of(mut failures: Vec<(u16, Failure)>) -> Option<Failure> {
-    if failures.len() < 2 {
-        return failures.pop().map(|(_, failure)| failure);
-    }
-    for (key, failure) in &failures {
-        tracing::error!("repo{key}: {}", failure.report(Some(Command::Verify)));
-    }
-    let text = format!("{} repositories could not be verified", failures.len());
-    Some(Error::refused(Kind::Command, text).into())
 }
 
 fn one(context: &Context<'_>, repo: Repo<'_>) -> Result<VerifyReport, Failure> {

@@ -222,7 +222,7 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Backup, "backup", "Back up a cluster.", Required)
         .ends(&[26, 28, 38, 41, 45, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 69, 70, 76, 82, 87, 95, 100, 104, 106]),
     row(C::Check, "check", "Try out the configuration and the archive.", Optional)
-        .ends(&[28, 45, 55, 56, 57, 58, 67, 68, 82, 87, 95])
+        .ends(&[28, 45, 55, 56, 57, 58, 63, 67, 68, 82, 87, 95, 104])
         .fileless(),
     row(C::Clone, "clone", "Make, run, keep or remove writable clones of a backup.", Optional)
         .takes(&["create|mount|start|stop|reset|hydrate|promote|list|info|destroy"], 0)
@@ -250,7 +250,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[32, 38, 40, 53, 55, 63, 95, 100, 122]),
     row(C::Repair, "repair", "Make the chunk index, or stanzas' histories, anew.", Never)
         .takes(&["index|history"], 0)
-        .ends(&[26, 51, 55, 62, 63, 64, 95]),
+        .ends(&[26, 51, 55, 62, 63, 64, 95, 104]),
     row(C::RepoGet, "repo-get", "Print a file of a repository, by the name pgBackRest's readers know.", Optional)
         .takes(&["file"], 0)
         .ends(&[1, 26, 42, 55, 95])
@@ -260,7 +260,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .ends(&[26, 29, 53, 55, 63, 64, 95])
         .quiet(),
     row(C::RepoStats, "repo-stats", "Count what backups hold and what they cost to store.", Optional)
-        .ends(&[26, 55, 63, 75, 95])
+        .ends(&[26, 55, 63, 75, 95, 104])
         .quiet(),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
         .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 58, 61, 63, 64, 70, 73, 75, 76, 78, 80, 81, 95, 100, 122]),

@@ -31,11 +31,24 @@ fn a_lost_repository_does_not_keep_wal_from_the_other() {
     assert!(run.code.is_some_and(|code| code > 1), "{run}");
     // A backup goes to one repository. Its WAL cannot arrive: the server archives in order, and an earlier segment waits.
     world.ok(["--repo=2", "--start-fast", "--no-archive-check", "backup"]);
+    // Other commands go on with it, too, and end with what is wrong with the first.
+    let others =
+        [("check", "check repo2 configuration: ok"), ("stanza-create", "already exists and is valid on repo2")];
+    for (command, done) in others {
+        let run = world.run(["--no-archive-check", command][usize::from(command != "check")..].iter());
+        assert!(run.code.is_some_and(|code| code > 0 && code != 104), "{run}");
+        assert!(run.messages("INFO").iter().any(|line| line.contains(done)), "{run}");
+        assert!(run.messages("ERROR").iter().any(|line| line.contains("repo1")), "{run}");
+    }
+    let stats = world.run(["--output=json", "repo-stats"]);
+    assert!(stats.code != Some(0) && stats.json().as_array().map(Vec::len) == Some(1), "{stats}");
 
     fs::set_permissions(&second, mode(0)).unwrap();
     let run = world.expect(103, ["archive-push", file.to_str().unwrap()]);
     assert!(run.says("repo1: ") && run.says("repo2: "), "{run}");
     assert_eq!(world.run(["archive-get", &segment, &target]).code, Some(103));
+    let run = world.expect(104, ["check"]);
+    assert!(run.says("repo1") && run.says("repo2"), "{run}");
 
     // Both are back: the server pushes what it kept, and both have everything.
     fs::set_permissions(&first, mode(0o700)).unwrap();

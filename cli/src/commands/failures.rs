@@ -1,0 +1,86 @@
+//! What went wrong in some of several repositories: it keeps none of the others from its turn.
+
+use crate::error::Failure;
+use crate::option::Command;
+use pgkeep_engine::{Error, Kind};
+
+/// Failures of repositories, in the order they came.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Vec<(u32, Failure)>);
+
+impl Failures {
+    /// Keeps what `work` on a repository failed with, and gives what it came to otherwise.
+    ///
+    /// # Errors
+    /// An interruption: it is meant for all.
+    pub(super) fn take<T>(&mut self, key: impl Into<u32>, work: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match work {
+            Ok(done) => Ok(Some(done)),
+            Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => Err(e.into()),
+            Err(e) => {
+                self.0.push((key.into(), e));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Forgets those that do not count.
+    pub(super) fn retain(&mut self, mut counts: impl FnMut(&Failure) -> bool) {
+        self.0.retain(|(_, failure)| counts(failure));
+    }
+
+    /// The end: one failure is the command's own, of several each is told.
+    ///
+    /// # Errors
+    /// 104 if several repositories failed; 50 if locks are all that was in the way, where waiting will do.
+    pub(super) fn end(mut self, command: Command) -> Result<(), Failure> {
+        if self.0.len() < 2 {
+            return self.0.pop().map_or(Ok(()), |(key, failure)| Err(named(key, failure)));
+        }
+        for (key, failure) in &self.0 {
+            tracing::error!("repo{key}: {}", failure.report(Some(command)));
+        }
+        let is_lock = |f: &Failure| matches!(f, Failure::Engine(e) if e.kind() == Kind::LockAcquire);
+        let kind = if self.0.iter().all(|(_, f)| is_lock(f)) { Kind::LockAcquire } else { Kind::Command };
+        let text = format!("{} failed in {} repositories", command.name(), self.0.len());
+        Err(Error::refused(kind, text).into())
+    }
+}
+
+/// The failure, with its repository if it does not name that itself.
+fn named(key: u32, failure: Failure) -> Failure {
+    let name = format!("repo{key}");
+    match failure {
+        Failure::Engine(e) if !e.chain().contains(&name) => e.during(name).into(),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Status;
+
+    fn failures(kinds: &[Kind]) -> Failures {
+        let mut all = Failures::default();
+        for (number, kind) in kinds.iter().enumerate() {
+            let failed: Result<(), _> = Err(Error::refused(*kind, "no").into());
+            assert_eq!(all.take(number as u32, failed).unwrap(), None);
+        }
+        all
+    }
+
+    #[test]
+    fn one_failure_is_the_commands_own_and_several_are_104_but_for_locks() {
+        assert_eq!(failures(&[]).take(1u32, Ok(5)).unwrap(), Some(5));
+        assert!(failures(&[]).end(Command::Check).is_ok());
+        let status = |kinds: &[Kind]| failures(kinds).end(Command::Check).unwrap_err().status();
+        assert_eq!(status(&[Kind::Checksum]), Status::of(Kind::Checksum));
+        assert_eq!(status(&[Kind::Checksum, Kind::LockAcquire]), Status::of(Kind::Command));
+        assert_eq!(status(&[Kind::LockAcquire, Kind::LockAcquire]), Status::of(Kind::LockAcquire));
+        let one = failures(&[Kind::Checksum]).end(Command::Check).unwrap_err();
+        assert!(one.report(None).contains("repo0: no"), "{}", one.report(None));
+        let interrupted: Result<(), Failure> = Err(Error::refused(Kind::Interrupted, "stop").into());
+        assert!(failures(&[Kind::Checksum]).take(2u32, interrupted).is_err(), "nothing goes on after an interruption");
+    }
+}
