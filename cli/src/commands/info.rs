@@ -30,10 +30,10 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         now: Some(zone::now().timestamp().as_second()),
     };
     let info = info::gather(&sources, &options)?;
-    if settings.text(Opt::Output) == Some("json") {
-        render::print(&json::to_text(info.to_json()))?;
-    } else {
-        render::print(&render::info::text(&info, &zone::local()))?;
-    }
+    render::print(&match settings.text(Opt::Output) {
+        Some("json") => json::to_text(info.to_json()),
+        Some("prometheus") => render::metrics::text(&info),
+        _ => render::info::text(&info, &zone::local()),
+    })?;
     Ok(Status::OK)
 }

@@ -240,10 +240,11 @@ options! {
         = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF | EXPIRE)
         .typed().over(&[
             Override {
-                commands: INFO | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF,
+                commands: C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF,
                 ty: Type::Enum(&["text", "json"]),
                 default: Some("text"),
             },
+            Override { commands: INFO, ty: Type::Enum(&["text", "json", "prometheus"]), default: Some("text") },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
             Override { commands: HELP, ty: Type::Enum(&["text", "man", "markdown"]), default: Some("text") },
             Override { commands: VERIFY | EXPIRE, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },

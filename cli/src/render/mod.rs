@@ -4,6 +4,7 @@ pub mod diff;
 pub mod expire;
 pub mod info;
 pub mod json;
+pub mod metrics;
 pub mod progress;
 pub mod stats;
 pub mod verify;

@@ -167,6 +167,14 @@ fn what_is_dropped_is_told_until_a_backup_covers_it() {
     assert!(is_missing(&names[0]) || is_missing(&names[1]), "{text}");
     assert!(!text.contains("wal missing (repo1)"), "{text}");
     let json: serde_json::Value = serde_json::from_str(&world.ok(["--output=json", "info"]).stdout).unwrap();
+    let metrics = world.ok(["--output=prometheus", "info"]).stdout;
+    let missing = |repo: u32| {
+        let line = metrics
+            .lines()
+            .find(|l| l.starts_with("pgkeep_wal_missing_segments{") && l.contains(&format!("repo=\"{repo}\"")));
+        line.and_then(|l| l.rsplit_once(' ')?.1.parse::<u64>().ok())
+    };
+    assert!(missing(1) == Some(0) && missing(2) > Some(0), "{metrics}");
     let holes: Vec<_> = json[0]["archive"].as_array().unwrap().iter().filter_map(|a| a.get("missing")).collect();
     assert!(holes.len() == 1 && holes[0][0]["last"].as_str() == Some(&names[4]), "{json:#}");
     assert_eq!(json[0]["status"]["code"], 0, "{json:#}");
