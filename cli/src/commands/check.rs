@@ -55,7 +55,7 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
     if let (true, Some(e)) = (servers.is_empty(), unreachable) {
         return Err(e.into());
     }
-    let (mut repositories, mut failures) = (Vec::new(), Failures::default());
+    let (mut repositories, mut failures) = (Vec::new(), Failures::among(settings.target_repos().count()));
     for repo in settings.target_repos() {
         repositories.extend(failures.take(repo.key(), repos::open(settings, repo))?);
     }

@@ -5,10 +5,19 @@ use crate::option::Command;
 use pgkeep_engine::{Error, Kind};
 
 /// Failures of repositories, in the order they came.
-#[derive(Debug, Default)]
-pub(super) struct Failures(Vec<(u32, Failure)>);
+#[derive(Debug)]
+pub(super) struct Failures {
+    all: Vec<(u32, Failure)>,
+    /// The command works on one repository, which goes without saying.
+    is_one: bool,
+}
 
 impl Failures {
+    /// None yet, of a command on `repositories` of them.
+    pub(super) fn among(repositories: usize) -> Self {
+        Self { all: Vec::new(), is_one: repositories == 1 }
+    }
+
     /// Keeps what `work` on a repository failed with, and gives what it came to otherwise.
     ///
     /// # Errors
@@ -18,7 +27,7 @@ impl Failures {
             Ok(done) => Ok(Some(done)),
             Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => Err(e.into()),
             Err(e) => {
-                self.0.push((key.into(), e));
+                self.all.push((key.into(), e));
                 Ok(None)
             }
         }
@@ -26,7 +35,7 @@ impl Failures {
 
     /// Forgets those that do not count.
     pub(super) fn retain(&mut self, mut counts: impl FnMut(&Failure) -> bool) {
-        self.0.retain(|(_, failure)| counts(failure));
+        self.all.retain(|(_, failure)| counts(failure));
     }
 
     /// The end: one failure is the command's own, of several each is told.
@@ -34,15 +43,17 @@ impl Failures {
     /// # Errors
     /// 104 if several repositories failed; 50 if locks are all that was in the way, where waiting will do.
     pub(super) fn end(mut self, command: Command) -> Result<(), Failure> {
-        if self.0.len() < 2 {
-            return self.0.pop().map_or(Ok(()), |(key, failure)| Err(named(key, failure)));
+        if self.all.len() < 2 {
+            let is_one = self.is_one;
+            let named = |(key, failure)| if is_one { failure } else { named(key, failure) };
+            return self.all.pop().map_or(Ok(()), |failed| Err(named(failed)));
         }
-        for (key, failure) in &self.0 {
+        for (key, failure) in &self.all {
             tracing::error!("repo{key}: {}", failure.report(Some(command)));
         }
         let is_lock = |f: &Failure| matches!(f, Failure::Engine(e) if e.kind() == Kind::LockAcquire);
-        let kind = if self.0.iter().all(|(_, f)| is_lock(f)) { Kind::LockAcquire } else { Kind::Command };
-        let text = format!("{} failed in {} repositories", command.name(), self.0.len());
+        let kind = if self.all.iter().all(|(_, f)| is_lock(f)) { Kind::LockAcquire } else { Kind::Command };
+        let text = format!("{} failed in {} repositories", command.name(), self.all.len());
         Err(Error::refused(kind, text).into())
     }
 }
@@ -62,7 +73,7 @@ mod tests {
     use crate::exit::Status;
 
     fn failures(kinds: &[Kind]) -> Failures {
-        let mut all = Failures::default();
+        let mut all = Failures::among(2);
         for (number, kind) in kinds.iter().enumerate() {
             let failed: Result<(), _> = Err(Error::refused(*kind, "no").into());
             assert_eq!(all.take(number as u32, failed).unwrap(), None);
@@ -80,6 +91,9 @@ mod tests {
         assert_eq!(status(&[Kind::LockAcquire, Kind::LockAcquire]), Status::of(Kind::LockAcquire));
         let one = failures(&[Kind::Checksum]).end(Command::Check).unwrap_err();
         assert!(one.report(None).contains("repo0: no"), "{}", one.report(None));
+        let mut alone = Failures::among(1);
+        assert_eq!(alone.take(1u32, Err::<(), _>(Error::refused(Kind::Checksum, "no").into())).unwrap(), None);
+        assert!(!alone.end(Command::Check).unwrap_err().report(None).contains("repo"));
         let interrupted: Result<(), Failure> = Err(Error::refused(Kind::Interrupted, "stop").into());
         assert!(failures(&[Kind::Checksum]).take(2u32, interrupted).is_err(), "nothing goes on after an interruption");
     }

@@ -26,14 +26,14 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     }
     check_stopped(settings.lock_path(), None)?;
     if what == "history" {
-        let mut failures = Failures::default();
+        let mut failures = Failures::among(settings.target_repos().count());
         for repo in settings.target_repos() {
             failures.take(repo.key(), history(settings, repo))?;
         }
         failures.end(Command::Repair)?;
         return Ok(Status::OK);
     }
-    let (mut unreadable, mut failures) = (0, Failures::default());
+    let (mut unreadable, mut failures) = (0, Failures::among(settings.target_repos().count()));
     for repo in settings.target_repos() {
         unreadable += failures.take(repo.key(), index(context, repo))?.unwrap_or(0);
     }

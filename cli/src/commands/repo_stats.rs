@@ -14,7 +14,7 @@ use pgkeep_formats::repo::layout;
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let options = StatsOptions { stanza: settings.stanza(), set: settings.text(Opt::Set) };
-    let (mut found, mut failures) = (Vec::new(), Failures::default());
+    let (mut found, mut failures) = (Vec::new(), Failures::among(settings.target_repos().count()));
     for repo in settings.target_repos() {
         let counted = repos::open(settings, repo)
             .and_then(|repository| Ok(stats::run(&repository, &options, context.observer, context.cancel)?));

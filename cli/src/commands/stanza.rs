@@ -38,7 +38,7 @@ fn change(context: &Context<'_>, operation: Change_, done: &str, unchanged: &str
     check_stopped(settings.lock_path(), Some(name))?;
     let _locks = locks(context)?;
     let identity = identity(context)?;
-    let (mut targets, mut failures) = (Vec::new(), Failures::default());
+    let (mut targets, mut failures) = (Vec::new(), Failures::among(settings.target_repos().count()));
     for repo in settings.target_repos() {
         targets.extend(failures.take(repo.key(), repos::target(settings, repo))?);
     }

@@ -18,7 +18,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     // Of what was read.
     let (mut damaged, mut lacking) = (Vec::new(), Vec::new());
     let is_json = settings.text(Opt::Output) == Some("json");
-    let (mut objects, mut failures) = (Vec::new(), Failures::default());
+    let (mut objects, mut failures) = (Vec::new(), Failures::among(settings.target_repos().count()));
     let mut has_set = false;
     for repo in settings.target_repos() {
         // The others may be whole, or damaged.
