@@ -17,7 +17,7 @@ pub mod tree;
 mod wait;
 pub mod world;
 
-pub use pg::{Cluster, Mode, Work, majors};
+pub use pg::{Cluster, Mode, Work, majors, spread};
 pub use sandbox::{Run, Running, Sandbox};
 pub use wait::{PATIENCE, wait_until};
 pub use world::World;

@@ -26,6 +26,22 @@ pub fn majors() -> Vec<u32> {
         .collect()
 }
 
+/// The majors a test runs on that does the same on each: all of them, or with `PGKEEP_TEST_SPREAD` one, always the same for
+/// a test of this name, so that every major has its share of the tests.
+///
+/// # Panics
+/// As [`majors`]; when called from a thread that the test started.
+pub fn spread() -> Vec<u32> {
+    let all = majors();
+    if std::env::var_os("PGKEEP_TEST_SPREAD").is_none() {
+        return all;
+    }
+    let thread = std::thread::current();
+    let name = thread.name().filter(|name| *name != "main").expect("a test runs in a thread of its name");
+    let number = name.bytes().fold(0usize, |sum, byte| sum + usize::from(byte));
+    vec![all[number % all.len()]]
+}
+
 /// What is kept from run to run.
 fn cache() -> PathBuf {
     std::env::var_os("PGKEEP_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/pgkeep-test"), PathBuf::from)

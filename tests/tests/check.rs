@@ -16,7 +16,7 @@ use pgkeep_engine::{Error, Kind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Cluster, majors};
+use support::{Cluster, majors, spread};
 
 fn open_options(key: u32) -> OpenOptions {
     OpenOptions { key, unlock: Unlock::None, cache: None }
@@ -105,7 +105,7 @@ fn kind(result: Result<CheckReport, Error>) -> (Kind, String) {
 
 #[test]
 fn a_segment_reaches_every_repository_or_the_check_names_what_is_missing() {
-    for major in majors() {
+    for major in spread() {
         let (cluster, dir) = archiving(major);
         let data = cluster.data_dir().to_path_buf();
         let repo_dir = cluster.side_dir("repo");

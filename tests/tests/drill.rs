@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::Value;
-use support::{Cluster, World, account, majors, sandbox::Run, wait_until};
+use support::{Cluster, World, account, sandbox::Run, spread, wait_until};
 
 struct Ground {
     world: World,
@@ -69,7 +69,7 @@ fn own(world: &World, checks: &[(&str, &str, &str)]) -> PathBuf {
 
 #[test]
 fn a_good_backup_passes_and_is_known_to() {
-    for major in majors() {
+    for major in spread() {
         let world = World::of(Cluster::builder(major).checksums(true), &[]);
         world.cluster.pgbench_init(1);
         let before = world.info();

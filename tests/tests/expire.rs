@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use support::world::{data, label};
-use support::{World, majors};
+use support::{World, majors, spread};
 
 /// Names of the archived segments.
 fn archived(world: &World) -> Vec<String> {
@@ -42,7 +42,7 @@ fn change(world: &World, n: u32) {
 
 #[test]
 fn retention_takes_what_it_should_and_what_stays_restores() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         world.create_marks();
         world.cluster.pgbench_init(1);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use support::{Cluster, Mode, Sandbox, Work, majors, pg::Binaries};
+use support::{Cluster, Mode, Sandbox, Work, majors, pg::Binaries, spread};
 
 #[test]
 fn every_major_starts_with_checksums() {
@@ -16,7 +16,7 @@ fn every_major_starts_with_checksums() {
 
 #[test]
 fn new_clusters_are_alike_but_for_their_identifiers() {
-    for major in majors() {
+    for major in spread() {
         let identifier = || {
             let mut cluster = Cluster::builder(major).init();
             // Which it does only if all of its files agree on who it is.
@@ -29,7 +29,7 @@ fn new_clusters_are_alike_but_for_their_identifiers() {
 
 #[test]
 fn fingerprints_see_changes_and_survive_a_crash() {
-    for major in majors() {
+    for major in spread() {
         let mut cluster = Cluster::builder(major).init();
         cluster.start();
         cluster.pgbench_init(1);
@@ -60,7 +60,7 @@ fn fingerprints_see_changes_and_survive_a_crash() {
 
 #[test]
 fn amcheck_finds_a_damaged_page() {
-    for major in majors() {
+    for major in spread() {
         let mut cluster = Cluster::builder(major).checksums(false).init();
         cluster.start();
         cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 5000) n; CREATE INDEX i ON t (n)");

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use support::{Cluster, Mode, Run, World, account, majors, wait_until, world::STANZA};
+use support::{Cluster, Mode, Run, World, account, majors, spread, wait_until, world::STANZA};
 
 /// Pushes a file as the server of this world.
 fn push(world: &World, file: &Path) -> Run {
@@ -45,7 +45,7 @@ fn name(path: &Path) -> &str {
 
 #[test]
 fn what_the_server_archived_comes_back() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         world.cluster.pgbench_init(1);
         let file = segment(&world, "taken");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use support::{Cluster, Mode, World, majors, world::STANZA};
+use support::{Cluster, Mode, World, majors, spread, world::STANZA};
 
 use super::standby::{configure, standby_of};
 
@@ -17,7 +17,7 @@ const PREFER: [&str; 3] = ["--start-fast", "--backup-standby=prefer", "backup"];
 
 #[test]
 fn a_standby_alone_makes_backups_that_come_back() {
-    for major in majors() {
+    for major in spread() {
         // Segments end by themselves on the primary.
         let world = World::of(Cluster::builder(major).setting("archive_timeout", "1"), &[]);
         world.cluster.pgbench_init(2);

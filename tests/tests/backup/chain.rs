@@ -1,6 +1,6 @@
 //! Full, differential and incremental backups under load: labels, what they build on, what they report.
 
-use support::{Cluster, Work, World, majors};
+use support::{Cluster, Work, World, majors, spread};
 
 /// `YYYYMMDD-HHMMSS` and a letter.
 fn is_stamp(text: &str, letter: char) -> bool {
@@ -15,7 +15,7 @@ fn is_label(label: &str, full: &str, letter: char) -> bool {
 
 #[test]
 fn backups_under_load_form_the_chain_that_pgbackrest_would_show() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         world.cluster.pgbench_init(5);
         let load = world.cluster.load(2);

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::FileExt, path::Path};
 
-use support::{Cluster, Mode, World, account, majors};
+use support::{Cluster, Mode, World, account, majors, spread};
 
 /// Overwrites bytes in the middle of pages of a table, behind the server's back; the path below PGDATA.
 fn damage(world: &World, table: &str, pages: &[u64]) -> String {
@@ -16,7 +16,7 @@ fn damage(world: &World, table: &str, pages: &[u64]) -> String {
 
 #[test]
 fn damaged_pages_are_named_and_do_not_stop_the_backup() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         world.cluster.psql("CREATE TABLE good AS SELECT n, repeat('x', 100) t FROM generate_series(1, 20000) n");
         world.cluster.psql("CREATE TABLE bad AS SELECT n, repeat('x', 100) t FROM generate_series(1, 20000) n");

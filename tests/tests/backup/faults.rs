@@ -2,11 +2,11 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, thread, time::Instant};
 
-use support::{Cluster, Mode, Sandbox, World, majors, seed::Seed};
+use support::{Cluster, Mode, Sandbox, World, majors, seed::Seed, spread};
 
 #[test]
 fn a_server_that_goes_down_fails_the_backup_and_the_next_one_works() {
-    for major in majors() {
+    for major in spread() {
         let mut world = World::new(major);
         world.cluster.pgbench_init(5);
         // While the server prepares, and while we copy.

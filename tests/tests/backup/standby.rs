@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use support::{Cluster, Mode, Run, Work, World, account, majors, world::STANZA};
+use support::{Cluster, Mode, Run, Work, World, account, majors, spread, world::STANZA};
 
 /// Files that a server leaves alone, of the names of relations, so that they tell where a backup read them: their sizes
 /// make them an entry's, a pool's and one of their own.
@@ -110,7 +110,7 @@ fn assert_comes_back(world: &World, name: &str, more: &[String]) -> PathBuf {
 
 #[test]
 fn files_of_a_standby_make_backups_of_the_primary() {
-    for major in majors() {
+    for major in spread() {
         let builder = Cluster::builder(major);
         let world = World::of(if major >= 17 { builder.setting("summarize_wal", "on") } else { builder }, &[]);
         let (place, its_place) = (world.cluster.side_dir("space"), world.sandbox.dir("its space"));

@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, ffi::OsStr, fs};
 
 use pgkeep_formats::repo::layout;
-use support::{Mode, World, majors, world};
+use support::{Mode, World, spread, world};
 
 #[test]
 fn a_backup_that_keeps_its_wal_needs_no_archive() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         world.expect(31, ["--no-archive-check", "--archive-copy", "backup"]);
         world.create_marks();

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Stdio, thread, time::Duration};
 
-use support::{Cluster, World, account, majors, sandbox::Run};
+use support::{Cluster, World, account, sandbox::Run, spread};
 
 mod endings;
 mod places;
@@ -12,7 +12,7 @@ use places::Shop;
 
 #[test]
 fn a_table_comes_back_as_it_was_at_a_time() {
-    for major in majors() {
+    for major in spread() {
         let shop = Shop::new(major);
         let run = shop.expect(0, &["--table=public.orders"]);
         // Standard output holds the dump alone, whatever is said on the side.
@@ -66,7 +66,7 @@ fn a_schema_comes_back_in_any_format() {
 
 #[test]
 fn a_table_goes_straight_into_another_server() {
-    for major in majors() {
+    for major in spread() {
         let shop = Shop::new(major);
         let mut other = Cluster::builder(major).init();
         other.start();

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use support::{Cluster, Run, Work, World, account, majors};
+use support::{Cluster, Run, Work, World, account, majors, spread};
 
 /// The stanza of the replica.
 const REPLICA: &str = "replica";
@@ -30,7 +30,7 @@ fn new_bytes(backup: &Value) -> u64 {
 
 #[test]
 fn a_differential_behind_an_incremental_stores_next_to_nothing_and_comes_back() {
-    for major in majors() {
+    for major in spread() {
         let world = world(major);
         world.cluster.pgbench_init(2);
         world.backup("full");

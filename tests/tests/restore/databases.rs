@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
-use support::{Cluster, Mode, Sandbox, World, majors};
+use support::{Cluster, Mode, Sandbox, World, majors, spread};
 
 /// Bytes of all files below a directory, and what they take on disk.
 fn room(dir: &Path) -> (u64, u64) {
@@ -12,7 +12,7 @@ fn room(dir: &Path) -> (u64, u64) {
 
 #[test]
 fn one_database_comes_back_and_the_others_can_be_dropped() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         let place = world.cluster.side_dir("ts");
         for sql in [
@@ -111,7 +111,7 @@ fn one_database_comes_back_and_the_others_can_be_dropped() {
 
 #[test]
 fn vacuum_without_page_images_does_not_end_the_recovery_of_the_others() {
-    for major in majors() {
+    for major in spread() {
         let world = World::within(Sandbox::new(), Cluster::builder(major).checksums(false), &[]);
         world.cluster.psql("CREATE DATABASE test1");
         world.cluster.psql_in("test1", "CREATE TABLE t AS SELECT generate_series(1, 20000) n");

@@ -2,11 +2,11 @@
 
 use std::{fs, os::unix::fs::FileExt};
 
-use support::{Mode, Work, World, account, majors, tree};
+use support::{Mode, Work, World, account, majors, spread, tree};
 
 #[test]
 fn delta_brings_back_exactly_the_backup() {
-    for major in majors() {
+    for major in spread() {
         let mut world = World::new(major);
         world.cluster.pgbench_init(3);
         world.cluster.psql("CREATE TABLE shrinks AS SELECT n, repeat('x', 500) t FROM generate_series(1, 20000) n");

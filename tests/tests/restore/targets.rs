@@ -3,7 +3,7 @@
 use std::{fs, thread, time::Duration};
 
 use support::{
-    Cluster, Mode, Work, World, majors,
+    Cluster, Mode, Work, World, majors, spread,
     world::{Mark, data, marks},
 };
 
@@ -18,7 +18,7 @@ fn assert_at(mut cluster: Cluster, mark: &Mark, expected: &[u32]) {
 
 #[test]
 fn every_target_under_load_brings_back_that_moment() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         world.create_marks();
         world.cluster.pgbench_init(3);
@@ -84,7 +84,7 @@ fn every_target_under_load_brings_back_that_moment() {
 
 #[test]
 fn immediate_is_consistent_and_standby_follows() {
-    for major in majors() {
+    for major in spread() {
         let world = World::new(major);
         world.create_marks();
         world.cluster.pgbench_init(2);

@@ -1,10 +1,10 @@
 //! After a recovery the cluster goes on on another timeline; both pasts can still be reached.
 
-use support::{Mode, World, majors, world};
+use support::{Mode, World, spread, world};
 
 #[test]
 fn both_sides_of_a_fork_can_be_reached() {
-    for major in majors() {
+    for major in spread() {
         let mut world = World::new(major);
         world.create_marks();
         world.cluster.pgbench_init(1);
