@@ -142,6 +142,7 @@ General options:
         "clone",
         "mount",
         "repo-stats",
+        "repo-sync",
         "extract",
         "drill",
     ];

@@ -26,6 +26,7 @@ pub mod size;
 pub mod stanza;
 pub mod stats;
 pub mod store;
+pub mod sync;
 pub mod verify;
 pub mod view;
 

@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(offered(&["pgkeep", "info", "--output", "js"]), ["json"]);
         assert_eq!(offered(&["pgkeep", "backup", "--no-expire-a"]), ["--no-expire-auto"]);
         assert_eq!(offered(&["pgkeep", "clone", "hy"]), ["hydrate"]);
-        assert_eq!(offered(&["pgkeep", "help", "repo-"]), ["repo-get", "repo-ls", "repo-stats"]);
+        assert_eq!(offered(&["pgkeep", "help", "repo-"]), ["repo-get", "repo-ls", "repo-stats", "repo-sync"]);
         assert_eq!(offered(&["pgkeep", "completion", ""]), ["bash", "zsh", "fish"]);
         // Before the command is known, what every command that does something takes.
         assert!(offered(&["pgkeep", "--stan"]).contains(&"--stanza=".to_owned()));

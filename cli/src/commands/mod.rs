@@ -21,6 +21,7 @@ mod programs;
 mod repair;
 mod repo_files;
 mod repo_stats;
+mod repo_sync;
 mod restore;
 mod scratch;
 mod stanza;
@@ -81,6 +82,7 @@ pub fn of(command: Command) -> Operation {
         Command::RepoGet => repo_files::get,
         Command::RepoLs => repo_files::list,
         Command::RepoStats => repo_stats::run,
+        Command::RepoSync => repo_sync::run,
         Command::Restore => restore::run,
         Command::Start => start::run,
         Command::Stop => stop::run,

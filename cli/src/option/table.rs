@@ -63,6 +63,7 @@ const ANNOTATE: Commands = C::Annotate.bit();
 const DELETE: Commands = C::StanzaDelete.bit();
 const REPAIR: Commands = C::Repair.bit();
 const STATS: Commands = C::RepoStats.bit();
+const SYNC: Commands = C::RepoSync.bit();
 const VERSION: Commands = C::Version.bit();
 const HELP: Commands = C::Help.bit();
 const STOP: Commands = C::Stop.bit();
@@ -86,7 +87,8 @@ const STORE: Commands = ANNOTATE
     | MOUNT
     | SCRATCH
     | REPAIR
-    | STATS;
+    | STATS
+    | SYNC;
 /// Those that do anything.
 const ALL: Commands = STORE | CONTROL;
 /// Those that read a cluster's files or ask its server.
@@ -178,11 +180,11 @@ options! {
     CmdSsh "cmd-ssh" "ssh client" = Def::new(Type::Text, Some("ssh")).on(STORE).ignored(ONE_BINARY);
     CompareWith "compare-with" "label of the backup that comes first (default: the one before)" = text().on(DIFF).typed();
     Compress "compress" "compress (use compress-type=none instead)" = flag("y").on(BACKUP | PUSH).hidden();
-    CompressLevel "compress-level" "compression level of zst" = int(-9, 22).on(BACKUP | PUSH);
+    CompressLevel "compress-level" "compression level of zst" = int(-9, 22).on(BACKUP | PUSH | SYNC);
     CompressLevelNetwork "compress-level-network" "compression level between hosts"
         = int(-5, 12).on(STORE & !EXPIRE).ignored(ONE_BINARY);
     CompressType "compress-type" "compression: none or zst; other names mean zst"
-        = word(&["none", "bz2", "gz", "lz4", "zst"], "zst").on(BACKUP | PUSH);
+        = word(&["none", "bz2", "gz", "lz4", "zst"], "zst").on(BACKUP | PUSH | SYNC);
     Config "config" "configuration file" = Def::new(Type::Path, Some("/etc/@/@.conf")).on(ALL | HELP).typed().negate();
     ConfigIncludePath "config-include-path" "directory of further configuration files (*.conf)"
         = Def::new(Type::Path, Some("/etc/@/conf.d")).on(ALL | HELP).typed();
@@ -204,7 +206,7 @@ options! {
     Database "database" "database to extract from (default: the only one beside postgres)" = text().on(EXTRACT).typed();
     DrillDir "drill-dir" "directory of own checks: NAME.sql, and NAME.out with what it must print"
         = path().on(DRILL);
-    DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE).typed();
+    DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE | SYNC).typed();
     Explain "explain" "say why each backup and archive stays or goes, and change nothing" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     File "file" "file, or directory, to write to instead of standard output" = Def::new(Type::AnyPath, None).on(EXTRACT).typed();
@@ -237,7 +239,7 @@ options! {
     Keyless "keyless" "only compare packs with their names, which takes no key" = flag("n").on(VERIFY).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF | EXPIRE)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF | EXPIRE | SYNC)
         .typed().over(&[
             Override {
                 commands: C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF,
@@ -245,6 +247,7 @@ options! {
                 default: Some("text"),
             },
             Override { commands: INFO, ty: Type::Enum(&["text", "json", "prometheus"]), default: Some("text") },
+            Override { commands: SYNC, ty: Type::Enum(&["none", "json"]), default: Some("none") },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
             Override { commands: HELP, ty: Type::Enum(&["text", "man", "markdown"]), default: Some("text") },
             Override { commands: VERIFY | EXPIRE, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
@@ -259,7 +262,7 @@ options! {
     Priority "priority" "nice value of the process" = int(-20, 19).on(STORE);
     Privileges "privileges" "dump who may do what" = flag("y").on(EXTRACT).typed();
     ProcessMax "process-max" "greatest number of worker threads"
-        = Def::new(Type::Int(1, 999), Some("#")).on(GET | PUSH | BACKUP | RESTORE | VERIFY | CLONE | MOUNT | SCRATCH | EXPIRE);
+        = Def::new(Type::Int(1, 999), Some("#")).on(GET | PUSH | BACKUP | RESTORE | VERIFY | CLONE | MOUNT | SCRATCH | EXPIRE | SYNC);
     ProtocolTimeout "protocol-timeout" "longest wait for another process"
         = time(100, 7 * DAY, "31m").on(STORE & !EXPIRE).ignored(ONE_BINARY);
     Raw "raw" "print the object as it is stored: compressed and sealed" = flag("n").on(C::RepoGet.bit()).typed();
@@ -278,7 +281,7 @@ options! {
     SckKeepAlive "sck-keep-alive" "keep connections alive" = flag("y").on(STORE).ignored(NO_NETWORK);
     Scratch "scratch" "directory of a clone that goes with the command" = path().on(SCRATCH).typed().hidden();
     Set "set" "label of the backup"
-        = text().on(ANNOTATE | EXPIRE | INFO | MANIFEST | RESTORE | VERIFY | CLONE | SCRATCH | STATS).typed().need(ANNOTATE)
+        = text().on(ANNOTATE | EXPIRE | INFO | MANIFEST | RESTORE | VERIFY | CLONE | SCRATCH | STATS | SYNC).typed().need(ANNOTATE)
             .over(&[Override { commands: RESTORE | CLONE | SCRATCH | MANIFEST, ty: Type::Text, default: Some("latest") }]);
     SocketPath "socket-path" "directory of the clone's socket" = Def::new(Type::Path, Some("/tmp")).on(CLONE).typed();
     Sort "sort" "order of the listing; none means asc" = word(&["none", "asc", "desc"], "asc").on(C::RepoLs.bit()).typed();

@@ -1,0 +1,345 @@
+//! One backup, chunk by chunk: read and checked under the keys of one repository, named and sealed under those of the other.
+//!
+//! Of a file that is as it was in an earlier backup that both have, the other repository's extents are taken over, and nothing
+//! is read. Memory: [`BATCH`] chunks at a time, the names of up to [`NAMES_MAX`] chunks, and a pack.
+
+use super::SyncOptions;
+use crate::chunk::Encoder;
+use crate::clock::Clock;
+use crate::crypto::{PageHasher, SessionSealer};
+use crate::index::ChunkIndex;
+use crate::observe::{Cancel, Counter, Observer};
+use crate::pack::{FinishedPack, PackedChunk};
+use crate::repository::manifests::{BuiltEntry, FileRecord, Manifest, ManifestBuilder, ManifestSummary};
+use crate::repository::{BACKUP, Backup, ChunkSource, Repository, RepositoryIndex, WriterSession, put_new, seal_data};
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::ChunkId;
+use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::manifest::{Content, Extent, ExtentAt, INLINE_BYTES_MAX};
+use pgkeep_formats::repo::records::Commit;
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Chunks under way at once; each is 1 MiB at most, plain and sealed.
+const BATCH: usize = 64;
+/// Names kept of chunks that were copied: 64 bytes each, and what a map takes.
+const NAMES_MAX: usize = 1 << 20;
+
+/// Copies backups of one stanza.
+pub(super) struct Copier<'a> {
+    from: &'a Arc<Repository>,
+    to: &'a Arc<Repository>,
+    options: &'a SyncOptions<'a>,
+    observer: &'a dyn Observer,
+    cancel: &'a Cancel,
+    clock: &'a dyn Clock,
+    pool: rayon::ThreadPool,
+    source: Arc<ChunkSource>,
+    /// Bytes of a page of the backup that is copied.
+    page: usize,
+    /// By the source's name: the other repository's.
+    names: HashMap<ChunkId, ChunkId>,
+}
+
+/// A chunk on its way.
+struct Carried {
+    theirs: ChunkId,
+    ours: ChunkId,
+    kind: ChunkKind,
+    plain_len: u32,
+    /// Encoded and sealed, with the hashes of its pages; none if the other repository has it.
+    new: Option<(Encoding, Vec<u8>, Vec<u64>)>,
+}
+
+/// An earlier backup that both repositories have.
+struct Twins {
+    theirs: Arc<Manifest>,
+    ours: Arc<Manifest>,
+}
+
+impl<'a> Copier<'a> {
+    pub(super) fn new(
+        from: &'a Arc<Repository>,
+        to: &'a Arc<Repository>,
+        options: &'a SyncOptions<'a>,
+        observer: &'a dyn Observer,
+        cancel: &'a Cancel,
+        clock: &'a dyn Clock,
+    ) -> Result<Self> {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(options.process_max.max(1));
+        let failed = |e| Error::refused(Kind::Kernel, format!("cannot start threads: {e}"));
+        let pool = builder.thread_name(|n| format!("sync-{n}")).build().map_err(failed)?;
+        let source = ChunkSource::new(Arc::clone(from), from.load_index_to_read()?, options.stanza);
+        let names = HashMap::new();
+        Ok(Self { from, to, options, observer, cancel, clock, pool, source: Arc::new(source), page: 1, names })
+    }
+
+    /// Copies a backup, whose WAL is in archive `archive_id` of the other repository; how many bytes it added there.
+    pub(super) fn copy(&mut self, backup: &Backup, archive_id: &str) -> Result<u64> {
+        tracing::info!("copy backup {} from repo{} to repo{}", backup.label, self.from.key(), self.to.key());
+        let (stanza, host) = (self.options.stanza, self.options.host);
+        let mut session = WriterSession::begin(self.to, stanza, BACKUP, host, self.clock)?;
+        self.observer.begin("copy backup", backup.size);
+        let filled = self.fill(&mut session, backup, archive_id);
+        self.observer.end();
+        let (commit, summary, written) = match filled {
+            Ok(filled) => filled,
+            Err(e) => {
+                if let Err(fence) = session.abandon("the copy failed", self.clock) {
+                    tracing::debug!("cannot fence the failed session: {fence}");
+                }
+                return Err(e.during(format!("cannot copy backup {}", backup.label)));
+            }
+        };
+        let committed = session.commit(
+            &mut |each| summary.chunks(&written, each),
+            |used, stored| Commit { repository_size: used, repository_delta: stored, ..commit },
+            self.clock,
+        )?;
+        Ok(committed.repository_delta)
+    }
+
+    fn fill(
+        &mut self,
+        session: &mut WriterSession,
+        backup: &Backup,
+        archive_id: &str,
+    ) -> Result<(Commit, ManifestSummary, Arc<ChunkSource>)> {
+        match &backup.wal {
+            Some((first, _)) => session.needs_wal(archive_id, first)?,
+            None => session.needs_no_wal()?,
+        }
+        let index = Arc::clone(session.index()) as Arc<dyn ChunkIndex>;
+        let written = Arc::new(ChunkSource::new(Arc::clone(self.to), index, self.options.stanza));
+        let manifest = Arc::new(Manifest::open(&self.source, backup)?);
+        let twins = self.twins(backup, &written)?.filter(|t| {
+            t.theirs.root().page_size == manifest.root().page_size
+                && t.ours.root().page_size == manifest.root().page_size
+        });
+        self.page = (manifest.root().page_size as usize).max(1);
+        let parent = twins.as_ref().map(|t| Arc::clone(&t.ours));
+        let mut builder = ManifestBuilder::new(session, manifest.root().page_size, parent)?;
+        let mut late = Vec::new();
+        for record in manifest.files() {
+            let record = record?;
+            self.cancel.check()?;
+            session.keep_alive()?;
+            let built = self.entry(&manifest, &record);
+            self.observer.add(Counter::Done, record.entry.size);
+            if built.inline.as_ref().is_some_and(|bytes| bytes.len() > INLINE_BYTES_MAX) {
+                late.push(built);
+            } else if !record.extents.is_empty()
+                && let Some(twins) = &twins
+                && twins.have(&manifest, &record)?
+            {
+                builder.add_unchanged(session, built)?;
+            } else {
+                let extents = self.extents(session, &mut builder, &manifest, &record)?;
+                builder.add(session, BuiltEntry { extents, ..built })?;
+            }
+        }
+        if let Some(pack) = session.finish_data()? {
+            self.upload(session, &pack)?;
+        }
+        let summary = builder.finish(session, late)?;
+        let history = archive_id.rsplit_once('-').and_then(|(_, id)| id.parse().ok());
+        let commit = Commit {
+            session: session.id(),
+            generation: session.generation(),
+            history_id: history.ok_or_else(|| Error::refused(Kind::Assert, format!("no archive is '{archive_id}'")))?,
+            manifest: summary.manifest.clone(),
+            ..backup.clone()
+        };
+        Ok((commit, summary, written))
+    }
+
+    /// The newest backup before this one that both have. One that cannot be read here only costs time.
+    fn twins(&self, backup: &Backup, written: &Arc<ChunkSource>) -> Result<Option<Twins>> {
+        let theirs = self.from.backups_readable(self.options.stanza)?.0;
+        let ours = self.to.backups_readable(self.options.stanza)?.0;
+        let same = |b: &&Backup| b.stop < backup.stop && b.system_identifier == backup.system_identifier;
+        for their in theirs.iter().filter(same).rev() {
+            let Some(our) = ours.iter().find(|our| our.label == their.label && super::is_same(their, our)) else {
+                continue;
+            };
+            let opened = Manifest::open(&self.source, their).and_then(|t| Ok((t, Manifest::open(written, our)?)));
+            match opened {
+                Ok((theirs, ours)) => return Ok(Some(Twins { theirs: Arc::new(theirs), ours: Arc::new(ours) })),
+                Err(e) => tracing::debug!("nothing is taken over from backup {}: {}", our.label, e.chain()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entry without its extents.
+    fn entry(&self, manifest: &Manifest, record: &FileRecord) -> BuiltEntry {
+        let entry = &record.entry;
+        let (inline, unit) = match &entry.content {
+            Content::None => (None, 1),
+            Content::Inline(bytes) => (Some(bytes.clone()), 1),
+            Content::Extents { unit, .. } => (None, *unit),
+        };
+        BuiltEntry {
+            path: entry.path.clone(),
+            node: entry.node.clone(),
+            mode: entry.mode,
+            user: manifest.name(entry.user).to_owned(),
+            group: manifest.name(entry.group).to_owned(),
+            modified: (entry.modified, entry.modified_nanos),
+            size: entry.size,
+            inline,
+            unit,
+            extents: Vec::new(),
+            bad_pages: entry.bad_pages.clone(),
+        }
+    }
+
+    /// The extents of a file in the other repository, which has all chunks of it then.
+    fn extents(
+        &mut self,
+        session: &mut WriterSession,
+        builder: &mut ManifestBuilder,
+        manifest: &Manifest,
+        record: &FileRecord,
+    ) -> Result<Vec<Extent>> {
+        let mut out = Vec::with_capacity(record.extents.len());
+        // Each stretch names no more chunks than a batch has.
+        for stretch in record.extents.chunks(BATCH) {
+            if self.names.len() + BATCH > NAMES_MAX {
+                self.names.clear();
+            }
+            let mut ids = Vec::with_capacity(stretch.len());
+            for extent in stretch {
+                ids.push(match extent.at {
+                    ExtentAt::Zero => None,
+                    ExtentAt::Chunk { ordinal, offset } => Some((manifest.chunk_id(ordinal)?, offset)),
+                });
+            }
+            let mut unknown: Vec<ChunkId> = ids.iter().flatten().map(|(id, _)| *id).collect();
+            unknown.sort_unstable();
+            unknown.dedup();
+            unknown.retain(|id| !self.names.contains_key(id));
+            self.carry(session, &unknown)?;
+            for (extent, id) in stretch.iter().zip(ids) {
+                let at = match id {
+                    None => ExtentAt::Zero,
+                    Some((id, offset)) => {
+                        let lost = || Error::refused(Kind::Assert, format!("chunk {id} was not copied"));
+                        let ours = *self.names.get(&id).ok_or_else(lost)?;
+                        ExtentAt::Chunk { ordinal: builder.ordinal(session, ours)?, offset }
+                    }
+                };
+                out.push(Extent { units: extent.units, at });
+            }
+        }
+        Ok(out)
+    }
+
+    /// Copies chunks, a batch at most.
+    fn carry(&mut self, session: &mut WriterSession, ids: &[ChunkId]) -> Result<()> {
+        let hand = Hand {
+            source: &self.source,
+            to: self.to,
+            index: Arc::clone(session.index()),
+            sealer: Arc::clone(session.sealer()),
+            hasher: self.to.keyring().page_hasher()?,
+            page: self.page,
+            level: self.options.compress_level,
+            cancel: self.cancel,
+        };
+        let carried = self.pool.install(|| {
+            let encoder = || Encoder::new(hand.level);
+            ids.par_iter().map_init(encoder, |encoder, id| hand.carry(encoder, id)).collect::<Result<Vec<Carried>>>()
+        })?;
+        for Carried { theirs, ours, kind, plain_len, new } in carried {
+            // Two of the source's may be one here.
+            if let Some((encoding, sealed, hashes)) = new
+                && !session.knows(&ours)?
+            {
+                self.observer.add(Counter::New, plain_len.into());
+                let chunk = PackedChunk { id: ours, kind, encoding, plain_len };
+                if let Some(pack) = session.add_data(chunk, &sealed, &[], &hashes)? {
+                    self.upload(session, &pack)?;
+                }
+            }
+            self.names.insert(theirs, ours);
+        }
+        Ok(())
+    }
+
+    fn upload(&self, session: &mut WriterSession, pack: &FinishedPack) -> Result<()> {
+        self.observer.add(Counter::Stored, pack.facts.size);
+        put_new(&**session.repository().store(), &layout::pack(pack.facts.pack), &pack.bytes)?;
+        session.note_durable(pack)
+    }
+}
+
+/// What each thread needs to copy a chunk.
+struct Hand<'a> {
+    source: &'a ChunkSource,
+    to: &'a Repository,
+    index: Arc<RepositoryIndex>,
+    sealer: Arc<SessionSealer>,
+    hasher: PageHasher,
+    page: usize,
+    level: i32,
+    cancel: &'a Cancel,
+}
+
+impl Hand<'_> {
+    fn carry(&self, encoder: &mut Result<Encoder>, id: &ChunkId) -> Result<Carried> {
+        self.cancel.check()?;
+        let kind = self.source.locate(id)?.kind;
+        // Checked against its name: what is damaged there is not carried on.
+        let plain = self.source.read(id)?;
+        let (ours, plain_len) = (self.to.keyring().chunk_id(kind.as_u8(), &plain)?, plain.len() as u32);
+        if self.index.knows(self.to, &ours)? {
+            return Ok(Carried { theirs: *id, ours, kind, plain_len, new: None });
+        }
+        let encoder = encoder.as_mut().map_err(|e| Error::refused(e.kind(), e.chain()))?;
+        let (encoding, encoded) = encoder.encode(&plain)?;
+        let sealed = seal_data(&self.sealer, ours, kind, encoding, plain_len, encoded)?;
+        let hashes = match kind {
+            ChunkKind::Relation if plain.len().is_multiple_of(self.page) => {
+                plain.chunks(self.page).map(|p| self.hasher.hash(p)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(Carried { theirs: *id, ours, kind, plain_len, new: Some((encoding, sealed, hashes)) })
+    }
+}
+
+impl Twins {
+    /// Whether both have this file as it is.
+    fn have(&self, manifest: &Manifest, record: &FileRecord) -> Result<bool> {
+        let path = &record.entry.path;
+        let (Some(theirs), Some(ours)) = (self.theirs.find(path)?, self.ours.find(path)?) else { return Ok(false) };
+        let size = record.entry.size;
+        let unit = |r: &FileRecord| match r.entry.content {
+            Content::Extents { unit, .. } => Some(unit),
+            _ => None,
+        };
+        let is_alike = theirs.entry.size == size
+            && ours.entry.size == size
+            && unit(&theirs) == unit(record)
+            && unit(&ours) == unit(record)
+            && theirs.entry.bad_pages == record.entry.bad_pages
+            && ours.entry.bad_pages == record.entry.bad_pages
+            && theirs.extents.len() == record.extents.len();
+        if !is_alike {
+            return Ok(false);
+        }
+        for (was, is) in theirs.extents.iter().zip(&record.extents) {
+            let place = |manifest: &Manifest, extent: &Extent| match extent.at {
+                ExtentAt::Zero => Ok(None),
+                ExtentAt::Chunk { ordinal, offset } => manifest.chunk_id(ordinal).map(|id| Some((id, offset))),
+            };
+            if was.units != is.units || place(&self.theirs, was)? != place(manifest, is)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

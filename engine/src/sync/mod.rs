@@ -1,0 +1,212 @@
+//! What one repository holds of a stanza and another lacks: copied, under the other one's keys.
+//!
+//! WAL goes first, so that a backup that becomes visible has what makes it consistent; backups follow, oldest first, each by a
+//! writer's session of its own (`copy`). So whatever ends a run early, everything the other repository shows is whole, and the
+//! next run goes on: WAL is not sent again, and chunks that were stored are known.
+//!
+//! What retention has taken from the other repository does not come back: only backups newer than the oldest one it keeps are
+//! copied, unless one is asked for by its label, and WAL from the start of the oldest on.
+
+mod copy;
+
+use crate::clock::Clock;
+use crate::observe::{Cancel, Counter, Observer};
+use crate::repository::wal::{WalFile, WalPut, WalRange};
+use crate::repository::{Backup, Repository};
+use crate::{Error, Kind, Result};
+use copy::Copier;
+use pgkeep_formats::repo::records::StanzaHistory;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// What to copy, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct SyncOptions<'a> {
+    /// The stanza; both repositories must have it.
+    pub stanza: &'a str,
+    /// Only this backup, whatever retention thinks of it.
+    pub set: Option<&'a str>,
+    /// Only find out what would be copied.
+    pub dry_run: bool,
+    /// Workers.
+    pub process_max: usize,
+    /// zstd level.
+    pub compress_level: i32,
+    /// This host and process, for messages.
+    pub host: &'a str,
+}
+
+/// What was copied, or would be.
+#[derive(Debug, Default)]
+pub struct SyncReport {
+    /// Backups, in the order they were copied.
+    pub backups: Vec<SyncedBackup>,
+    /// WAL files, timeline histories among them.
+    pub wal: u64,
+    /// Backups of the source whose records cannot be read, and why.
+    pub unreadable: Vec<Error>,
+    /// Labels of backups of clusters that the other repository's stanza never had.
+    pub strange: Vec<String>,
+}
+
+/// One backup that was copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncedBackup {
+    /// Its label, the same in both.
+    pub label: String,
+    /// Bytes of the cluster.
+    pub size: u64,
+    /// Bytes it added to the other repository; 0 if it was not copied yet.
+    pub stored: u64,
+}
+
+/// Copies from `from` to `to`.
+///
+/// # Errors
+/// `FileMissing` if a repository does not have the stanza, `BackupSetInvalid` if the backup asked for is not there or both have
+/// another one of that name, `ArchiveDuplicate` if a WAL file differs; what either repository said.
+pub fn run(
+    from: &Arc<Repository>,
+    to: &Arc<Repository>,
+    options: &SyncOptions<'_>,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+    clock: &dyn Clock,
+) -> Result<SyncReport> {
+    to.check_writable()?;
+    let clusters = clusters(from, to, options.stanza)?;
+    let (theirs, unreadable) = from.backups_readable(options.stanza)?;
+    let ours = to.backups(options.stanza)?;
+    let mut report = SyncReport { unreadable, ..SyncReport::default() };
+    let missing = missing(from, &theirs, &ours, options.set)?;
+    let (missing, strange): (Vec<&Backup>, Vec<&Backup>) =
+        missing.into_iter().partition(|b| clusters.contains_key(&b.history_id));
+    report.strange = strange.iter().map(|b| b.label.clone()).collect();
+
+    for (id, (archive_from, archive_to)) in &clusters {
+        let floor = ours.iter().filter(|b| b.archive_id() == *archive_to);
+        let floor = floor.chain(missing.iter().copied().filter(|b| b.history_id == *id));
+        let floor = floor.filter_map(|b| b.wal.as_ref().map(|(first, _)| segment(first))).min();
+        report.wal += wal(from, to, (archive_from, archive_to), floor, options, observer, cancel)?;
+    }
+    let mut copier = Copier::new(from, to, options, observer, cancel, clock)?;
+    for backup in missing {
+        let stored = match (options.dry_run, clusters.get(&backup.history_id)) {
+            (false, Some((_, archive_id))) => copier.copy(backup, archive_id)?,
+            _ => 0,
+        };
+        report.backups.push(SyncedBackup { label: backup.label.clone(), size: backup.size, stored });
+    }
+    Ok(report)
+}
+
+/// By the source's history id: the names of a cluster's archives in the source and in the other repository.
+fn clusters(from: &Repository, to: &Repository, stanza: &str) -> Result<BTreeMap<u32, (String, String)>> {
+    let histories = |repository: &Repository| {
+        let all = repository.stanza_history(stanza)?;
+        let (key, place) = (repository.key(), repository.store().describe());
+        let text = || format!("stanza '{stanza}' does not exist on repo{key} in {place}");
+        if all.is_empty() { Err(Error::refused(Kind::FileMissing, text())) } else { Ok(all) }
+    };
+    let (theirs, ours) = (histories(from)?, histories(to)?);
+    let mut found = BTreeMap::new();
+    for cluster in &theirs {
+        let same = |c: &&_| is_same_cluster(cluster, c);
+        if let Some(twin) = ours.iter().find(same) {
+            found.insert(cluster.id, (cluster.archive_id(), twin.archive_id()));
+        }
+    }
+    if found.is_empty() {
+        let text = format!(
+            "stanza '{stanza}' is of another cluster on repo{} than on repo{}: their system identifiers or versions differ",
+            to.key(),
+            from.key()
+        );
+        return Err(Error::refused(Kind::BackupMismatch, text));
+    }
+    Ok(found)
+}
+
+fn is_same_cluster(a: &StanzaHistory, b: &StanzaHistory) -> bool {
+    (a.version, a.system_identifier) == (b.version, b.system_identifier)
+}
+
+/// Whether two records are of one backup.
+fn is_same(a: &Backup, b: &Backup) -> bool {
+    let facts = |b: &Backup| (b.system_identifier, b.start, b.stop, b.lsn, b.size);
+    facts(a) == facts(b)
+}
+
+fn missing<'b>(from: &Repository, theirs: &'b [Backup], ours: &[Backup], set: Option<&str>) -> Result<Vec<&'b Backup>> {
+    for their in theirs {
+        if let Some(our) = ours.iter().find(|b| b.label == their.label)
+            && !is_same(their, our)
+        {
+            let text = format!("both repositories have a backup {}, and they are not the same one", their.label);
+            return Err(Error::refused(Kind::BackupSetInvalid, text));
+        }
+    }
+    if let Some(set) = set
+        && !theirs.iter().any(|b| b.label == set)
+    {
+        let text = format!("backup set {set} does not exist on repo{}", from.key());
+        return Err(Error::refused(Kind::BackupSetInvalid, text));
+    }
+    let oldest = ours.iter().map(|b| b.stop).min();
+    let is_wanted = |b: &&Backup| match set {
+        Some(set) => b.label == set,
+        None => oldest.is_none_or(|oldest| b.stop > oldest),
+    };
+    let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
+    Ok(theirs.iter().filter(|b| !has.contains(b.label.as_str())).filter(is_wanted).collect())
+}
+
+/// Place of a WAL file in the order of segments, whatever its timeline.
+fn segment(name: &str) -> &str {
+    name.get(8..24).unwrap_or_default()
+}
+
+/// Copies WAL files from `floor` on; without a floor all. How many.
+fn wal(
+    from: &Repository,
+    to: &Repository,
+    (archive_from, archive_to): (&str, &str),
+    floor: Option<&str>,
+    options: &SyncOptions<'_>,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<u64> {
+    let stanza = options.stanza;
+    let mut has = HashSet::new();
+    to.wal_list(stanza, archive_to, WalRange::default(), &mut |entry| {
+        has.insert(entry.name);
+        Ok(())
+    })?;
+    let mut names = Vec::new();
+    from.wal_list(stanza, archive_from, WalRange::default(), &mut |entry| {
+        // Histories of timelines are few, and what leads to old backups.
+        let is_wanted = entry.name.len() < 24 || floor.is_none_or(|floor| segment(&entry.name) >= floor);
+        if is_wanted && !has.contains(&entry.name) {
+            names.push(entry.name);
+        }
+        Ok(())
+    })?;
+    if options.dry_run {
+        return Ok(names.len() as u64);
+    }
+    observer.begin("copy WAL", names.len() as u64);
+    let copied = names.iter().try_fold(0, |count, name| {
+        cancel.check()?;
+        // One that is gone was removed by retention just now.
+        let Some(content) = from.wal_get(stanza, archive_from, name)? else { return Ok(count) };
+        let file = WalFile::encode(&content, options.compress_level)?;
+        if to.wal_put(stanza, archive_to, name, &file)? == WalPut::Different {
+            let text = format!("WAL file {name} differs from the one of that name on repo{}", to.key());
+            return Err(Error::refused(Kind::ArchiveDuplicate, text));
+        }
+        observer.add(Counter::Done, 1);
+        Ok(count + 1)
+    });
+    observer.end();
+    copied
+}

@@ -1,0 +1,140 @@
+//! Promise: what `repo-sync` shows in the other repository is whole, under the other one's keys, whatever ended it early.
+
+use std::{fs, thread, time::Duration};
+
+use support::{Cluster, Mode, Sandbox, World, majors, tree, world, world::STANZA};
+
+/// A cluster with a full backup and an increment in its first repository; the second one is not configured yet.
+fn two_backups() -> World {
+    let world = World::new(majors()[0]);
+    world.create_marks();
+    world.cluster.pgbench_init(2);
+    world.backup("full");
+    world.mark(1);
+    world.backup("incr");
+    world
+}
+
+/// Adds a second repository, sealed with a passphrase of its own, and makes the stanza in it.
+fn add_second(world: &World) {
+    let path = world.sandbox.dir("repo2").display().to_string();
+    let options = [
+        ("repo2-path", path.as_str()),
+        ("repo2-cipher-type", "aes-256-cbc"),
+        ("repo2-cipher-pass", "a passphrase of its own"),
+    ];
+    world.sandbox.configure(STANZA, &world.cluster, &options);
+    world.ok(["stanza-create"]);
+}
+
+fn restored(world: &World, name: &str, args: &[&str]) -> Cluster {
+    world.restore(name, args.iter().copied().chain(["--type=immediate", "--target-action=promote"]))
+}
+
+/// Labels of the backups that a repository shows.
+fn labels(world: &World, repo: u64) -> Vec<String> {
+    let of = |b: &serde_json::Value| b["database"]["repo-key"] == repo;
+    world.backups().iter().filter(|b| of(b)).map(|b| b["label"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_another_repository_lacks_is_copied_once_and_comes_back_from_there() {
+    let world = two_backups();
+    let both = labels(&world, 1);
+    add_second(&world);
+    let plan = world.ok(["--dry-run", "--output=json", "repo-sync", "1", "2"]).json();
+    assert_eq!(plan["backup"].as_array().map(Vec::len), Some(2), "{plan}");
+    assert_eq!(labels(&world, 2), Vec::<String>::new());
+
+    let done = world.ok(["--output=json", "repo-sync", "1", "2"]).json();
+    assert!(done["wal"].as_u64() >= Some(2), "{done}");
+    assert_eq!(labels(&world, 2), both);
+    let mut trees = Vec::new();
+    for repo in ["--repo=1", "--repo=2"] {
+        let mut cluster = restored(&world, &format!("from{}", &repo[7..]), &[repo]);
+        trees.push(cluster.data_dir().join("base"));
+        if repo == "--repo=2" {
+            tree::assert_same(&trees[0], &trees[1], |_| false);
+            cluster.start();
+            cluster.wait_promoted();
+            assert_eq!(world::marks(&cluster), [1]);
+            cluster.stop(Mode::Fast);
+        }
+    }
+    world.ok(["--repo=2", "verify"]);
+
+    // Nothing is copied twice; an increment costs what changed, and is one there as well.
+    let again = world.ok(["--output=json", "repo-sync", "1", "2"]).json();
+    assert_eq!((again["backup"].as_array().map(Vec::len), again["wal"].as_u64()), (Some(0), Some(0)), "{again}");
+    world.mark(2);
+    let label = world.backup("incr");
+    let more = world.ok(["--output=json", "repo-sync", "repo1", "repo2"]).json();
+    let (size, stored) = (more["backup"][0]["size"].as_u64().unwrap(), more["backup"][0]["stored"].as_u64().unwrap());
+    assert!(more["backup"][0]["label"] == label && stored * 10 < size, "{more}");
+    // The other repository goes on by itself from what it was given.
+    world.mark(3);
+    world.ok(["--repo=2", "--start-fast", "--type=incr", "backup"]);
+    let mut cluster = restored(&world, "on", &["--repo=2"]);
+    cluster.start();
+    cluster.wait_promoted();
+    assert_eq!(world::marks(&cluster), [1, 2, 3]);
+    cluster.stop(Mode::Fast);
+
+    // What retention took there stays away.
+    world.ok(["--repo=2", &format!("--set={}", labels(&world, 2)[1]), "expire"]);
+    world.ok(["--repo=2", "--start-fast", "--type=full", "backup"]);
+    world.ok(["--repo=2", "--repo2-retention-full=1", "expire"]);
+    assert_eq!(labels(&world, 2).len(), 1);
+    let after = world.ok(["--output=json", "repo-sync", "1", "2"]).json();
+    assert_eq!(after["backup"].as_array().map(Vec::len), Some(0), "{after}");
+
+    for (code, args) in [(96, ["repo-sync", "1", "1"]), (96, ["repo-sync", "1", "7"]), (96, ["repo-sync", "one", "2"])]
+    {
+        let run = world.expect(code, args);
+        assert!(run.says("repo"), "{run}");
+    }
+    world.expect(75, ["--set=20200101-000000F", "repo-sync", "1", "2"]);
+}
+
+#[test]
+fn ended_at_any_moment_it_shows_only_what_is_whole_and_goes_on() {
+    let world = two_backups();
+    let both = labels(&world, 1);
+    add_second(&world);
+    for pause in [30, 90, 200, 400] {
+        let running = world.spawn(["repo-sync", "1", "2"]);
+        thread::sleep(Duration::from_millis(pause));
+        running.kill9();
+        let shown = labels(&world, 2);
+        assert!(both.starts_with(&shown), "{shown:?}");
+        world.ok(["--repo=2", "verify"]);
+    }
+    world.ok(["repo-sync", "1", "2"]);
+    assert_eq!(labels(&world, 2), both);
+    world.ok(["--repo=2", "verify"]);
+}
+
+#[test]
+fn what_is_damaged_is_not_carried_on() {
+    let world = two_backups();
+    let pack = world.sandbox.largest_pack();
+    add_second(&world);
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let run = world.run(["repo-sync", "1", "2"]);
+    assert!(run.code == Some(26) && run.says("cannot copy backup"), "{run}");
+    assert!(labels(&world, 2).is_empty(), "a backup that is not whole is shown");
+    world.ok(["--repo=2", "verify"]);
+}
+
+#[test]
+fn another_cluster_of_that_name_is_refused() {
+    let world = two_backups();
+    let other = World::within(Sandbox::new(), Cluster::builder(majors()[0]), &[]);
+    let path = other.sandbox.repo().display().to_string();
+    world.sandbox.configure(STANZA, &world.cluster, &[("repo2-path", &path)]);
+    let run = world.expect(51, ["repo-sync", "1", "2"]);
+    assert!(run.says("another cluster"), "{run}");
+}
