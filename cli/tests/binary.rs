@@ -101,6 +101,7 @@ Commands:
   repo-get          Print a file of a repository, by the name pgBackRest's readers know.
   repo-ls           List a repository's files, by the names pgBackRest's readers know.
   repo-stats        Count what backups hold and what they cost to store.
+  repo-sync         Copy backups and WAL that one repository has and another lacks.
   restore           Restore a cluster from a backup.
   stanza-create     Create a stanza in every repository.
   stanza-delete     Remove a stanza from one repository.
