@@ -139,7 +139,7 @@ const fn keep() -> Def {
 }
 /// A property of a repository kept in an object store.
 const fn object(def: Def) -> Def {
-    def.group(Repo).on(STORE).later()
+    def.group(Repo).on(STORE)
 }
 const fn s3(def: Def) -> Def {
     object(def).when(Opt::RepoType, &["s3"])
@@ -151,7 +151,7 @@ const fn gcs(def: Def) -> Def {
     object(def).when(Opt::RepoType, &["gcs"])
 }
 const fn sftp(def: Def) -> Def {
-    object(def).when(Opt::RepoType, &["sftp"])
+    object(def).when(Opt::RepoType, &["sftp"]).later()
 }
 /// A property of a host that pgBackRest would reach through ssh or TLS.
 const fn pg_host(def: Def) -> Def {
@@ -478,8 +478,9 @@ options! {
         = object(Def::new(Type::Size(64 * KIB, TIB), None));
     RepoStorageVerifyTls "repo-storage-verify-tls" "check the store's certificate" = object(flag("y"))
         .was(&["repo-s3-verify-ssl", "repo?-s3-verify-ssl", "repo?-s3-verify-tls", "repo?-azure-verify-tls"]);
-    RepoStoragePrefetch "repo-storage-prefetch" "parts fetched ahead" = object(Def::new(Type::Int(0, 128), Some("3")));
-    RepoStorageReadOver "repo-storage-read-over" "gap that is read rather than skipped" = object(size(0, GIB, "64KiB"));
+    RepoStoragePrefetch "repo-storage-prefetch" "parts fetched ahead"
+        = object(Def::new(Type::Int(0, 128), Some("3"))).ignored("what is read ahead depends on process-max");
+    RepoStorageReadOver "repo-storage-read-over" "gap that is read rather than skipped" = object(size(0, GIB, "1MiB"));
     RepoS3Bucket "repo-s3-bucket" "bucket" = s3(text()).need(STORE).was(&["repo-s3-bucket"]);
     RepoS3Endpoint "repo-s3-endpoint" "endpoint" = s3(text()).need(STORE).was(&["repo-s3-endpoint"]);
     RepoS3Region "repo-s3-region" "region" = s3(text()).need(STORE).was(&["repo-s3-region"]);
@@ -488,7 +489,7 @@ options! {
     RepoS3Key "repo-s3-key" "access key" = s3(text()).secret().was(&["repo-s3-key"]);
     RepoS3KeySecret "repo-s3-key-secret" "secret access key" = s3(text()).secret().was(&["repo-s3-key-secret"]);
     RepoS3Token "repo-s3-token" "session token" = s3(text()).secret();
-    RepoS3Role "repo-s3-role" "role to take on" = s3(text());
+    RepoS3Role "repo-s3-role" "role to take on, with key-type web-id; with auto it is the machine's" = s3(text());
     RepoS3ProcessCmd "repo-s3-process-cmd" "program that prints credentials" = s3(text());
     RepoS3KmsKeyId "repo-s3-kms-key-id" "key of the key service" = s3(text());
     RepoS3SseCustomerKey "repo-s3-sse-customer-key" "key for encryption by the store" = s3(text()).secret();

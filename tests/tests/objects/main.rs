@@ -1,0 +1,4 @@
+//! Promise: a repository in a bucket is as good as one in a directory, whatever the network and the service do.
+
+mod contract;
+mod whole;
