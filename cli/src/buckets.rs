@@ -4,10 +4,12 @@ use crate::error::Failure;
 use crate::option::{Opt, Repo, Settings};
 use pgkeep_engine::store::BucketStore;
 use pgkeep_engine::store::object::{
-    Azure, AzureCredentials, BucketConfig, Gcs, GcsCredentials, S3, S3Credentials, Secret, Service, Tls,
+    Azure, AzureCredentials, BucketConfig, Gcs, GcsCredentials, Requests, S3, S3Credentials, Secret, Service, Tls,
 };
 use pgkeep_engine::{Error, FileError, Kind};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Makes ready to use the bucket of a repository.
@@ -16,6 +18,36 @@ use std::time::Duration;
 /// Missing credentials of the environment, and what cannot work: a certificate, a key file, an address.
 pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<BucketStore, Failure> {
     Ok(BucketStore::open(&config(settings, repo)?).map_err(Error::from)?)
+}
+
+/// Buckets in use, to be asked at the end what they were sent.
+static USED: Mutex<Vec<(u16, Arc<BucketStore>)>> = Mutex::new(Vec::new());
+
+/// Has the requests to a bucket counted in [`requests`].
+pub(crate) fn count(key: u16, store: &Arc<BucketStore>) {
+    USED.lock().unwrap_or_else(PoisonError::into_inner).push((key, Arc::clone(store)));
+}
+
+/// What this process has asked of each repository in a bucket, a line each: services bill by the request.
+pub(crate) fn requests() -> Vec<String> {
+    let mut by_repo = BTreeMap::<u16, Requests>::new();
+    for (key, store) in USED.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        *by_repo.entry(*key).or_default() += store.requests();
+    }
+    by_repo.into_iter().map(|(key, requests)| line(key, &requests)).collect()
+}
+
+fn line(key: u16, r: &Requests) -> String {
+    let kinds = [(r.puts, "put"), (r.gets, "get"), (r.lists, "list"), (r.heads, "head"), (r.deletes, "delete")];
+    let kinds: Vec<_> = kinds.iter().map(|(n, kind)| format!("{n} {kind}")).collect();
+    let again = if r.failed > 0 { format!(", {} of them in vain", r.failed) } else { String::new() };
+    format!(
+        "repo{key}: {} requests ({}{again}), {} bytes sent, {} received",
+        r.total(),
+        kinds.join(", "),
+        r.sent,
+        r.received
+    )
 }
 
 fn config(settings: &Settings, repo: Repo<'_>) -> Result<BucketConfig, Failure> {

@@ -49,7 +49,9 @@ pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository
 /// What the store said.
 pub(crate) fn store_of(settings: &Settings, repo: Repo<'_>) -> Result<Arc<dyn Store>, Failure> {
     if !repo.is_local() {
-        return Ok(remote(settings, buckets::open(settings, repo)?));
+        let bucket = Arc::new(buckets::open(settings, repo)?);
+        buckets::count(repo.key(), &bucket);
+        return Ok(remote(settings, bucket));
     }
     Ok(near(settings, local(repo)?))
 }

@@ -1,4 +1,4 @@
-//! Services that keep objects, in this process, on ports of their own: S3 by the crate `s3s-fs`, which checks signatures, and
+//! Services that keep objects, in this process, on ports of their own: S3 by the crate `s3s`, which checks signatures, and
 //! fakes of GCS's XML API and of Azure's Blob REST API; and what can go wrong between them and us.
 //!
 //! A [`Server`] answers over real sockets. Before a request reaches the service, and after it has answered, [`Faults`] may
@@ -72,7 +72,6 @@ pub struct Server {
     kind: Kind,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
-    _home: Option<tempfile::TempDir>,
 }
 
 #[derive(Debug, Default)]
@@ -85,13 +84,12 @@ impl Server {
     /// Starts one, with an empty [`BUCKET`].
     ///
     /// # Panics
-    /// When there is no port or no directory for it.
+    /// When there is no port for it.
     pub fn start(kind: Kind) -> Self {
-        let home = (kind == Kind::S3).then(|| tempfile::tempdir().expect("cannot make a directory"));
-        let service: Arc<dyn Service> = match (kind, &home) {
-            (Kind::S3, Some(home)) => Arc::new(s3::service(home.path())),
-            (Kind::Azure, _) => Arc::new(azure::Azure::default()),
-            _ => Arc::new(gcs::Gcs::default()),
+        let service: Arc<dyn Service> = match kind {
+            Kind::S3 => Arc::new(s3::service()),
+            Kind::Gcs => Arc::new(gcs::Gcs::default()),
+            Kind::Azure => Arc::new(azure::Azure::default()),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -102,7 +100,7 @@ impl Server {
         let address = listener.local_addr().expect("a listener has an address");
         let shared = Arc::new(Shared::default());
         runtime.spawn(serve(listener, service, Arc::clone(&shared)));
-        Self { address, kind, shared, runtime: Some(runtime), _home: home }
+        Self { address, kind, shared, runtime: Some(runtime) }
     }
 
     /// Its URL, without a path.
@@ -236,12 +234,23 @@ impl Objects {
     /// One page: entries behind `after` below `prefix`, as key, size and time, size `None` for a common prefix; and the last
     /// one if there are more.
     pub(crate) fn page(&self, prefix: &str, delimiter: bool, after: &str, most: usize) -> (Vec<Entry>, Option<String>) {
+        self.page_of(prefix, delimiter, |name| name > after, most)
+    }
+
+    /// As [`Self::page`], of the entries that are wanted.
+    pub(crate) fn page_of(
+        &self,
+        prefix: &str,
+        delimiter: bool,
+        wanted: impl Fn(&str) -> bool,
+        most: usize,
+    ) -> (Vec<Entry>, Option<String>) {
         let objects = lock(&self.0);
         let mut page: Vec<Entry> = Vec::new();
         for (key, (bytes, time)) in objects.iter().filter(|(key, _)| key.starts_with(prefix)) {
             let common = key[prefix.len()..].find('/').filter(|_| delimiter).map(|at| &key[..prefix.len() + at + 1]);
             let name = common.unwrap_or(key);
-            if name <= after || page.last().is_some_and(|last| last.0 == name) {
+            if !wanted(name) || page.last().is_some_and(|last| last.0 == name) {
                 continue;
             }
             if page.len() == most {
@@ -285,7 +294,8 @@ pub(crate) fn object(found: Option<(Bytes, u64)>, range: Option<&str>, tails: bo
 /// An answer that says no, as S3 and GCS say it.
 pub(crate) fn status(status: u16, code: &str) -> Answer {
     let text = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>said by the test</Message></Error>");
-    Response::builder().status(status).header("x-ms-error-code", code).body(Bytes::from(text)).expect("an answer")
+    let answer = Response::builder().status(status).header("x-ms-error-code", code).header("etag", "\"1\"");
+    answer.body(Bytes::from(text)).expect("an answer")
 }
 
 /// A time as HTTP has it.

@@ -105,7 +105,7 @@ const ENDING_TYPES: Type = Type::Enum(&["default", "immediate", "lsn", "name", "
 const ONE_BINARY: &str = "this program works on one host without remote processes";
 const PACKS: &str = "the repository always packs many small pieces into one object";
 const PAGES: &str = "increments always store changed pages only";
-const NO_NETWORK: &str = "repositories are directories of this host";
+const NO_NETWORK: &str = "connections to object stores are kept alive and watched by io-timeout";
 const CUTS: &str = "the repository chooses its own piece sizes";
 
 const fn flag(default: &'static str) -> Def {
@@ -475,7 +475,7 @@ options! {
         = object(Def::new(Type::Int(1, 65535), Some("443"))).was(&["repo?-s3-port", "repo?-azure-port"]);
     RepoStorageTag "repo-storage-tag" "tag of every object, key=value" = object(Def::new(Type::Hash, None));
     RepoStorageUploadChunkSize "repo-storage-upload-chunk-size" "size of one part of an upload"
-        = object(Def::new(Type::Size(64 * KIB, TIB), None));
+        = object(Def::new(Type::Size(64 * KIB, TIB), None)).ignored("objects are sent whole, as only then they are created on condition");
     RepoStorageVerifyTls "repo-storage-verify-tls" "check the store's certificate" = object(flag("y"))
         .was(&["repo-s3-verify-ssl", "repo?-s3-verify-ssl", "repo?-s3-verify-tls", "repo?-azure-verify-tls"]);
     RepoStoragePrefetch "repo-storage-prefetch" "parts fetched ahead"
@@ -490,11 +490,11 @@ options! {
     RepoS3KeySecret "repo-s3-key-secret" "secret access key" = s3(text()).secret().was(&["repo-s3-key-secret"]);
     RepoS3Token "repo-s3-token" "session token" = s3(text()).secret();
     RepoS3Role "repo-s3-role" "role to take on, with key-type web-id; with auto it is the machine's" = s3(text());
-    RepoS3ProcessCmd "repo-s3-process-cmd" "program that prints credentials" = s3(text());
+    RepoS3ProcessCmd "repo-s3-process-cmd" "program that prints credentials" = s3(text()).later();
     RepoS3KmsKeyId "repo-s3-kms-key-id" "key of the key service" = s3(text());
     RepoS3SseCustomerKey "repo-s3-sse-customer-key" "key for encryption by the store" = s3(text()).secret();
     RepoS3RequesterPays "repo-s3-requester-pays" "the requester pays" = s3(flag("n"));
-    RepoS3Service "repo-s3-service" "service name in signatures" = s3(Def::new(Type::Text, Some("s3")));
+    RepoS3Service "repo-s3-service" "service name in signatures" = s3(Def::new(Type::Text, Some("s3"))).later();
     RepoS3StsHost "repo-s3-sts-host" "host of the token service" = s3(text());
     RepoS3UriStyle "repo-s3-uri-style" "place of the bucket in addresses" = s3(word(&["host", "path"], "host"));
     RepoAzureAccount "repo-azure-account" "account" = azure(text()).secret().need(STORE);

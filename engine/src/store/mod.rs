@@ -33,7 +33,7 @@ pub use object::BucketStore;
 #[cfg(any(test, feature = "test-support"))]
 pub use record::{Call, RecordingStore, Verb};
 pub use retry::{RetryPolicy, RetryStore};
-pub use service::{Fault, Said};
+pub use service::{Said, ServiceFault};
 
 /// Which bytes of an object to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +251,7 @@ pub enum StoreError {
         /// The store.
         store: String,
         /// Why, as far as that can be told.
-        fault: Fault,
+        fault: ServiceFault,
         /// What it said.
         source: Said,
     },

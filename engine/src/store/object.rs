@@ -26,7 +26,7 @@ mod requests;
 pub use config::{Azure, AzureCredentials, BucketConfig, Gcs, GcsCredentials, S3, S3Credentials, Secret, Service, Tls};
 pub use requests::Requests;
 
-use super::{Depth, Fault, Listed, Put, Range, Store, StoreError, key};
+use super::{Depth, Listed, Put, Range, ServiceFault, Store, StoreError, key};
 use bytes::Bytes;
 use client::{Connector, SEEN};
 use fault::Failure;
@@ -130,7 +130,7 @@ impl BucketStore {
     fn run<T>(&self, _: Operation<'_>, task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         match &self.runtime {
             Some(runtime) => runtime.block_on(SEEN.scope(RefCell::new(None), task)),
-            None => Err(Failure::of(Fault::Refused, "the store is closed")),
+            None => Err(Failure::of(ServiceFault::Refused, "the store is closed")),
         }
     }
 
@@ -139,7 +139,7 @@ impl BucketStore {
     }
 
     async fn answer_within<T>(&self, time: Duration, what: impl Future<Output = T>) -> Result<T, Failure> {
-        let silent = |_| Failure::of(Fault::Silent, format!("no answer within {} s", time.as_secs_f32()));
+        let silent = |_| Failure::of(ServiceFault::Silent, format!("no answer within {} s", time.as_secs_f32()));
         tokio::time::timeout(time, what).await.map_err(silent).inspect_err(|_| self.counters.failed())
     }
 
@@ -147,6 +147,11 @@ impl BucketStore {
     fn failure(&self, error: &object_store::Error) -> Failure {
         let seen = SEEN.try_with(|seen| seen.borrow_mut().take()).ok().flatten();
         Failure::new(seen, error)
+    }
+
+    /// Whether the last answer was an error of its own. Within an operation's task.
+    fn saw_refusal(&self) -> bool {
+        SEEN.try_with(|seen| seen.borrow().is_some()).unwrap_or(false)
     }
 
     fn error(&self, what: Operation<'_>, failure: Failure) -> StoreError {
@@ -173,7 +178,7 @@ impl BucketStore {
                 Err(other) => Err(other),
             },
             (Some(404), _) => {
-                failure.fault = Fault::NoBucket;
+                failure.fault = ServiceFault::NoBucket;
                 Err(failure)
             }
             _ => Err(failure),
@@ -209,7 +214,7 @@ impl BucketStore {
         if bytes.len() as u64 != len {
             self.counters.failed();
             let text = format!("{} bytes came in place of {len}", bytes.len());
-            return Err(Failure::of(Fault::Broken, text));
+            return Err(Failure::of(ServiceFault::Broken, text));
         }
         Ok(Some((bytes, size)))
     }
@@ -230,13 +235,13 @@ impl BucketStore {
             Ok(None) => Ok(Found::Nothing),
             Ok(Some((bytes, size))) => Ok(match range.within(size) {
                 Ok((_, len)) if len == bytes.len() => Found::Bytes(bytes),
-                Ok(_) => return Err(Failure::of(Fault::Answer, "another range came than was asked for")),
+                Ok(_) => return Err(Failure::of(ServiceFault::Answer, "another range came than was asked for")),
                 Err(end) => Found::Short(end),
             }),
             // A range that begins behind the end, or of an object of no bytes.
             Err(failure) if failure.status == Some(416) => self.look(path, range).await,
             // Some services send the part there is, and that is an error of theirs no status tells.
-            Err(failure) if failure.fault == Fault::Answer => match self.look(path, range).await? {
+            Err(failure) if failure.fault == ServiceFault::Answer => match self.look(path, range).await? {
                 Found::Bytes(_) => Err(failure),
                 found => Ok(found),
             },
@@ -252,7 +257,7 @@ impl BucketStore {
             Ok((_, 0)) => Ok(Found::Bytes(Vec::new())),
             Ok((offset, len)) => match self.read(path, Some(GetRange::Bounded(offset..offset + len as u64))).await? {
                 Some((bytes, _)) if bytes.len() == len => Ok(Found::Bytes(bytes)),
-                Some(_) => Err(Failure::of(Fault::Answer, "another range came than was asked for")),
+                Some(_) => Err(Failure::of(ServiceFault::Answer, "another range came than was asked for")),
                 None => Ok(Found::Nothing),
             },
         }
@@ -269,7 +274,7 @@ enum Found {
 
 /// Tells "there is no such object" from other failures.
 fn absent(failure: Failure) -> Result<(), Failure> {
-    if failure.status == Some(404) && failure.fault != Fault::NoBucket { Ok(()) } else { Err(failure) }
+    if failure.status == Some(404) && failure.fault != ServiceFault::NoBucket { Ok(()) } else { Err(failure) }
 }
 
 fn put_options(config: &BucketConfig) -> PutOptions {
@@ -321,6 +326,8 @@ impl Store for BucketStore {
         self.run(what, async {
             match self.answer(self.inner.delete(&path)).await? {
                 Ok(()) => Ok(()),
+                // Azure answers for each object within an answer that is a success.
+                Err(object_store::Error::NotFound { .. }) if !self.saw_refusal() => Ok(()),
                 Err(error) => absent(self.failure(&error)),
             }
         })

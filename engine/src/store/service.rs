@@ -5,7 +5,7 @@ use crate::Kind;
 /// The cause, as far as it can be told from what a service answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Fault {
+pub enum ServiceFault {
     /// No connection came about.
     Unreachable,
     /// Its certificate is not trusted.
@@ -42,7 +42,7 @@ pub enum Fault {
     Refused,
 }
 
-impl Fault {
+impl ServiceFault {
     /// True if trying again cannot help.
     #[must_use]
     pub fn is_permanent(self) -> bool {
@@ -64,7 +64,7 @@ impl Fault {
     }
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for ServiceFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Unreachable => "it cannot be reached",

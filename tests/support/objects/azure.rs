@@ -83,15 +83,9 @@ fn batch(objects: &Objects, body: &str) -> Answer {
 fn list(objects: &Objects, query: &str) -> Answer {
     let value = |name: &str| parameter(query, name).unwrap_or_default();
     // A marker is where the last page ended; a start is where the first begins, itself included.
-    let after = match parameter(query, "startFrom") {
-        Some(start) if value("marker").is_empty() => {
-            let mut before = start.into_bytes();
-            before.pop();
-            String::from_utf8_lossy(&before).into_owned()
-        }
-        _ => value("marker"),
-    };
-    let (page, next) = objects.page(&value("prefix"), value("delimiter") == "/", &after, PAGE);
+    let (marker, start) = (value("marker"), value("startFrom"));
+    let wanted = |name: &str| name > marker.as_str() && (!marker.is_empty() || name >= start.as_str());
+    let (page, next) = objects.page_of(&value("prefix"), value("delimiter") == "/", wanted, PAGE);
     let mut text = String::from("<?xml version=\"1.0\"?><EnumerationResults><Blobs>");
     for (key, size, time) in page {
         let key = escaped(&key);

@@ -45,7 +45,7 @@ fn rig(kind: Kind) -> Rig {
     let server = Server::start(kind);
     // Every second one at the root of its bucket.
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let prefix = if number % 2 == 0 { String::new() } else { format!("r/{number}") };
+    let prefix = if number.is_multiple_of(2) { String::new() } else { format!("r/{number}") };
     let store = BucketStore::open(&config(&server, kind, &prefix)).expect("cannot open a store");
     // Three pages of the fakes, two of S3.
     Rig { keep: Some(Box::new(server)), many: 1_200, ..Rig::of(store) }

@@ -1,4 +1,6 @@
 //! Promise: a repository in a bucket is as good as one in a directory, whatever the network and the service do.
 
 mod contract;
+mod faults;
+mod headers;
 mod whole;

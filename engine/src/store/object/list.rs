@@ -6,7 +6,7 @@
 
 use super::fault::Failure;
 use super::{BucketStore, Operation};
-use crate::store::{Depth, Fault, Listed};
+use crate::store::{Depth, Listed, ServiceFault};
 use futures_util::StreamExt;
 use object_store::{ObjectMeta, path::Path};
 use std::time::Duration;
@@ -44,17 +44,23 @@ impl BucketStore {
     ) -> Result<(), Failure> {
         let mut entries = match last {
             Some(last) => {
-                let offset = self.path(last).map_err(|e| Failure::of(Fault::Answer, e.to_string()))?;
+                let offset = self.path(last).map_err(|e| Failure::of(ServiceFault::Answer, e.to_string()))?;
                 self.inner.list_with_offset(prefix, &offset)
             }
             None => self.inner.list(prefix),
         };
+        let (seen, mut before) = (last.clone(), None::<String>);
         while let Some(entry) = self.answer(entries.next()).await? {
             let Some(listed) = self.listed(&entry.map_err(|e| self.failure(&e))?) else { continue };
-            if last.as_ref().is_some_and(|last| listed.key <= *last) {
+            if before.as_ref().is_some_and(|before| listed.key <= *before) {
                 // Everything that goes on behind an entry rests on the order.
-                let text = format!("'{}' is listed behind '{}'", listed.key, last.as_deref().unwrap_or_default());
-                return Err(Failure::of(Fault::Answer, text));
+                let text = format!("'{}' is listed behind '{}'", listed.key, before.unwrap_or_default());
+                return Err(Failure::of(ServiceFault::Answer, text));
+            }
+            before = Some(listed.key.clone());
+            // A service need not know how to begin in the middle.
+            if seen.as_ref().is_some_and(|seen| listed.key <= *seen) {
+                continue;
             }
             *last = Some(listed.key.clone());
             each(listed);
@@ -99,7 +105,7 @@ impl BucketStore {
         });
         match done {
             // A path under which nothing is.
-            Err(failure) if failure.status == Some(404) && failure.fault == Fault::Refused => Ok(()),
+            Err(failure) if failure.status == Some(404) && failure.fault == ServiceFault::Refused => Ok(()),
             done => done.map_err(|failure| self.error(Operation { verb: "list", key: prefix }, failure)),
         }
     }

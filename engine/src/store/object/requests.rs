@@ -34,6 +34,20 @@ impl Requests {
     }
 }
 
+impl std::ops::AddAssign for Requests {
+    fn add_assign(&mut self, other: Self) {
+        self.puts += other.puts;
+        self.gets += other.gets;
+        self.lists += other.lists;
+        self.heads += other.heads;
+        self.deletes += other.deletes;
+        self.tokens += other.tokens;
+        self.failed += other.failed;
+        self.sent += other.sent;
+        self.received += other.received;
+    }
+}
+
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
