@@ -188,7 +188,9 @@ impl Address {
     fn from_parts(endpoint: &Url<'_>, host: Option<&Url<'_>>, port: Option<i64>) -> Self {
         let port = port.map(|port| port.to_string());
         let scheme = host.and_then(|host| host.scheme).or(endpoint.scheme).unwrap_or("https");
-        let with = |host: &str, port: Option<&str>| match port {
+        // A port that goes without saying is left out of what is signed.
+        let usual = if scheme == "http" { "80" } else { "443" };
+        let with = |host: &str, port: Option<&str>| match port.filter(|port| *port != usual) {
             Some(port) => format!("{host}:{port}"),
             None => host.to_owned(),
         };
@@ -262,6 +264,9 @@ mod tests {
             ("minio.local", None, Some(9000), ("https://minio.local:9000", None)),
             ("https://minio.local:9001/", None, Some(9000), ("https://minio.local:9001", None)),
             ("http://127.0.0.1:9000", None, None, ("http://127.0.0.1:9000", None)),
+            ("minio.local", None, Some(443), ("https://minio.local", None)),
+            ("http://minio.local:80", None, None, ("http://minio.local", None)),
+            ("http://minio.local", None, Some(443), ("http://minio.local:443", None)),
             ("[::1]:9000", None, None, ("https://[::1]:9000", None)),
             ("s3.aws", Some("10.0.0.1"), None, ("https://s3.aws", to("10.0.0.1"))),
             ("s3.aws", Some("10.0.0.1"), Some(9000), ("https://s3.aws", to("10.0.0.1:9000"))),

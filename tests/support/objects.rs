@@ -20,11 +20,17 @@ use std::{
     collections::BTreeMap,
     future::Future,
     net::SocketAddr,
+    path::Path,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    runtime::Runtime,
+};
+use tokio_rustls::TlsAcceptor;
 
 /// The bucket (or container) of every service.
 pub const BUCKET: &str = "vault";
@@ -69,6 +75,7 @@ pub struct Asked {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    scheme: &'static str,
     kind: Kind,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
@@ -86,6 +93,28 @@ impl Server {
     /// # Panics
     /// When there is no port for it.
     pub fn start(kind: Kind) -> Self {
+        Self::with(kind, None)
+    }
+
+    /// As [`Self::start`], with TLS: a certificate and its key, files in PEM.
+    ///
+    /// # Panics
+    /// Also when the files do not hold these.
+    pub fn protected(kind: Kind, certificate: &Path, key: &Path) -> Self {
+        let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        let chain = rustls_pemfile::certs(&mut &*read(certificate)).collect::<Result<_, _>>().expect("certificates");
+        let key = rustls_pemfile::private_key(&mut &*read(key)).expect("a key").expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions of TLS")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("a certificate and its key");
+        Self::with(kind, Some(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn with(kind: Kind, tls: Option<TlsAcceptor>) -> Self {
         let service: Arc<dyn Service> = match kind {
             Kind::S3 => Arc::new(s3::service()),
             Kind::Gcs => Arc::new(gcs::Gcs::default()),
@@ -99,13 +128,17 @@ impl Server {
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).expect("cannot listen");
         let address = listener.local_addr().expect("a listener has an address");
         let shared = Arc::new(Shared::default());
-        runtime.spawn(serve(listener, service, Arc::clone(&shared)));
-        Self { address, kind, shared, runtime: Some(runtime) }
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        runtime.spawn(serve(listener, tls, service, Arc::clone(&shared)));
+        Self { address, scheme, kind, shared, runtime: Some(runtime) }
     }
 
-    /// Its URL, without a path.
+    /// Its URL, without a path; with TLS by the name that certificates are made for.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        match self.scheme {
+            "https" => format!("https://localhost:{}", self.address.port()),
+            scheme => format!("{scheme}://{}", self.address),
+        }
     }
 
     /// What goes wrong.
@@ -160,20 +193,32 @@ impl Drop for Server {
     }
 }
 
-async fn serve(listener: TcpListener, service: Arc<dyn Service>, shared: Arc<Shared>) {
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, service: Arc<dyn Service>, shared: Arc<Shared>) {
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
         // Small answers must not wait for an acknowledgement of the one before.
         _ = socket.set_nodelay(true);
-        let (service, shared) = (Arc::clone(&service), Arc::clone(&shared));
+        let (tls, service, shared) = (tls.clone(), Arc::clone(&service), Arc::clone(&shared));
         tokio::spawn(async move {
-            let each = service_fn(|request| one(Arc::clone(&service), Arc::clone(&shared), request));
-            let mut builder = hyper::server::conn::http1::Builder::new();
-            builder.timer(TokioTimer::new());
-            // An error here is a connection that was closed, by either side.
-            _ = builder.serve_connection(TokioIo::new(socket), each).await;
+            match tls {
+                None => converse(socket, service, shared).await,
+                // Who does not trust us hangs up.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(socket).await {
+                        converse(stream, service, shared).await;
+                    }
+                }
+            }
         });
     }
+}
+
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, service: Arc<dyn Service>, shared: Arc<Shared>) {
+    let each = service_fn(|request| one(Arc::clone(&service), Arc::clone(&shared), request));
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new());
+    // An error here is a connection that was closed, by either side.
+    _ = builder.serve_connection(TokioIo::new(stream), each).await;
 }
 
 type Sent = Response<BoxBody<Bytes, faults::Closed>>;

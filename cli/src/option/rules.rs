@@ -6,7 +6,7 @@ use super::def::{Def, Group};
 use super::error::OptionError;
 use super::files;
 use super::resolve::Draft;
-use super::settings::{Cipher, Setting, Settings, Source};
+use super::settings::{Cipher, Repo, Setting, Settings, Source};
 use super::table::{Opt, TABLE};
 use super::value::Value;
 use crate::buckets::Address;
@@ -137,14 +137,24 @@ fn hosts(settings: &Settings) -> Result<(), OptionError> {
     }
 }
 
+/// What tells two places from each other: kind, service, bucket, path.
+fn place(repo: Repo<'_>) -> [&str; 4] {
+    let path = repo.path().to_str().unwrap_or_default();
+    let (endpoint, bucket) = match repo.kind() {
+        "s3" => (Opt::RepoS3Endpoint, Opt::RepoS3Bucket),
+        "gcs" => (Opt::RepoGcsEndpoint, Opt::RepoGcsBucket),
+        "azure" => (Opt::RepoAzureAccount, Opt::RepoAzureContainer),
+        "sftp" => (Opt::RepoSftpHost, Opt::RepoSftpHostUser),
+        _ => return ["", "", "", path],
+    };
+    [repo.kind(), repo.text(endpoint).unwrap_or_default(), repo.text(bucket).unwrap_or_default(), path]
+}
+
 fn repositories(settings: &Settings) -> Result<(), OptionError> {
-    let here: Vec<_> = settings
-        .repos()
-        .filter(|r| r.is_local() && r.text(Opt::RepoHost).is_none())
-        .map(|r| (r.key(), r.path()))
-        .collect();
-    for (at, (key, path)) in here.iter().enumerate() {
-        if let Some((other, _)) = here.iter().skip(at + 1).find(|(_, p)| p == path) {
+    let here: Vec<_> =
+        settings.repos().filter(|r| r.text(Opt::RepoHost).is_none()).map(|r| (r.key(), place(r), r.path())).collect();
+    for (at, (key, place, path)) in here.iter().enumerate() {
+        if let Some((other, ..)) = here.iter().skip(at + 1).find(|(_, other, _)| other == place) {
             let message = format!("repo{key} and repo{other} have the same path '{}'", path.display());
             return Err(OptionError::new(Status::OPTION_INVALID_VALUE, message));
         }

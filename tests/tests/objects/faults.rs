@@ -63,7 +63,9 @@ fn what_passes_is_sat_out() {
             for method in ["PUT", "GET", "DELETE"] {
                 // Azure deletes in batches.
                 let method = if kind == Kind::Azure && method == "DELETE" { "POST" } else { method };
-                rig.server.faults().next(2, method, "", what);
+                // Silence costs time.
+                let times = if matches!(what, What::Hang | What::Wait(_)) { 1 } else { 2 };
+                rig.server.faults().next(times, method, "", what);
                 match method {
                     "PUT" => assert_eq!(rig.store.put_if_absent(&key, b"content").expect("put"), Put::Created),
                     "GET" => assert_eq!(read(&rig.store, &key), b"content"),
@@ -73,7 +75,7 @@ fn what_passes_is_sat_out() {
                 rig.server.faults().clear();
             }
         }
-        assert!(rig.bare.requests().failed >= 30, "{:?}", rig.bare.requests());
+        assert!(rig.bare.requests().failed >= 24, "{:?}", rig.bare.requests());
     }
 }
 

@@ -119,6 +119,11 @@ fn malformed_configuration_has_its_status() {
             32,
         ),
         ("[global]\nrepo1-type=gcs\nrepo1-gcs-bucket=b\n", 37),
+        (
+            "[global]\nrepo1-type=gcs\nrepo1-gcs-bucket=b\nrepo1-gcs-key-type=auto\n\
+             repo2-type=gcs\nrepo2-gcs-bucket=b\nrepo2-gcs-key-type=auto\n",
+            32,
+        ),
         ("[global]\nrepo1-type=azure\nrepo1-azure-container=c\nrepo1-azure-account=a\n", 37),
     ] {
         // Options are judged only by commands that take them.
