@@ -6,6 +6,7 @@
 
 use crate::option::Command;
 use pgkeep_engine::crypto::CryptoError;
+use pgkeep_engine::store::{ServiceFault, StoreError};
 use pgkeep_engine::{Error, Kind};
 use std::io::ErrorKind;
 
@@ -22,6 +23,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
     // A refusal that begins with an option is about that option, and says what it wants.
     if refused.is_some_and(|message| message.starts_with("option ")) {
         return &[];
+    }
+    if let Error::Store(StoreError::Service { fault, .. }) = root {
+        return of_service(*fault);
     }
     match (error.kind(), command) {
         (Kind::Checksum, Some(C::Verify)) => &[
@@ -245,6 +249,37 @@ fn missing(command: Option<Command>, root: &Error, says: &dyn Fn(&str) -> bool) 
     }
 }
 
+/// By what a service that keeps objects said, or did not say.
+fn of_service(fault: ServiceFault) -> &'static [&'static str] {
+    use ServiceFault as F;
+    match fault {
+        F::Unreachable => {
+            &["are endpoint, repo-storage-host and repo-storage-port right, and may this host connect there?"]
+        }
+        F::Untrusted => &[
+            "repo-storage-ca-file names the certificate authority of a service of your own; repo-storage-verify-tls=n trusts anybody",
+        ],
+        F::Silent | F::Busy | F::Failed | F::Broken => {
+            &["it was tried again for as long as io-timeout says: run the command again, or see how the service does"]
+        }
+        F::Credentials => &["are key and secret, token or signature right, of this account, and not expired?"],
+        F::Denied => {
+            &["the key must be allowed to list the bucket, and to get, put and delete objects below repo-path"]
+        }
+        F::NoCredentials => &[
+            "has this machine a role or identity of its own? Otherwise set the kind of key to the one that is configured",
+        ],
+        F::NoBucket => {
+            &["is its name right? A bucket or container is made by who runs the account, not by this program"]
+        }
+        F::Region => &["set region, endpoint and uri-style to those of the bucket"],
+        F::Clock => &["set the clock of this host: signatures of requests hold for minutes"],
+        F::Full => &["make room there, or raise the quota, then run the command again"],
+        F::Unsupported => &["a repository needs creation on condition that an object does not exist: If-None-Match"],
+        _ => &[],
+    }
+}
+
 /// By what the system said.
 fn of_system(error: &Error) -> &'static [&'static str] {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
@@ -282,6 +317,30 @@ mod tests {
                 assert!(!found.is_empty());
                 assert!(found.iter().all(|hint| !hint.ends_with('.')), "{found:?}");
             }
+        }
+    }
+
+    #[test]
+    fn whoever_runs_a_bucket_is_told_what_to_look_at() {
+        use ServiceFault as F;
+        for (fault, part) in [
+            (F::Unreachable, "repo-storage-host"),
+            (F::Untrusted, "repo-storage-ca-file"),
+            (F::Busy, "io-timeout"),
+            (F::Credentials, "not expired"),
+            (F::Denied, "repo-path"),
+            (F::NoCredentials, "kind of key"),
+            (F::NoBucket, "its name"),
+            (F::Region, "region"),
+            (F::Clock, "clock"),
+            (F::Full, "quota"),
+            (F::Unsupported, "If-None-Match"),
+        ] {
+            let hints = of_service(fault);
+            assert!(
+                hints.iter().any(|hint| hint.contains(part)) && !hints.iter().any(|h| h.ends_with('.')),
+                "{hints:?}"
+            );
         }
     }
 

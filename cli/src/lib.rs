@@ -5,6 +5,7 @@
 //! load options, log the beginning, dispatch, log the end, exit status.
 
 mod background;
+mod buckets;
 pub mod commands;
 mod daemon;
 pub mod error;

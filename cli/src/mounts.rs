@@ -23,7 +23,7 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 /// # Errors
 /// `OptionInvalidValue`.
 pub(crate) fn refuse_inside(settings: &Settings, path: &Path) -> Result<(), Failure> {
-    refuse_in_any(path, settings.repos().map(|repo| repo.path().to_owned()))
+    refuse_in_any(path, settings.repos().filter(|repo| repo.is_local()).map(|repo| repo.path().to_owned()))
 }
 
 fn refuse_in_any(path: &Path, mut repositories: impl Iterator<Item = PathBuf>) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! From options to open repositories and reachable servers.
 
+use crate::buckets;
 use crate::error::Failure;
 use crate::option::{Cipher, Command, Opt, Pg, Repo, Settings};
 use pgkeep_engine::archive::Configured;
@@ -20,12 +21,15 @@ use std::time::Duration;
 /// Bytes that are kept of what clones read of a repository that is not near.
 const CLONE_CACHE_BYTES: u64 = 1 << 30;
 
+/// How often a request to a service is tried at most.
+const REMOTE_TRIES: u32 = 20;
+
 /// Opens one repository.
 ///
 /// # Errors
 /// What the store, the key or the repository said.
 pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository>, Failure> {
-    let store = store(settings, local(repo)?);
+    let store = store_of(settings, repo)?;
     let is_near = store.is_near();
     let repository = Repository::open(store, options(settings, repo)?)?;
     let bytes = clone_cache(settings, repo, is_near);
@@ -44,7 +48,12 @@ pub(crate) fn open(settings: &Settings, repo: Repo<'_>) -> Result<Arc<Repository
 /// # Errors
 /// What the store said.
 pub(crate) fn store_of(settings: &Settings, repo: Repo<'_>) -> Result<Arc<dyn Store>, Failure> {
-    Ok(store(settings, local(repo)?))
+    if !repo.is_local() {
+        let bucket = Arc::new(buckets::open(settings, repo)?);
+        buckets::count(repo.key(), &bucket);
+        return Ok(remote(settings, bucket));
+    }
+    Ok(near(settings, local(repo)?))
 }
 
 fn local(repo: Repo<'_>) -> Result<LocalStore, Error> {
@@ -119,19 +128,28 @@ pub(crate) fn configured(settings: &Settings) -> Result<Vec<Configured>, Failure
 /// # Errors
 /// What a key file said.
 pub(crate) fn access(settings: &Settings, repo: Repo<'_>) -> Result<RepoAccess, Failure> {
-    let local = match local(repo) {
-        Ok(local) => local,
-        Err(e) => return Ok(RepoAccess::Failed(e)),
+    let store = match store_of(settings, repo) {
+        Ok(store) => store,
+        Err(Failure::Engine(e)) => return Ok(RepoAccess::Failed(e)),
+        Err(other) => return Err(other),
     };
-    let access = RepoAccess::open(store(settings, local), options(settings, repo)?);
+    let place = store.describe();
+    let access = RepoAccess::open(store, options(settings, repo)?);
     if matches!(access, RepoAccess::Missing) {
         // Not an error, as it is none for pgBackRest; but before the first 'stanza-create' only.
-        tracing::warn!(
-            "repo{}: there is no repository in '{}', the directory is empty: is its file system mounted? \
-             'stanza-create' makes a new one",
-            repo.key(),
-            repo.path().display()
-        );
+        let key = repo.key();
+        if repo.is_local() {
+            tracing::warn!(
+                "repo{key}: there is no repository in '{}', the directory is empty: is its file system mounted? \
+                 'stanza-create' makes a new one",
+                repo.path().display()
+            );
+        } else {
+            tracing::warn!(
+                "repo{key}: there is no repository in {place}: are bucket and repo{key}-path right? 'stanza-create' \
+                 makes a new one"
+            );
+        }
     }
     Ok(access)
 }
@@ -141,8 +159,12 @@ pub(crate) fn access(settings: &Settings, repo: Repo<'_>) -> Result<RepoAccess, 
 /// # Errors
 /// What the directory or a key file said.
 pub(crate) fn target(settings: &Settings, repo: Repo<'_>) -> Result<RepoTarget, Failure> {
-    let local = LocalStore::create(repo.path()).map_err(Error::from)?;
-    Ok(RepoTarget { store: store(settings, local), options: options(settings, repo)? })
+    let store = if repo.is_local() {
+        near(settings, LocalStore::create(repo.path()).map_err(Error::from)?)
+    } else {
+        store_of(settings, repo)?
+    };
+    Ok(RepoTarget { store, options: options(settings, repo)? })
 }
 
 /// How to reach the server of the first cluster.
@@ -180,7 +202,14 @@ pub(crate) fn pgdata_of(pg: Pg<'_>) -> Result<PathBuf, Failure> {
     Ok(pg.path().ok_or_else(missing)?.to_path_buf())
 }
 
-fn store(settings: &Settings, local: LocalStore) -> Arc<dyn Store> {
+/// A store at the other end of a network is tried again as long as `io-timeout` allows, whatever `job-retry` says: what asks
+/// to come again later means seconds.
+fn remote(settings: &Settings, store: impl Store + 'static) -> Arc<dyn Store> {
+    let policy = RetryPolicy { tries: REMOTE_TRIES, total: settings.time(Opt::IoTimeout), ..RetryPolicy::default() };
+    Arc::new(RetryStore::new(store, Arc::new(SystemClock), policy))
+}
+
+fn near(settings: &Settings, local: LocalStore) -> Arc<dyn Store> {
     let first_wait = Duration::from_millis(100);
     let tries = settings.int(Opt::JobRetry).and_then(|n| u32::try_from(n).ok()).unwrap_or(2) + 1;
     let (total, longest_wait) = (settings.time(Opt::IoTimeout), settings.time(Opt::JobRetryInterval).max(first_wait));

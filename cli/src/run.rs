@@ -1,6 +1,7 @@
 //! One run of the program, whatever the command.
 
 use crate::VERSION;
+use crate::buckets;
 use crate::commands::{self, Context};
 use crate::error::Failure;
 use crate::exit::Status;
@@ -58,6 +59,7 @@ fn perform(invocation: &Invocation) -> Status {
             (status, format!("aborted with exception {status}"))
         }
     };
+    buckets::requests().iter().for_each(|line| announce(settings, line));
     announce(settings, &format!("{} command end: {end}", settings.shown_command()));
     status
 }

@@ -276,7 +276,8 @@ impl Error {
     /// wants the run to end. What passes objects over must not pass these over.
     #[must_use]
     pub fn concerns_the_run(&self) -> bool {
-        matches!(self.root(), Self::Store(crate::store::StoreError::Root { .. }))
+        use crate::store::StoreError;
+        matches!(self.root(), Self::Store(StoreError::Root { .. } | StoreError::Service { .. }))
             || matches!(self.kind(), Kind::Interrupted | Kind::Memory)
     }
 

@@ -9,6 +9,7 @@
 pub mod account;
 pub mod faulty;
 pub mod mounts;
+pub mod objects;
 pub mod offline;
 pub mod pg;
 pub mod sandbox;

@@ -6,9 +6,10 @@ use super::def::{Def, Group};
 use super::error::OptionError;
 use super::files;
 use super::resolve::Draft;
-use super::settings::{Cipher, Setting, Settings, Source};
+use super::settings::{Cipher, Repo, Setting, Settings, Source};
 use super::table::{Opt, TABLE};
 use super::value::Value;
+use crate::buckets::Address;
 use crate::exit::Status;
 use crate::size::{CpuShare, cpus, exact_cpus};
 use pgkeep_engine::expire::Policy;
@@ -69,6 +70,7 @@ pub(super) fn check_together(settings: &mut Settings, draft: &mut Draft<'_>) -> 
     timeouts(settings)?;
     hosts(settings)?;
     repositories(settings)?;
+    buckets(settings, draft)?;
     ciphers(settings, draft)?;
     deltas(settings, draft);
     retention(settings, draft)?;
@@ -135,15 +137,24 @@ fn hosts(settings: &Settings) -> Result<(), OptionError> {
     }
 }
 
+/// What tells two places from each other: kind, service, bucket, path.
+fn place(repo: Repo<'_>) -> [&str; 4] {
+    let path = repo.path().to_str().unwrap_or_default();
+    let (endpoint, bucket) = match repo.kind() {
+        "s3" => (Opt::RepoS3Endpoint, Opt::RepoS3Bucket),
+        "gcs" => (Opt::RepoGcsEndpoint, Opt::RepoGcsBucket),
+        "azure" => (Opt::RepoAzureAccount, Opt::RepoAzureContainer),
+        "sftp" => (Opt::RepoSftpHost, Opt::RepoSftpHostUser),
+        _ => return ["", "", "", path],
+    };
+    [repo.kind(), repo.text(endpoint).unwrap_or_default(), repo.text(bucket).unwrap_or_default(), path]
+}
+
 fn repositories(settings: &Settings) -> Result<(), OptionError> {
-    let local = |kind: &str| matches!(kind, "posix" | "cifs");
-    let here: Vec<_> = settings
-        .repos()
-        .filter(|r| local(r.kind()) && r.text(Opt::RepoHost).is_none())
-        .map(|r| (r.key(), r.path()))
-        .collect();
-    for (at, (key, path)) in here.iter().enumerate() {
-        if let Some((other, _)) = here.iter().skip(at + 1).find(|(_, p)| p == path) {
+    let here: Vec<_> =
+        settings.repos().filter(|r| r.text(Opt::RepoHost).is_none()).map(|r| (r.key(), place(r), r.path())).collect();
+    for (at, (key, place, path)) in here.iter().enumerate() {
+        if let Some((other, ..)) = here.iter().skip(at + 1).find(|(_, other, _)| other == place) {
             let message = format!("repo{key} and repo{other} have the same path '{}'", path.display());
             return Err(OptionError::new(Status::OPTION_INVALID_VALUE, message));
         }
@@ -158,6 +169,40 @@ fn repositories(settings: &Settings) -> Result<(), OptionError> {
     {
         let message = format!("command {} needs option 'repo'", settings.command.name());
         return Err(OptionError::new(Status::OPTION_REQUIRED, message).hint("it works on one repository only"));
+    }
+    Ok(())
+}
+
+/// Credentials that their kind needs, and addresses.
+fn buckets(settings: &Settings, draft: &mut Draft<'_>) -> Result<(), OptionError> {
+    for repo in settings.target_repos().filter(|r| r.text(Opt::RepoHost).is_none()) {
+        let key = repo.key();
+        let (kind, unless, needs): (_, &[&str], &[Opt]) = match repo.kind() {
+            "s3" => {
+                (Opt::RepoS3KeyType, &["auto", "web-id", "pod-id", "process"], &[Opt::RepoS3Key, Opt::RepoS3KeySecret])
+            }
+            "azure" => (Opt::RepoAzureKeyType, &["auto"], &[Opt::RepoAzureKey]),
+            "gcs" => (Opt::RepoGcsKeyType, &["auto"], &[Opt::RepoGcsKey]),
+            _ => continue,
+        };
+        let chosen = repo.text(kind).unwrap_or_default();
+        if let Some(missing) = needs.iter().find(|opt| !unless.contains(&chosen) && repo.text(**opt).is_none()) {
+            let (command, missing) = (settings.command.name(), missing.def().display(key));
+            let message = format!("command {command} needs option '{missing}'");
+            let hint = format!("{}={chosen}; other kinds of it do without", kind.def().display(key));
+            return Err(OptionError::new(Status::OPTION_REQUIRED, message).hint(hint));
+        }
+        let address = Address::of(repo).map_err(|text| OptionError::new(Status::OPTION_INVALID_VALUE, text))?;
+        if address.is_exposed() {
+            draft.warn_of_host(format!(
+                "repo{key} is reached without TLS: credentials and requests can be read and changed on the way"
+            ));
+        }
+        if !repo.flag(Opt::RepoStorageVerifyTls) {
+            draft.warn_of_host(format!(
+                "repo{key}-storage-verify-tls=n: anybody on the way can pose as the store of repo{key}"
+            ));
+        }
     }
     Ok(())
 }
@@ -287,8 +332,8 @@ fn is_default(def: &Def, settings: &Settings, setting: &Setting) -> bool {
     }
 }
 
-/// Refuses what this version cannot do although its options are understood: remote hosts, object stores, the
-/// repository of another time.
+/// Refuses what this version cannot do although its options are understood: remote hosts, some kinds of storage and of
+/// credentials, the repository of another time.
 ///
 /// # Errors
 /// Status 67.
@@ -304,8 +349,17 @@ pub fn check_supported(settings: &Settings) -> Result<(), OptionError> {
         if repo.text(Opt::RepoHost).is_some() {
             return refuse(format!("repo{} is on another host, which this version does not support", repo.key()));
         }
-        if !matches!(repo.kind(), "posix" | "cifs") {
-            return refuse(format!("repo{}-type={} is not supported by this version", repo.key(), repo.kind()));
+        let key = repo.key();
+        if repo.kind() == "sftp" {
+            return refuse(format!("repo{key}-type=sftp is not supported by this version"));
+        }
+        if repo.text(Opt::RepoS3KeyType) == Some("process") {
+            return refuse(format!("repo{key}-s3-key-type=process is not supported by this version"));
+        }
+        if repo.text(Opt::RepoS3Service).is_some_and(|service| service != "s3") {
+            return refuse(format!(
+                "repo{key}-s3-service is not supported by this version: requests are signed for s3"
+            ));
         }
     }
     for pg in settings.pgs() {

@@ -374,6 +374,27 @@ impl<'a> Repo<'a> {
     pub fn flag(self, opt: Opt) -> bool {
         flag(self.settings.value(opt, self.key)).unwrap_or(false)
     }
+
+    /// Any pairs of it, in the order given; empty if unset.
+    #[must_use]
+    pub fn pairs(self, opt: Opt) -> &'a [(String, String)] {
+        match self.settings.value(opt, self.key) {
+            Some(Value::Hash(pairs)) => pairs,
+            _ => &[],
+        }
+    }
+
+    /// Whether it was set, wherever that may be.
+    #[must_use]
+    pub fn is_given(self, opt: Opt) -> bool {
+        self.settings.setting(opt, self.key).is_some_and(|s| s.source != Source::Default)
+    }
+
+    /// Whether it is a directory of this host.
+    #[must_use]
+    pub fn is_local(self) -> bool {
+        matches!(self.kind(), "posix" | "cifs")
+    }
 }
 
 /// The options of one cluster.

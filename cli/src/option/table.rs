@@ -107,7 +107,7 @@ const ENDING_TYPES: Type = Type::Enum(&["default", "immediate", "lsn", "name", "
 const ONE_BINARY: &str = "this program works on one host without remote processes";
 const PACKS: &str = "the repository always packs many small pieces into one object";
 const PAGES: &str = "increments always store changed pages only";
-const NO_NETWORK: &str = "repositories are directories of this host";
+const NO_NETWORK: &str = "connections to object stores are kept alive and watched by io-timeout";
 const CUTS: &str = "the repository chooses its own piece sizes";
 
 const fn flag(default: &'static str) -> Def {
@@ -141,7 +141,7 @@ const fn keep() -> Def {
 }
 /// A property of a repository kept in an object store.
 const fn object(def: Def) -> Def {
-    def.group(Repo).on(STORE).later()
+    def.group(Repo).on(STORE)
 }
 const fn s3(def: Def) -> Def {
     object(def).when(Opt::RepoType, &["s3"])
@@ -153,7 +153,7 @@ const fn gcs(def: Def) -> Def {
     object(def).when(Opt::RepoType, &["gcs"])
 }
 const fn sftp(def: Def) -> Def {
-    object(def).when(Opt::RepoType, &["sftp"])
+    object(def).when(Opt::RepoType, &["sftp"]).later()
 }
 /// A property of a host that pgBackRest would reach through ssh or TLS.
 const fn pg_host(def: Def) -> Def {
@@ -479,11 +479,12 @@ options! {
         = object(Def::new(Type::Int(1, 65535), Some("443"))).was(&["repo?-s3-port", "repo?-azure-port"]);
     RepoStorageTag "repo-storage-tag" "tag of every object, key=value" = object(Def::new(Type::Hash, None));
     RepoStorageUploadChunkSize "repo-storage-upload-chunk-size" "size of one part of an upload"
-        = object(Def::new(Type::Size(64 * KIB, TIB), None));
+        = object(Def::new(Type::Size(64 * KIB, TIB), None)).ignored("objects are sent whole, as only then they are created on condition");
     RepoStorageVerifyTls "repo-storage-verify-tls" "check the store's certificate" = object(flag("y"))
         .was(&["repo-s3-verify-ssl", "repo?-s3-verify-ssl", "repo?-s3-verify-tls", "repo?-azure-verify-tls"]);
-    RepoStoragePrefetch "repo-storage-prefetch" "parts fetched ahead" = object(Def::new(Type::Int(0, 128), Some("3")));
-    RepoStorageReadOver "repo-storage-read-over" "gap that is read rather than skipped" = object(size(0, GIB, "64KiB"));
+    RepoStoragePrefetch "repo-storage-prefetch" "parts fetched ahead"
+        = object(Def::new(Type::Int(0, 128), Some("3"))).ignored("what is read ahead depends on process-max");
+    RepoStorageReadOver "repo-storage-read-over" "gap that is read rather than skipped" = object(size(0, GIB, "1MiB"));
     RepoS3Bucket "repo-s3-bucket" "bucket" = s3(text()).need(STORE).was(&["repo-s3-bucket"]);
     RepoS3Endpoint "repo-s3-endpoint" "endpoint" = s3(text()).need(STORE).was(&["repo-s3-endpoint"]);
     RepoS3Region "repo-s3-region" "region" = s3(text()).need(STORE).was(&["repo-s3-region"]);
@@ -492,12 +493,12 @@ options! {
     RepoS3Key "repo-s3-key" "access key" = s3(text()).secret().was(&["repo-s3-key"]);
     RepoS3KeySecret "repo-s3-key-secret" "secret access key" = s3(text()).secret().was(&["repo-s3-key-secret"]);
     RepoS3Token "repo-s3-token" "session token" = s3(text()).secret();
-    RepoS3Role "repo-s3-role" "role to take on" = s3(text());
-    RepoS3ProcessCmd "repo-s3-process-cmd" "program that prints credentials" = s3(text());
+    RepoS3Role "repo-s3-role" "role to take on, with key-type web-id; with auto it is the machine's" = s3(text());
+    RepoS3ProcessCmd "repo-s3-process-cmd" "program that prints credentials" = s3(text()).later();
     RepoS3KmsKeyId "repo-s3-kms-key-id" "key of the key service" = s3(text());
     RepoS3SseCustomerKey "repo-s3-sse-customer-key" "key for encryption by the store" = s3(text()).secret();
     RepoS3RequesterPays "repo-s3-requester-pays" "the requester pays" = s3(flag("n"));
-    RepoS3Service "repo-s3-service" "service name in signatures" = s3(Def::new(Type::Text, Some("s3")));
+    RepoS3Service "repo-s3-service" "service name in signatures" = s3(Def::new(Type::Text, Some("s3"))).later();
     RepoS3StsHost "repo-s3-sts-host" "host of the token service" = s3(text());
     RepoS3UriStyle "repo-s3-uri-style" "place of the bucket in addresses" = s3(word(&["host", "path"], "host"));
     RepoAzureAccount "repo-azure-account" "account" = azure(text()).secret().need(STORE);

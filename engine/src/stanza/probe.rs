@@ -10,7 +10,7 @@ use crate::store::{Depth, Put, Range, Store, StoreError};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::repo::layout;
 
-/// Tries create-if-absent, read after write, list after write, delete.
+/// Tries create-if-absent, read after write, parts of an object, list after write, delete.
 ///
 /// # Errors
 /// `RepoInvalid` if a promise is broken; what the store said.
@@ -49,6 +49,10 @@ fn tried(store: &dyn Store, key: &str) -> Result<Option<&'static str>> {
         Err(e) => return Err(e.into()),
         Ok(bytes) if bytes != one => return Ok(Some("it overwrites objects that should only be created")),
         Ok(_) => {}
+    }
+    let (span, tail) = (Range::Span { offset: 7, len: 5 }, Range::Tail { len: 6 });
+    if store.get(key, span)? != b"probe" || store.get(key, tail)? != b"writer" {
+        return Ok(Some("it does not answer with the part of an object that was asked for"));
     }
     let prefix = key.rsplit_once('/').map_or(String::new(), |(dir, _)| format!("{dir}/"));
     let mut listed = false;

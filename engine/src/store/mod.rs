@@ -5,7 +5,7 @@
 //! only place that spells them. Guarantees asked: read after write, list after write, atomic create-if-absent,
 //! and durability before `put_if_absent` returns. [`key`] has the rules for keys; every store applies the same.
 //!
-//! [`LocalStore`] and [`MemoryStore`] hold objects, [`RetryStore`] wraps another store. With the feature
+//! [`LocalStore`], [`BucketStore`] and [`MemoryStore`] hold objects, [`RetryStore`] wraps another store. With the feature
 //! `test-support` there are also `RecordingStore` (counts), `FaultStore` (breaks) and `contract`, the one suite
 //! that every store passes.
 
@@ -19,17 +19,21 @@ mod fault;
 pub mod key;
 mod local;
 mod memory;
+pub mod object;
 #[cfg(any(test, feature = "test-support"))]
 mod record;
 mod retry;
+mod service;
 
 #[cfg(any(test, feature = "test-support"))]
 pub use fault::{Damage, Fault, FaultStore};
 pub use local::LocalStore;
 pub use memory::{MemoryStore, Snapshot};
+pub use object::BucketStore;
 #[cfg(any(test, feature = "test-support"))]
 pub use record::{Call, RecordingStore, Verb};
 pub use retry::{RetryPolicy, RetryStore};
+pub use service::{Said, ServiceFault};
 
 /// Which bytes of an object to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,6 +241,20 @@ pub enum StoreError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A service did not do it, or did not answer.
+    #[error("cannot {verb} '{key}' in {store}: {fault}")]
+    Service {
+        /// What was being done.
+        verb: &'static str,
+        /// The object or prefix.
+        key: String,
+        /// The store.
+        store: String,
+        /// Why, as far as that can be told.
+        fault: ServiceFault,
+        /// What it said.
+        source: Said,
+    },
 }
 
 impl StoreError {
@@ -248,6 +266,7 @@ impl StoreError {
             Self::NotFound { .. } | Self::TooShort { .. } | Self::BadKey { .. } => true,
             // What was written before a failed sync may be lost whatever a second one says.
             Self::Io { verb: "sync", .. } => true,
+            Self::Service { fault, .. } => fault.is_permanent(),
             Self::Root { source, .. } | Self::Io { source, .. } => {
                 matches!(
                     source.kind(),
@@ -281,6 +300,7 @@ impl StoreError {
             Self::Io { verb: "list", .. } => Kind::PathOpen,
             Self::Io { verb: "remove", .. } => Kind::FileRemove,
             Self::Io { .. } => Kind::Service,
+            Self::Service { fault, .. } => fault.kind(),
         }
     }
 }

@@ -111,6 +111,20 @@ fn malformed_configuration_has_its_status() {
         ("[global]\ndb-timeout=10\nprotocol-timeout=5\n", 32),
         ("[global]\nrepo1-host=a\n[demo]\npg1-host=b\n", 27),
         ("[global]\nrepo1-type=s3\n", 37),
+        ("[global]\nrepo1-type=s3\nrepo1-s3-bucket=b\nrepo1-s3-endpoint=e\nrepo1-s3-region=r\n", 37),
+        ("[global]\nrepo1-type=s3\nrepo1-s3-bucket=b\nrepo1-s3-endpoint=e\nrepo1-s3-region=r\nrepo1-s3-key=k\n", 37),
+        (
+            "[global]\nrepo1-type=s3\nrepo1-s3-bucket=b\nrepo1-s3-endpoint=ftp://e\nrepo1-s3-region=r\n\
+             repo1-s3-key-type=auto\n",
+            32,
+        ),
+        ("[global]\nrepo1-type=gcs\nrepo1-gcs-bucket=b\n", 37),
+        (
+            "[global]\nrepo1-type=gcs\nrepo1-gcs-bucket=b\nrepo1-gcs-key-type=auto\n\
+             repo2-type=gcs\nrepo2-gcs-bucket=b\nrepo2-gcs-key-type=auto\n",
+            32,
+        ),
+        ("[global]\nrepo1-type=azure\nrepo1-azure-container=c\nrepo1-azure-account=a\n", 37),
     ] {
         // Options are judged only by commands that take them.
         let command = match config {
@@ -280,7 +294,16 @@ fn what_this_version_cannot_do_is_refused_by_name() {
     for (config, what) in [
         ("[global]\nrepo1-host=h\nrepo1-host-user=u\n", "repo1"),
         ("[demo]\npg1-host=h\n", "pg1"),
-        ("[global]\nrepo2-type=s3\nrepo2-s3-bucket=b\nrepo2-s3-endpoint=e\nrepo2-s3-region=r\n", "repo2-type=s3"),
+        (
+            "[global]\nrepo2-type=sftp\nrepo2-sftp-host=h\nrepo2-sftp-host-user=u\nrepo2-sftp-private-key-file=/k\n\
+             repo2-sftp-host-key-hash-type=sha1\n",
+            "repo2-type=sftp",
+        ),
+        (
+            "[global]\nrepo2-type=s3\nrepo2-s3-bucket=b\nrepo2-s3-endpoint=e\nrepo2-s3-region=r\n\
+             repo2-s3-key-type=process\nrepo2-s3-process-cmd=/p\n",
+            "process",
+        ),
     ] {
         let host = Host::with(config);
         let error = check_supported(&host.get("--stanza=demo --pg1-path=/p stanza-create")).expect_err(config);
