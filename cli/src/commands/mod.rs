@@ -12,6 +12,7 @@ mod diff;
 mod drill;
 mod expire;
 mod extract;
+mod gc;
 mod help;
 mod info;
 mod manifest;
@@ -72,6 +73,7 @@ pub fn of(command: Command) -> Operation {
         Command::Drill => drill::run,
         Command::Expire => expire::run,
         Command::Extract => extract::run,
+        Command::Gc => gc::run,
         Command::Help => help::run,
         Command::Info => info::run,
         Command::Manifest => manifest::run,

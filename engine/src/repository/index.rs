@@ -48,7 +48,10 @@ impl SegmentSource for Fetcher {
 
 impl Repository {
     /// The payload of an index object and the size of the object.
-    pub(super) fn index_payload(&self, object: &str) -> Result<(Vec<u8>, u64)> {
+    ///
+    /// # Errors
+    /// What the store or the cipher said; `Checksum` if it is not what its name says.
+    pub(crate) fn index_payload(&self, object: &str) -> Result<(Vec<u8>, u64)> {
         let bytes = self.store.get(object, Range::Whole)?;
         let opened = self.keyring.open_object(object, &bytes, &[ObjectKind::Index], &Scope::Index)?;
         let hash = self.keyring.content_hash(&opened.plaintext)?;
