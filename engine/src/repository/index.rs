@@ -91,6 +91,29 @@ impl Repository {
         self.load_index(&HashSet::new(), Arc::new(MemoryIndex::new()))
     }
 
+    /// Loads the index for reading, without packs that are gone. A segment may name one: of a session that was stalled when
+    /// it was fenced, or replaced at the same time by two that collect. What a backup needs then lies in another pack too, which
+    /// is what is told; only of a chunk that is nowhere else, where it was. Costs a list of the packs.
+    ///
+    /// # Errors
+    /// As [`Self::load_index`].
+    pub fn load_index_of_what_is_there(self: &Arc<Self>) -> Result<Arc<dyn ChunkIndex>> {
+        let index = self.load_index_to_read()?;
+        // Behind the index: what it names was durable before.
+        let mut gone: HashSet<PackId> = index.packs().into_keys().collect();
+        self.store.list(layout::PACKS, Depth::All, &mut |l| {
+            if let Some(pack) = layout::parse_pack(&l.key) {
+                gone.remove(&pack);
+            }
+        })?;
+        if gone.is_empty() {
+            return Ok(index);
+        }
+        let all = self.load_index_to_read()?;
+        index.set_condemned(gone);
+        Ok(Arc::new(WhatIsThere { index, all }))
+    }
+
     fn load_index_once(
         self: &Arc<Self>,
         condemned: HashSet<PackId>,
@@ -150,6 +173,25 @@ impl Repository {
             memory.fill(object, payload)?;
         }
         Ok(())
+    }
+}
+
+/// An index without the packs that are gone, and one with them.
+struct WhatIsThere {
+    index: Arc<RepositoryIndex>,
+    all: Arc<RepositoryIndex>,
+}
+
+impl ChunkIndex for WhatIsThere {
+    fn lookup(&self, id: &ChunkId) -> Result<Option<ChunkAt>, IndexError> {
+        match self.index.lookup(id)? {
+            None => self.all.lookup(id),
+            found => Ok(found),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.all.len()
     }
 }
 

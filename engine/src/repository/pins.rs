@@ -4,7 +4,7 @@
 //! reader that found no marker, whoever sees one later sees the pin too. Pins end by themselves after a time, lest a reader
 //! that was killed keep a backup for ever; a clock that is wrong costs the reader its backup, and nobody else anything.
 
-use super::Repository;
+use super::{Backup, Repository};
 use crate::clock::Clock;
 use crate::crypto::{Scope, SessionSealer};
 use crate::{Error, Kind, Result};
@@ -47,8 +47,7 @@ impl Drop for PinGuard {
 }
 
 impl Repository {
-    /// Pins a backup for as long as the guard lives, and `time` at the most; without an end if that is zero. None in a
-    /// repository that cannot be written to, where nothing is collected by this program either.
+    /// Pins a backup for as long as the guard lives, and `time` at the most; without an end if that is zero.
     ///
     /// # Errors
     /// `BackupSetInvalid` if the backup has expired meanwhile; what the store or the cipher said.
@@ -74,6 +73,43 @@ impl Repository {
             return Err(Error::refused(Kind::BackupSetInvalid, text));
         }
         Ok(guard)
+    }
+
+    /// As [`Self::pin`], for those who read all the same where they cannot write, such as from a copy of a repository that is
+    /// mounted read-only: then there is no pin.
+    ///
+    /// # Errors
+    /// `BackupSetInvalid` if the backup has expired meanwhile.
+    pub fn try_pin(
+        self: &Arc<Self>,
+        stanza: &str,
+        session: SessionId,
+        reason: &str,
+        time: Duration,
+        clock: &dyn Clock,
+    ) -> Result<Option<PinGuard>> {
+        match self.pin(stanza, session, reason, time, clock) {
+            Ok(pin) => Ok(Some(pin)),
+            Err(e) if e.kind() == Kind::BackupSetInvalid || e.concerns_the_run() => Err(e),
+            Err(e) => {
+                tracing::debug!("a backup is read without a pin, so it must not expire meanwhile: {}", e.chain());
+                Ok(None)
+            }
+        }
+    }
+
+    /// The commit of a backup that was pinned: it may have expired since, and is there all the same.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the decoder said.
+    pub fn pinned_backup(&self, stanza: &str, session: SessionId, pin: &str) -> Result<Option<Backup>> {
+        match self.read_pin(pin) {
+            Err(e) if e.is_not_found() => Ok(None),
+            other => {
+                other?;
+                self.read_commit(stanza, &layout::backup(stanza, session))
+            }
+        }
     }
 
     /// Takes a pin away. One that is not there is no error.
