@@ -1,9 +1,9 @@
-//! Peak memory of operations on a million files and on sixteen million chunks. Bound: 256 MiB and 64 MiB a job, of which
+//! Peak memory of operations on a million files, on sixteen million chunks, and of the collection of a million chunks. Bound: 256 MiB and 64 MiB a job, of which
 //! there is one, without mapped index segments: the system takes their pages back when it needs them, so they are only
 //! told. Takes some 5 GB of disk below the temporary directory (`TMPDIR`) and up to an hour; smaller numbers may be given,
 //! none as 0.
 //!
-//! `cargo bench --profile release -p pgkeep-benches --bench bounds -- [files] [chunks]`
+//! `cargo bench --profile release -p pgkeep-benches --bench bounds -- [files] [chunks] [garbage]`
 
 use pgkeep_benches::bounded::{Ground, bound, peak, watch};
 use pgkeep_formats::repo::records::BackupType;
@@ -23,9 +23,10 @@ fn main() {
     let number = |at: usize| arguments.get(at).and_then(|a| a.parse::<u64>().ok());
     let files = number(0).unwrap_or(1_000_000);
     let chunks = number(1).unwrap_or(16 << 20);
+    let garbage = number(2).unwrap_or(1 << 20);
     let mut over = Vec::new();
     println!("step             count     own memory   with mapped     time");
-    for (steps, count) in [(FILES, files), (CHUNKS, chunks)] {
+    for (steps, count) in [(FILES, files), (CHUNKS, chunks), (GARBAGE, garbage)] {
         let dir = tempfile::Builder::new().prefix("pgkeep-bounds-").tempdir().expect("a directory");
         for step in steps.iter().filter(|_| count > 0) {
             let begun = Instant::now();
@@ -48,6 +49,7 @@ fn main() {
 
 const FILES: &[&str] = &["make-files", "full", "list", "read-file", "incr", "verify"];
 const CHUNKS: &[&str] = &["make-chunks", "list", "find-chunks", "next-chunks", "find-chunks", "verify"];
+const GARBAGE: &[&str] = &["make-garbage", "gc"];
 
 fn run(ground: &Ground, step: &str, count: u64) {
     match step {
@@ -58,6 +60,8 @@ fn run(ground: &Ground, step: &str, count: u64) {
         "read-file" => ground.read_file(count / 20 * 10 + 9),
         "verify" => ground.verify(),
         "make-chunks" => ground.make_chunks(count),
+        "make-garbage" => ground.make_garbage(count),
+        "gc" => ground.collect(count),
         "next-chunks" => ground.next_chunks(),
         "find-chunks" => ground.find_chunks(),
         _ => panic!("there is no step '{step}'"),

@@ -248,7 +248,7 @@ options! {
             },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
             Override { commands: HELP, ty: Type::Enum(&["text", "man", "markdown"]), default: Some("text") },
-            Override { commands: VERIFY | EXPIRE, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
+            Override { commands: VERIFY | EXPIRE | GC, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
     PgBin "pg-bin" "directory of PostgreSQL's programs" = Def::new(Type::Path, None).on(CLONE | SCRATCH).typed();

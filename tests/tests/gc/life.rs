@@ -32,7 +32,19 @@ use support::seed::Seed;
 /// Contents there are.
 const CONTENTS: u64 = 12;
 /// Lives that are tried.
-const ROUNDS: u64 = 600;
+const ROUNDS: u64 = 1500;
+/// Lives in which something that is needed is amiss; the first that comes to harm ends them.
+const AMISS: u64 = 3000;
+
+/// What is amiss, beside all that may go wrong: it shows that these lives can come to harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Amiss {
+    Nothing,
+    /// The store's lists lack sessions.
+    Sessions,
+    /// Markers of expiry are taken back.
+    Markers,
+}
 
 /// Lets one of several go on at a time.
 struct Turns {
@@ -114,6 +126,7 @@ struct Seen {
     oracle: Arc<Oracle>,
     /// How often something goes wrong: once in so many requests.
     trouble: u64,
+    amiss: Amiss,
 }
 
 impl std::fmt::Debug for Seen {
@@ -169,6 +182,9 @@ impl Store for Seen {
             self.store.list(prefix, depth, &mut |l| out.push(l)).map(|()| out)
         };
         let first = self.call(prefix, || all(prefix))?;
+        if self.amiss == Amiss::Sessions && prefix == layout::SESSIONS {
+            return Ok(());
+        }
         // The second half tells of a later moment.
         let middle = first.get(first.len() / 2).map(|l| l.key.clone()).unwrap_or_default();
         let second = self.call(prefix, || all(prefix))?;
@@ -283,6 +299,7 @@ struct Actor {
     clock: Skewed,
     seed: Seed,
     oracle: Arc<Oracle>,
+    amiss: Amiss,
 }
 
 impl Actor {
@@ -353,6 +370,9 @@ impl Actor {
                 // Before: the marker may be there though its reply is lost.
                 self.oracle.expired.lock().unwrap().insert(session);
                 repository.mark_expired(STANZA, session, "test", 1)?;
+                if self.amiss == Amiss::Markers {
+                    repository.store().delete(&layout::expired(STANZA, session))?;
+                }
             }
         }
         Ok(())
@@ -414,7 +434,7 @@ fn record(session: &WriterSession) -> Commit {
 }
 
 /// One life; what was wrong with it.
-fn live(number: u64) -> Result<u64, String> {
+fn live(number: u64, amiss: Amiss) -> Result<u64, String> {
     type Part = fn(&mut Actor) -> pgkeep_engine::Result<()>;
     let parts: [Part; 6] = [Actor::write, Actor::write, Actor::collect, Actor::collect, Actor::expire, Actor::read];
     let mut seed = Seed::of(number);
@@ -439,11 +459,12 @@ fn live(number: u64) -> Result<u64, String> {
                     dead: Mutex::new(false),
                     oracle: Arc::clone(&oracle),
                     trouble,
+                    amiss,
                 };
                 let policy = RetryPolicy { tries: 4, ..RetryPolicy::default() };
                 let store = Arc::new(RetryStore::new(seen, Arc::clone(&clock) as Arc<dyn Clock>, policy));
                 let clock = Skewed(Arc::clone(&clock), skew * 24 * 3600);
-                let mut actor = Actor { store, clock, seed: Seed::of(seed.bits()), oracle: Arc::clone(&oracle) };
+                let mut actor = Actor { store, clock, seed: Seed::of(seed.bits()), oracle: Arc::clone(&oracle), amiss };
                 let turns = Arc::clone(&turns);
                 scope.spawn(move || {
                     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| part(&mut actor)));
@@ -475,7 +496,8 @@ fn live(number: u64) -> Result<u64, String> {
 #[test]
 fn lives_that_go_wrong_harm_no_backup() {
     if let Ok(one) = std::env::var("PGKEEP_TEST_SEED") {
-        live(one.parse().expect("PGKEEP_TEST_SEED is a number")).unwrap_or_else(|what| panic!("{what}"));
+        live(one.parse().expect("PGKEEP_TEST_SEED is a number"), Amiss::Nothing)
+            .unwrap_or_else(|what| panic!("{what}"));
         return;
     }
     let rounds = std::env::var("PGKEEP_TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
@@ -489,7 +511,7 @@ fn lives_that_go_wrong_harm_no_backup() {
                     if n >= rounds || failures.lock().unwrap().len() > 3 {
                         return;
                     }
-                    if let Err(what) = live(first + n) {
+                    if let Err(what) = live(first + n, Amiss::Nothing) {
                         failures.lock().unwrap().push(format!("PGKEEP_TEST_SEED={}: {what}", first + n));
                     }
                 }
@@ -498,4 +520,13 @@ fn lives_that_go_wrong_harm_no_backup() {
     });
     let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn harm_would_be_seen() {
+    for amiss in [Amiss::Sessions, Amiss::Markers] {
+        let harmed = (0..AMISS).find_map(|n| live(n, amiss).err());
+        let what = harmed.unwrap_or_else(|| panic!("{amiss:?}: no life came to harm"));
+        println!("{amiss:?}: {what}");
+    }
 }

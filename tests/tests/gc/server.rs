@@ -1,5 +1,7 @@
 //! On real servers.
 
+use std::{fs, path::Path, process::Command};
+
 use serde_json::Value;
 use support::world::{data, label};
 use support::{World, majors, tree};
@@ -87,4 +89,46 @@ fn what_expires_gives_its_space_back_and_what_stays_restores() {
     world.backup("incr");
     world.ok(["verify"]);
     assert_ne!(first, kept);
+    a_clone_of_what_expires_works_on(&world, &label(&run));
+}
+
+fn a_clone_of_what_expires_works_on(world: &World, of: &str) {
+    let set = format!("--set={of}");
+    let plain = world.path("plain");
+    world.restore_to(&plain, [set.as_str(), "--type=none"]);
+    let (dir, mountpoint) = (world.path("c.clone"), world.path("c"));
+    let places = [format!("--dir={}", dir.display()), format!("--mountpoint={}", mountpoint.display())];
+    let clone = |what: &str, more: &[&str]| {
+        let places = &places[..if what == "destroy" { 1 } else { 2 }];
+        world.ok(["clone", what].into_iter().chain(places.iter().map(String::as_str)).chain(more.iter().copied()))
+    };
+    let same = || {
+        let files = tree::files(&plain.join("base"));
+        assert!(files.len() > 200);
+        for file in files.keys() {
+            let read = |root: &Path| fs::read(root.join("base").join(file)).expect("a file");
+            assert!(read(&plain) == read(&mountpoint), "{}", file.display());
+        }
+    };
+    clone("create", &[set.as_str(), "--type=immediate"]);
+    let run = world.ok(["--start-fast", "--type=full", "--repo1-retention-full=1", "backup"]);
+    assert_eq!(world.labels(), [label(&run)]);
+    let collected = collect(world, &[]);
+    assert_eq!((collected["pinned"].as_u64(), collected["pack"]["removed"]["count"].as_u64()), (Some(1), Some(0)));
+    same();
+    // Also when it is mounted again.
+    let unmounted = Command::new("umount").arg(&mountpoint).status().expect("umount");
+    assert!(unmounted.success());
+    support::wait_until("the end of the process that serves it", || {
+        world.run(["clone", "info", &places[0], "--output=json"]).json()["status"] != "mounted"
+    });
+    clone("mount", &[]);
+    same();
+    // With the clone the rest goes.
+    clone("destroy", &[]);
+    let collected = collect(world, &[]);
+    assert_eq!(collected["pinned"], 0, "{collected}");
+    assert!(collected["pack"]["removed"]["size"].as_u64().is_some_and(|bytes| bytes > 0), "{collected}");
+    assert_eq!(tree::files(&world.sandbox.repo().join("pins")).len(), 0);
+    world.ok(["verify"]);
 }
