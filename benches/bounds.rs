@@ -13,7 +13,7 @@ use std::time::Instant;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    if let [dir, step, count] = arguments.as_slice() {
+    if let [ONE, dir, step, count] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         watch();
         run(&Ground::new(Path::new(dir)), step, count.parse().expect("a number"));
         let peak = peak();
@@ -31,7 +31,7 @@ fn main() {
         for step in steps.iter().filter(|_| count > 0) {
             let begun = Instant::now();
             let program = std::env::current_exe().expect("this program");
-            let output = Command::new(program).arg(dir.path()).arg(step).arg(count.to_string()).output();
+            let output = Command::new(program).arg(ONE).arg(dir.path()).arg(step).arg(count.to_string()).output();
             let output = output.expect("a process");
             assert!(output.status.success(), "{step}: {}", String::from_utf8_lossy(&output.stderr));
             let text = String::from_utf8_lossy(&output.stdout);
@@ -46,6 +46,9 @@ fn main() {
     }
     assert!(over.is_empty(), "more than {} MiB: {}", bound(1) >> 20, over.join(", "));
 }
+
+/// First argument of a process that does one step.
+const ONE: &str = "one";
 
 const FILES: &[&str] = &["make-files", "full", "list", "read-file", "incr", "verify"];
 const CHUNKS: &[&str] = &["make-chunks", "list", "find-chunks", "next-chunks", "find-chunks", "verify"];

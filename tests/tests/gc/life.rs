@@ -34,7 +34,7 @@ const CONTENTS: u64 = 12;
 /// Lives that are tried.
 const ROUNDS: u64 = 1500;
 /// Lives in which something that is needed is amiss; the first that comes to harm ends them.
-const AMISS: u64 = 3000;
+const AMISS: u64 = 5000;
 
 /// What is amiss, beside all that may go wrong: it shows that these lives can come to harm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
