@@ -11,6 +11,7 @@ use crate::commit_record;
 use pgkeep_engine::backup::{self, BackupOptions, StandbyUse};
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::Unlock;
+use pgkeep_engine::gc::{self, GcOptions};
 use pgkeep_engine::observe::{Cancel, Silent};
 use pgkeep_engine::pack::FinishedPack;
 use pgkeep_engine::pg::ClusterIdentity;
@@ -45,6 +46,8 @@ const DIRECTORY_FILES: u64 = 50_000;
 const PACK_CHUNKS: u64 = 1 << 15;
 const FILE_CHUNKS: u64 = 4096;
 const STORED_LEN: u32 = 1000;
+/// Chunks of a pack of which all goes.
+const GARBAGE_CHUNKS: u64 = 128;
 
 /// What the engine promises to stay below, for `jobs` workers.
 #[must_use]
@@ -258,6 +261,36 @@ impl Ground {
             builder.add(&mut session, built).expect("an entry");
         }
         commit(&repository, session, builder, 1);
+    }
+
+    /// Two backups of half of so many chunks each, in packs of 128 chunks, which is what 32 MiB hold; the first has expired.
+    pub fn make_garbage(&self, count: u64) {
+        let repository = self.repository();
+        for (number, chunks) in [(1, 0..count / 2), (2, count / 2..count)] {
+            let mut session =
+                WriterSession::begin(&repository, STANZA, "bench", "host", &SystemClock).expect("a session");
+            for first in chunks.clone().step_by(GARBAGE_CHUNKS as usize) {
+                self.empty_pack(&mut session, first, GARBAGE_CHUNKS.min(chunks.end - first));
+            }
+            let mut builder = ManifestBuilder::new(&session, PAGE, None).expect("a builder");
+            let mut built = large_file(number);
+            for n in chunks {
+                let ordinal = builder.ordinal(&mut session, made_up(n)).expect("an ordinal");
+                built.extents.push(Extent { units: 32, at: ExtentAt::Chunk { ordinal, offset: 0 } });
+                built.size += 32 * u64::from(PAGE);
+            }
+            builder.add(&mut session, built).expect("an entry");
+            commit(&repository, session, builder, number as i64);
+        }
+        let first = repository.backups(STANZA).expect("the backups").remove(0);
+        assert!(repository.mark_expired(STANZA, first.session, "bench", 1).expect("a marker"));
+    }
+
+    /// Collects what [`Self::make_garbage`] made.
+    pub fn collect(&self, count: u64) {
+        let report =
+            gc::run(&self.repository(), &GcOptions::default(), &Silent, &Cancel::default(), &SystemClock).expect("gc");
+        assert!(report.deleted.packs >= count / 2 / GARBAGE_CHUNKS && report.backups == 1, "{report:?}");
     }
 
     /// Makes the next backup of [`Self::make_chunks`]: nothing has changed but some pages of the first file.

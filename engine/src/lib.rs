@@ -13,6 +13,7 @@ pub mod crypto;
 pub mod diff;
 mod error;
 pub mod expire;
+pub mod gc;
 pub mod index;
 pub mod info;
 pub mod limit;

@@ -85,6 +85,10 @@ identifier!(
     DrillId, 16
 );
 identifier!(
+    /// Tells the claims of readers on one backup apart, and the runs that want it to expire: random.
+    PinId, 16
+);
+identifier!(
     /// Names an access trace: when it was stored, as [`DrillId`] has it, so that the newest name comes last; then 8 random
     /// bytes.
     TraceId, 16

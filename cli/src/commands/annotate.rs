@@ -92,7 +92,11 @@ fn one(context: &Context<'_>, repo: Repo<'_>, label: &str, pin: Option<Pin>) -> 
         Ok(changed)
     };
     let changed = repository.change_note(stanza, backup, &mut change)?;
-    // An expire elsewhere may have been faster.
+    // An expire elsewhere may have been faster, or be about to be.
+    if matches!(pin, Some(Pin::Until(_))) && repository.is_expiring(stanza, backup.session)? {
+        let text = format!("backup set {label} is being expired by another process, and may not stay");
+        return Err(Error::refused(Kind::BackupSetInvalid, text).into());
+    }
     if !repository.not_expired(stanza)?.contains(&backup.session) {
         let text = format!("backup set {label} has expired meanwhile");
         return Err(Error::refused(Kind::BackupSetInvalid, text).into());

@@ -21,9 +21,12 @@ use crate::exit::Status;
 use crate::option::action::{OF_MAKING, OF_RESET};
 use crate::option::{Opt, OptionError, Settings, Source};
 use crate::{mounts, repos, servers};
-use pgkeep_engine::repository::{ChunkSource, Repository};
+use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::repository::{ChunkSource, PinGuard, Repository};
+use pgkeep_engine::restore::Choice;
 use pgkeep_engine::view::{BackupSnapshot, ChunkCache, Snapshot};
 use pgkeep_engine::{Error, FileError, Kind};
+use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::records::Commit;
 use pgkeep_fuse::clone::{self, CloneInfo, OpenMode, Tracing};
 use pgkeep_fuse::{IfUsed, Left, MountOptions, Mounted};
@@ -151,10 +154,39 @@ fn check_apart(dir: &Path, mountpoint: &Path) -> Result<(), Failure> {
 }
 
 fn open(repository: &Arc<Repository>, stanza: &str, backup: &Commit) -> Result<Arc<dyn Snapshot>, Failure> {
-    let index = repository.load_index_to_read()?;
+    let index = repository.load_index_of_what_is_there()?;
     let source = Arc::new(ChunkSource::new(Arc::clone(repository), index, stanza));
     let cache = Arc::new(ChunkCache::new(CHUNK_CACHE_BYTES));
     Ok(Arc::new(BackupSnapshot::open(source, backup, cache)?))
+}
+
+/// Under which name a clone's record has the pin that keeps its backup.
+const PIN: &str = "pin";
+/// How long a clone holds its backup at the most, should it be removed by other means than `clone destroy`.
+const PINNED_FOR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The same of one that a command makes for itself.
+const SCRATCH_PINNED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Keeps the backup of a clone that is to be made.
+fn pin(choice: &Choice, stanza: &str, is_scratch: bool) -> Result<Option<PinGuard>, Failure> {
+    let time = if is_scratch { SCRATCH_PINNED_FOR } else { PINNED_FOR };
+    Ok(choice.repository.try_pin(stanza, choice.backup.session, "clone", time, &SystemClock)?)
+}
+
+/// What a clone records, with its pin.
+fn pinned(mut identity: Vec<(String, String)>, pin: Option<&PinGuard>) -> Vec<(String, String)> {
+    identity.extend(pin.map(|pin| (PIN.to_owned(), pin.name().to_owned())));
+    identity
+}
+
+/// Lets the backup of a clone go that is gone, or needs it no more. The pin ends by itself too, so this need not succeed.
+fn unpin(settings: &Settings, info: &CloneInfo) {
+    let (pin, key) = (recorded(info, PIN), recorded(info, "repository"));
+    let Some(repo) = settings.repos().find(|r| r.key().to_string() == key).filter(|_| !pin.is_empty()) else { return };
+    let unpinned = repos::open(settings, repo).and_then(|repository| Ok(repository.unpin(pin)?));
+    if let Err(e) = unpinned {
+        tracing::warn!("repo{key} keeps the backup of the clone until its pin ends: {}", repos::chain(&e));
+    }
 }
 
 fn open_mode(settings: &Settings) -> OpenMode {
@@ -238,14 +270,19 @@ fn backup_of(settings: &Settings, dir: &Path, info: &CloneInfo) -> Result<(Arc<d
     for e in &unreadable {
         tracing::warn!("repo{key}: a backup is passed over, as its record cannot be read: {}", repos::chain(e));
     }
-    let backup = backups.iter().find(|b| b.label == label && b.session.to_string() == recorded(info, "session"));
-    let backup = backup.ok_or_else(|| {
+    let visible = backups.into_iter().find(|b| b.label == label && b.session.to_string() == recorded(info, "session"));
+    // Its pin keeps what has expired since.
+    let expired = || match (SessionId::parse(recorded(info, "session")), recorded(info, PIN)) {
+        (Ok(session), pin) if !pin.is_empty() => repository.pinned_backup(stanza, session, pin),
+        _ => Ok(None),
+    };
+    let backup = visible.map_or_else(expired, |found| Ok(Some(found)))?.ok_or_else(|| {
         let text =
             format!("backup {label}, which clone '{}' was made from, is not in repo{key} any more", dir.display());
         Error::refused(Kind::BackupSetInvalid, text)
     })?;
     let tracing = traces::of(settings, &repository, stanza, backup.session);
-    Ok((open(&repository, stanza, backup)?, tracing))
+    Ok((open(&repository, stanza, &backup)?, tracing))
 }
 
 /// A server of an earlier mount writes into whatever is mounted in its place, and keeps another from starting.
@@ -281,6 +318,7 @@ fn refuse_running(settings: &Settings, dir: &Path) -> Result<(), Failure> {
 fn destroy(settings: &Settings) -> Result<Status, Failure> {
     let dir = dir(settings);
     let info = clone::info(&dir);
+    let known = clone::info(&dir).ok();
     let is_of_restore = info.as_ref().is_ok_and(is_restore);
     // Before all else: nothing is done to what is no clone, nor to a server that runs below it. The rest of a clone goes.
     clone::try_destroy(&dir).map_err(|refused| {
@@ -312,6 +350,9 @@ fn destroy(settings: &Settings) -> Result<Status, Failure> {
         }
     }
     tracing::info!("clone '{}' is removed", dir.display());
+    if let Some(info) = known {
+        unpin(settings, &info);
+    }
     Ok(Status::OK)
 }
 

@@ -97,7 +97,7 @@ fn one(context: &Context<'_>, repo: Repo<'_>, repository: &Repository, ask: Ask<
     let stanza = settings.stanza_name();
     let name = LockName { stanza: stanza.to_owned(), lock_type: LockType::Backup, repo_key: repo.key().into() };
     let dry_run = is_dry(settings);
-    let _lock = match dry_run {
+    let lock = match dry_run {
         true => None,
         false => Some(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?),
     };
@@ -106,6 +106,12 @@ fn one(context: &Context<'_>, repo: Repo<'_>, repository: &Repository, ask: Ask<
     let options = ExpireOptions { stanza, retention: &retention, ask, force, dry_run, zone: &zone::local() };
     let report = expire::run(repository, &options, context.observer, context.cancel, &SystemClock)?;
     tell(repo.key(), &report, dry_run, ask);
+    // Collecting needs no lock.
+    drop(lock);
+    let gone = report.backups.iter().any(|b| !b.fate.stays());
+    if !dry_run && settings.flag(Opt::GcAuto) {
+        super::gc::after_expire(context, repo, repository, gone)?;
+    }
     Ok(report)
 }
 

@@ -13,6 +13,7 @@ mod drill;
 mod expire;
 mod extract;
 mod failures;
+mod gc;
 mod help;
 mod info;
 mod manifest;
@@ -74,6 +75,7 @@ pub fn of(command: Command) -> Operation {
         Command::Drill => drill::run,
         Command::Expire => expire::run,
         Command::Extract => extract::run,
+        Command::Gc => gc::run,
         Command::Help => help::run,
         Command::Info => info::run,
         Command::Manifest => manifest::run,

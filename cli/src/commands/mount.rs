@@ -6,16 +6,20 @@ use crate::error::Failure;
 use crate::exit::Status;
 use crate::mounts;
 use crate::repos;
-use pgkeep_engine::repository::{Backup, ChunkSource, Repository};
+use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::repository::{Backup, ChunkSource, PinGuard, Repository};
 use pgkeep_engine::view::{BackupSnapshot, ChunkCache, Snapshot};
 use pgkeep_engine::{Error, Kind, Result};
 use pgkeep_fuse::MountOptions;
 use pgkeep_fuse::tree::{self, Catalog};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the list of backups is taken to be what it was: making it reads a record of each.
 const LIST_AGE_MAX: Duration = Duration::from_secs(10);
+/// How long a backup stays at the most for a tree whose process was killed.
+const PINNED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     daemon::run(context, serve)
@@ -52,6 +56,8 @@ struct Backups {
     cache: Arc<ChunkCache>,
     list: Mutex<Option<(Instant, Arc<Vec<Backup>>)>>,
     source: Mutex<Option<Arc<ChunkSource>>>,
+    /// What keeps the backups that somebody has looked into.
+    pins: Mutex<HashMap<String, Option<PinGuard>>>,
 }
 
 impl Backups {
@@ -62,6 +68,7 @@ impl Backups {
             cache: Arc::default(),
             list: Mutex::default(),
             source: Mutex::default(),
+            pins: Mutex::default(),
         }
     }
 
@@ -81,7 +88,7 @@ impl Backups {
     }
 
     fn load(&self) -> Result<Arc<ChunkSource>> {
-        let index = self.repository.load_index_to_read()?;
+        let index = self.repository.load_index_of_what_is_there()?;
         let source = Arc::new(ChunkSource::new(Arc::clone(&self.repository), index, &self.stanza));
         *self.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
         Ok(source)
@@ -97,6 +104,12 @@ impl Catalog for Backups {
         let list = self.backups()?;
         let backup = list.iter().find(|b| b.label == label);
         let backup = backup.ok_or_else(|| Error::refused(Kind::Absent, format!("there is no backup {label}")))?;
+        // Before anything is read of it; once, and until the tree is unmounted.
+        let is_pinned = self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains_key(label);
+        if !is_pinned {
+            let pin = self.repository.try_pin(&self.stanza, backup.session, "mount", PINNED_FOR, &SystemClock)?;
+            self.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(label.to_owned(), pin);
+        }
         let open = |source| BackupSnapshot::open(source, backup, Arc::clone(&self.cache));
         let known = self.source.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(source) = known {

@@ -28,6 +28,8 @@ pub enum Command {
     Expire,
     /// Take tables out of a backup.
     Extract,
+    /// Give back the space of what no backup needs.
+    Gc,
     /// Explain commands and options.
     Help,
     /// List backups.
@@ -242,6 +244,8 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Extract, "extract", "Dump tables as they were at some time.", Required).ends(&[
         1, 26, 28, 29, 32, 37, 38, 40, 42, 47, 50, 53, 55, 56, 57, 58, 63, 64, 75, 80, 89, 93, 95, 100, 102, 122,
     ]),
+    row(C::Gc, "gc", "Give back the space of what no backup needs any more.", Never)
+        .ends(&[26, 29, 50, 55, 62, 63, 95, 104]),
     row(C::Help, "help", "Explain commands and options.", Never).takes(&["command", "option"], 2).quiet(),
     row(C::Info, "info", "List stanzas, backups and archived WAL.", Optional).ends(&[41, 55]).quiet(),
     row(C::Manifest, "manifest", "List the files of a backup.", Required)

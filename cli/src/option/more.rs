@@ -33,6 +33,15 @@ pub(super) const KEEP: [&str; 3] = [
      later time must be recoverable. Older ones then keep just the WAL that makes them consistent.",
 ];
 
+pub(super) const GC_AUTO: [&str; 3] = [
+    "What it does: when retention has taken backups away, what no other backup of the repository needs is collected, as by \
+     command gc. What a backup that is running may still use stays until a later collection.",
+    "When to change it: set it to n if many hosts write to one repository and one of them shall collect, at its own time, by \
+     command gc; or if the key of this host may not read what backups use.",
+    "What it costs: a list of the packs, the records of backups that came since, a small read for each backup, and where \
+     something goes, a read of the index and a request for each object that goes.",
+];
+
 pub(super) const RETENTION_POLICY: [&str; 2] = [
     "What it does: as Barman's option of that name. With RECOVERY WINDOW OF 7 DAYS, all backups that ended within seven days \
      stay, and the newest before them, from which the beginning of the window is recovered; WAL is kept from that one on. \

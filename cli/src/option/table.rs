@@ -56,6 +56,7 @@ const PUSH: Commands = C::ArchivePush.bit();
 const GET: Commands = C::ArchiveGet.bit();
 const CHECK: Commands = C::Check.bit();
 const EXPIRE: Commands = C::Expire.bit();
+const GC: Commands = C::Gc.bit();
 const INFO: Commands = C::Info.bit();
 const VERIFY: Commands = C::Verify.bit();
 const MANIFEST: Commands = C::Manifest.bit();
@@ -77,6 +78,7 @@ const STORE: Commands = ANNOTATE
     | BACKUP
     | CHECK
     | EXPIRE
+    | GC
     | INFO
     | MANIFEST
     | REPO_FILES
@@ -206,7 +208,7 @@ options! {
     Database "database" "database to extract from (default: the only one beside postgres)" = text().on(EXTRACT).typed();
     DrillDir "drill-dir" "directory of own checks: NAME.sql, and NAME.out with what it must print"
         = path().on(DRILL);
-    DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE | SYNC).typed();
+    DryRun "dry-run" "say what would be done" = flag("n").on(EXPIRE | GC | SYNC).typed();
     Explain "explain" "say why each backup and archive stays or goes, and change nothing" = flag("n").on(EXPIRE).typed();
     ExecId "exec-id" "identifies a run" = text().on(ALL).typed().hidden().ignored(ONE_BINARY);
     File "file" "file, or directory, to write to instead of standard output" = Def::new(Type::AnyPath, None).on(EXTRACT).typed();
@@ -239,7 +241,7 @@ options! {
     Keyless "keyless" "only compare packs with their names, which takes no key" = flag("n").on(VERIFY).typed();
     Names "names" "ask a clone of the later backup what its relations are called" = flag("y").on(DIFF).typed();
     Output "output" "form of the output"
-        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF | EXPIRE | SYNC)
+        = word(&["none", "text"], "none").on(INFO | VERIFY | VERSION | HELP | C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF | EXPIRE | GC | SYNC)
         .typed().over(&[
             Override {
                 commands: C::RepoLs.bit() | MANIFEST | CLONE | DRILL | STATS | DIFF,
@@ -250,7 +252,7 @@ options! {
             Override { commands: SYNC, ty: Type::Enum(&["none", "json"]), default: Some("none") },
             Override { commands: VERSION, ty: Type::Enum(&["text", "num"]), default: Some("text") },
             Override { commands: HELP, ty: Type::Enum(&["text", "man", "markdown"]), default: Some("text") },
-            Override { commands: VERIFY | EXPIRE, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
+            Override { commands: VERIFY | EXPIRE | GC, ty: Type::Enum(&["none", "text", "json"]), default: Some("none") },
         ]);
     DetailLevel "detail-level" "how much is shown" = word(&["full", "progress"], "full").on(INFO).typed();
     PgBin "pg-bin" "directory of PostgreSQL's programs" = Def::new(Type::Path, None).on(CLONE | SCRATCH).typed();
@@ -349,6 +351,7 @@ options! {
     ExpireAuto "expire-auto" "apply retention after a backup" = flag("y").on(BACKUP);
     ExpireDependents "expire-dependents" "what was compared with a backup goes with it"
         = flag("y").on(BACKUP | EXPIRE);
+    GcAuto "gc-auto" "give back the space of what expired" = flag("y").on(BACKUP | EXPIRE).tells(&more::GC_AUTO);
     IoLimit "io-limit" "bytes to read a second at most"
         = Def::new(Type::Size(64 * KIB, TIB), None).on(BACKUP | CLONE);
     ManifestSaveThreshold "manifest-save-threshold" "progress after which an interrupted backup can resume"

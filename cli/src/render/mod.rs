@@ -2,6 +2,7 @@
 
 pub mod diff;
 pub mod expire;
+pub mod gc;
 pub mod info;
 pub mod json;
 pub mod metrics;

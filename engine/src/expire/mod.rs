@@ -143,31 +143,31 @@ pub fn run(
         let Fate::Goes(why) = fate else { continue };
         cancel.check()?;
         if !options.dry_run {
-            // It may have been pinned since it was decided. Who pins looks for the marker behind its note, so one of the two
-            // sees the other: the pin that comes behind the second look is refused.
-            let pinned = || -> Result<Option<i64>> {
-                let note = if options.force { None } else { repository.note(stanza, backup.session)? };
-                Ok(note.and_then(|note| note.pinned_until).filter(|until| *until > now))
-            };
-            let mut until = pinned()?;
-            if until.is_none() {
-                // Another expire is at it, and may take its marker back: to this one the backup stays.
-                if !repository.mark_expired(stanza, backup.session, &why.to_string(), now)? {
-                    *fate = Fate::Stays(vec![Keeps::Elsewhere]);
-                    continue;
-                }
-                until = pinned()?;
-                if until.is_some() {
-                    repository.unmark_expired(stanza, backup.session)?;
-                }
-            }
-            if let Some(until) = until {
+            // It may have been pinned since it was decided. Who pins looks behind its note for what is announced here, and
+            // this looks for notes behind the announcement: so one of the two sees the other. A marker is never taken
+            // back, as its backup may be collected at once.
+            let reason = why.to_string();
+            let announced = repository.mark_expiring(stanza, backup.session, &reason, now)?;
+            let note = if options.force { None } else { repository.note(stanza, backup.session)? };
+            if let Some(until) = note.and_then(|note| note.pinned_until).filter(|until| *until > now) {
+                repository.unmark_expiring(&announced)?;
                 *fate = Fate::Stays(vec![Keeps::Pinned(until)]);
+                continue;
+            }
+            let mine = repository.mark_expired(stanza, backup.session, &reason, now)?;
+            repository.unmark_expiring(&announced)?;
+            if !mine {
+                // Another expire does the rest.
+                *fate = Fate::Stays(vec![Keeps::Elsewhere]);
                 continue;
             }
             repository.remove_notes(stanza, backup.session)?;
         }
         teller.say(&format!("expire backup {} ({why})", backup.label));
+    }
+
+    if !options.dry_run {
+        repository.clear_expiring(stanza, clock)?;
     }
 
     // 4. Who else needs WAL (T2, T3).

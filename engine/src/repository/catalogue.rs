@@ -140,7 +140,11 @@ impl Repository {
         Ok(out)
     }
 
-    fn read_commit(&self, stanza: &str, name: &str) -> Result<Option<Commit>> {
+    /// The commit record of this name; none if it is a fence, or gone.
+    ///
+    /// # Errors
+    /// What the store, the cipher or the decoder said.
+    pub(crate) fn read_commit(&self, stanza: &str, name: &str) -> Result<Option<Commit>> {
         let kinds = [ObjectKind::Commit, ObjectKind::Fence];
         let opened = match self.read_object(name, &kinds, &Scope::Stanza(stanza)) {
             // Deleted since it was listed: it is not there any more.

@@ -48,7 +48,10 @@ impl SegmentSource for Fetcher {
 
 impl Repository {
     /// The payload of an index object and the size of the object.
-    pub(super) fn index_payload(&self, object: &str) -> Result<(Vec<u8>, u64)> {
+    ///
+    /// # Errors
+    /// What the store or the cipher said; `Checksum` if it is not what its name says.
+    pub(crate) fn index_payload(&self, object: &str) -> Result<(Vec<u8>, u64)> {
         let bytes = self.store.get(object, Range::Whole)?;
         let opened = self.keyring.open_object(object, &bytes, &[ObjectKind::Index], &Scope::Index)?;
         let hash = self.keyring.content_hash(&opened.plaintext)?;
@@ -86,6 +89,29 @@ impl Repository {
     /// As [`Self::load_index`].
     pub fn load_index_to_read(self: &Arc<Self>) -> Result<Arc<RepositoryIndex>> {
         self.load_index(&HashSet::new(), Arc::new(MemoryIndex::new()))
+    }
+
+    /// Loads the index for reading, without packs that are gone. A segment may name one: of a session that was stalled when
+    /// it was fenced, or replaced at the same time by two that collect. What a backup needs then lies in another pack too, which
+    /// is what is told; only of a chunk that is nowhere else, where it was. Costs a list of the packs.
+    ///
+    /// # Errors
+    /// As [`Self::load_index`].
+    pub fn load_index_of_what_is_there(self: &Arc<Self>) -> Result<Arc<dyn ChunkIndex>> {
+        let index = self.load_index_to_read()?;
+        // Behind the index: what it names was durable before.
+        let mut gone: HashSet<PackId> = index.packs().into_keys().collect();
+        self.store.list(layout::PACKS, Depth::All, &mut |l| {
+            if let Some(pack) = layout::parse_pack(&l.key) {
+                gone.remove(&pack);
+            }
+        })?;
+        if gone.is_empty() {
+            return Ok(index);
+        }
+        let all = self.load_index_to_read()?;
+        index.set_condemned(gone);
+        Ok(Arc::new(WhatIsThere { index, all }))
     }
 
     fn load_index_once(
@@ -147,6 +173,25 @@ impl Repository {
             memory.fill(object, payload)?;
         }
         Ok(())
+    }
+}
+
+/// An index without the packs that are gone, and one with them.
+struct WhatIsThere {
+    index: Arc<RepositoryIndex>,
+    all: Arc<RepositoryIndex>,
+}
+
+impl ChunkIndex for WhatIsThere {
+    fn lookup(&self, id: &ChunkId) -> Result<Option<ChunkAt>, IndexError> {
+        match self.index.lookup(id)? {
+            None => self.all.lookup(id),
+            found => Ok(found),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.all.len()
     }
 }
 

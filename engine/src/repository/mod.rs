@@ -4,7 +4,7 @@
 //! operations decide what to write. Submodules: `chunks` (reading chunks), `bases` (what deltas need), `base_cache` (what a host
 //! keeps of it), `session` (a writer's run), `manifests`
 //! (reading and building manifests), `catalogue` (which backups are visible), `index` and `rebuild` (where chunks are),
-//! `wal` (archived files), `notes` (what is said of backups later), `unfinished` (sessions that have not ended).
+//! `wal` (archived files), `notes` (what is said of backups later), `pins` (what readers hold), `refs` (what backups use), `unfinished` (sessions that have not ended).
 //!
 //! Opening costs a handful of small reads and no index: `archive-push` and `archive-get` need no more. The index is
 //! loaded by [`Repository::load_index`], once, by who needs it. Any thread may call any method.
@@ -19,8 +19,10 @@ pub mod manifests;
 mod mark;
 mod notes;
 mod pack_cache;
+mod pins;
 mod presence;
 mod rebuild;
+mod refs;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -34,6 +36,7 @@ pub use chunks::{ChunkSource, Plain};
 pub use index::RepositoryIndex;
 pub use mark::stanza_mark;
 pub use notes::Notes;
+pub use pins::PinGuard;
 pub use rebuild::Rebuilt;
 pub use session::{AllChunks, Stored, WriterSession, seal_data};
 pub use unfinished::{BACKUP, Needs, SILENT_AFTER, Unfinished};

@@ -5,10 +5,11 @@
 //! begins again, so that nothing noted is lost, without a lock.
 
 use super::{Backup, Repository};
+use crate::clock::Clock;
 use crate::crypto::{Scope, SessionSealer};
 use crate::store::{Depth, Put, StoreError};
 use crate::{Error, Kind, Result};
-use pgkeep_formats::id::SessionId;
+use pgkeep_formats::id::{PinId, SessionId};
 use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::{Expired, Note};
@@ -17,6 +18,8 @@ use std::sync::Arc;
 
 /// How often a note is begun again because somebody else wrote one meanwhile.
 const ATTEMPTS: usize = 16;
+/// Nobody takes longer to mark a backup as expired that has said so: a second, mostly.
+const EXPIRING_SECONDS_MAX: i64 = 24 * 3600;
 
 /// Numbers of the notes of each backup, ascending.
 type Numbers = BTreeMap<SessionId, Vec<u32>>;
@@ -149,12 +152,51 @@ impl Repository {
         }
     }
 
-    /// Takes a marker away that a call has just made, before anything was done on its word.
+    /// Says that this backup is about to be marked as expired. A marker is never taken back, as somebody may have collected on
+    /// its word; so what forbids it is looked for behind this, and who forbids it looks for this.
+    ///
+    /// # Errors
+    /// What the store or the cipher said.
+    pub fn mark_expiring(&self, stanza: &str, session: SessionId, reason: &str, now: i64) -> Result<String> {
+        self.check_writable()?;
+        let sealer = SessionSealer::new(Arc::clone(self.keyring()))?;
+        let record = Expired { by: sealer.session(), reason: reason.to_owned(), created: now };
+        let name = layout::expiring(stanza, session, PinId(sealer.session().0));
+        let bytes = sealer.seal_object(ObjectKind::Expired, &Scope::Repo, &name, &[], &record.encode())?;
+        super::put_new(&**self.store(), &name, &bytes)?;
+        Ok(name)
+    }
+
+    /// Takes away what [`Self::mark_expiring`] made, be the backup expired or not.
     ///
     /// # Errors
     /// What the store said.
-    pub fn unmark_expired(&self, stanza: &str, session: SessionId) -> Result<()> {
-        Ok(self.store().delete(&layout::expired(stanza, session))?)
+    pub fn unmark_expiring(&self, name: &str) -> Result<()> {
+        Ok(self.store().delete(name)?)
+    }
+
+    /// Whether a backup is about to be marked as expired, or somebody has died who was.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn is_expiring(&self, stanza: &str, session: SessionId) -> Result<bool> {
+        let mut found = false;
+        self.store().list(&layout::expiring_of(stanza, session), Depth::All, &mut |_| found = true)?;
+        Ok(found)
+    }
+
+    /// Removes what those have left who died, more than a day ago, when they were about to mark backups as expired.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn clear_expiring(&self, stanza: &str, clock: &dyn Clock) -> Result<()> {
+        let (now, mut names) = (clock.now().as_secs() as i64, Vec::new());
+        self.store().list(&format!("{}{stanza}/", layout::EXPIRING), Depth::All, &mut |l| {
+            if now.saturating_sub(l.modified) > EXPIRING_SECONDS_MAX {
+                names.push(l.key);
+            }
+        })?;
+        names.iter().try_for_each(|name| self.unmark_expiring(name))
     }
 
     /// Removes all notes of a backup that has expired.

@@ -19,7 +19,7 @@ use pgkeep_formats::repo::envelope::{ChunkHead, Domain, ObjectKind};
 use pgkeep_formats::repo::index::{IndexBuilder, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::FooterEntry;
-use pgkeep_formats::repo::records::{Commit, Fence, Generation, Heartbeat, SessionOpen};
+use pgkeep_formats::repo::records::{Commit, Condemned, Fence, Generation, Heartbeat, SessionOpen};
 use pgkeep_formats::repo::refs::Refs;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -133,7 +133,9 @@ impl WriterSession {
         let head = Arc::new(Head::open(head.as_deref(), session, key.expose(), HeadOptions::default()));
         let index = repository.load_index(&condemned, Arc::clone(&head) as Arc<dyn ChunkIndexMut>)?;
         // Listed after the index was loaded: what that names was durable before.
-        let lost = repository.lost_packs(&index.packs())?;
+        let mut named = index.packs();
+        named.retain(|pack, _| !condemned.contains(pack));
+        let lost = repository.lost_packs(&named)?;
         if let Some((_, example)) = &lost.example {
             tracing::warn!(
                 "{} packs cannot be read: {example}; nothing is built on them, see 'verify' for what they held",
@@ -467,13 +469,19 @@ impl WriterSession {
         Ok(commit)
     }
 
-    /// W6: every pack the backup uses is there, whole, can be opened, and is not condemned.
+    /// W6: every pack the backup uses is there, whole, and can be opened.
+    ///
+    /// One that was condemned *since this session began* stays as long as the session is open, and as long as its
+    /// backup is visible: no pack goes while a session is open that began before it was condemned, and then only if no visible
+    /// backup uses it (G5). So a backup that takes hours does not fail because something expired meanwhile. Packs that were
+    /// condemned before are none of its own (W3).
     fn check_packs(&self, packs: &HashMap<PackId, Arc<PackFacts>>) -> Result<()> {
         let newest = self.repository.newest_generation()?;
-        if let Some(c) = newest.condemned.iter().find(|c| packs.contains_key(&c.pack)) {
+        let early = |c: &&Condemned| c.since <= self.generation && packs.contains_key(&c.pack);
+        if let Some(c) = newest.condemned.iter().find(early) {
             return Err(Error::refused(
                 Kind::FileMissing,
-                format!("pack {} was condemned by garbage collection during the backup", c.pack),
+                format!("pack {} was condemned by garbage collection before the backup began", c.pack),
             ));
         }
         self.repository.lost_packs(packs)?.refuse()

@@ -28,6 +28,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long a restore holds its backup at the most: one that was killed holds it no longer.
+const PINNED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Restores a backup from the first of `repositories` that has the right one.
 ///
@@ -53,6 +57,12 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
         open_first(repositories, options)?;
     let label = &backup.label;
     tracing::info!("repo{}: restore backup set {label}", repository.key());
+
+    // It may expire meanwhile.
+    let _pin = match options.dry_run {
+        true => None,
+        false => repository.try_pin(&options.stanza, backup.session, "restore", PINNED_FOR, env.clock)?,
+    };
 
     // 3. What will be done?
     let version = Version::from_major(backup.version).map_err(Error::damaged(format!("backup {label}")))?;
@@ -258,7 +268,7 @@ fn open_first(repositories: &[Arc<Repository>], options: &RestoreOptions) -> Res
             Err(e) => return Err(failed.unwrap_or(e)),
         };
         let open = || -> Result<_> {
-            let index = choice.repository.load_index_to_read()?;
+            let index = choice.repository.load_index_of_what_is_there()?;
             let source = Arc::new(ChunkSource::new(Arc::clone(&choice.repository), index, &options.stanza));
             let manifest = Arc::new(Manifest::open(&source, &choice.backup)?);
             Ok((source, manifest))

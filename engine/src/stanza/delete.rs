@@ -82,9 +82,11 @@ pub fn delete(
         deleted.objects += removed;
         Ok(removed)
     };
+    end_sessions(store, stanza)?;
     let backups = below(&layout::backups(stanza))?;
     // Only now: without its marker an expired backup would be visible again.
     below(&layout::expired_of(stanza))?;
+    below(&format!("{}{stanza}/", layout::EXPIRING))?;
     below(&layout::annotations_of(stanza))?;
     below(&layout::traces_of(stanza))?;
     below(&layout::drills_of(stanza))?;
@@ -92,6 +94,14 @@ pub fn delete(
     below(&layout::stanza_histories(stanza))?;
     (deleted.backups, deleted.wal) = (backups, wal);
     Ok(deleted)
+}
+
+/// Removes the opening records of sessions that have ended: without their ends they would count as open, and collection would
+/// wait for them.
+fn end_sessions(store: &dyn Store, stanza: &str) -> Result<()> {
+    let mut ended = Vec::new();
+    store.list(&layout::backups(stanza), Depth::All, &mut |l| ended.extend(layout::parse_backup(stanza, &l.key)))?;
+    Ok(ended.into_iter().try_for_each(|session| store.delete(&layout::session_open(session)))?)
 }
 
 /// Removes everything below a prefix, level by level, so that only one directory's names are in memory.

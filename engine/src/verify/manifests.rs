@@ -5,15 +5,13 @@
 
 use super::packs::Packs;
 use super::report::{BackupProblem, FILES_NAMED_MAX, Findings, Flaw, flaw_of};
-use crate::crypto::CryptoError;
+use crate::Result;
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::observe::Cancel;
 use crate::repository::manifests::{FileRecord, Manifest};
 use crate::repository::{Backup, ChunkSource, Repository};
 use crate::store::Range;
-use crate::{Error, Kind, Result};
 use pgkeep_formats::id::ChunkId;
-use pgkeep_formats::repo::envelope::{Domain, ObjectKind};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Content, ExtentAt};
 use pgkeep_formats::repo::refs::Refs;
@@ -24,22 +22,6 @@ const LENGTHS: usize = 4096;
 /// Bases of deltas kept at hand that are known to be whole and referred to. Deltas of all days that lie at one place of a
 /// file share them.
 const BASES: usize = 8192;
-
-/// The reference record of a backup; none if the key at hand cannot open it.
-pub(super) fn read_refs(repository: &Repository, backup: &Backup) -> Result<Option<Refs>> {
-    let name = layout::refs(backup.session);
-    let bytes = repository.store().get(&name, Range::Whole)?;
-    let opened = match repository.keyring().open_embedded(&name, &bytes, &[ObjectKind::Refs], Domain::Gc, None) {
-        // A key that is not for gc, or one rotated since; the new wrap is gc's business.
-        Err(CryptoError::RoleLacks { .. } | CryptoError::NoEpoch { .. }) => return Ok(None),
-        other => other?,
-    };
-    let refs = Refs::decode(&opened.plaintext).map_err(Error::damaged(&name))?;
-    if refs.session != Some(backup.session) {
-        return Err(Error::refused(Kind::Checksum, format!("'{name}' holds the references of another session")));
-    }
-    Ok(Some(refs))
-}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seen {
@@ -73,7 +55,7 @@ pub(super) fn walk(
     cancel: &Cancel,
 ) -> Result<Vec<BackupProblem>> {
     let mut problems = Vec::new();
-    let refs = match read_refs(repository, backup) {
+    let refs = match repository.read_refs(backup.session) {
         Ok(refs) => refs,
         Err(e) => {
             let name = layout::refs(backup.session);

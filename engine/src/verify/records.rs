@@ -12,11 +12,11 @@ use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::keyrecord::{EpochRecord, WrapPurpose, WrapRecord};
 use pgkeep_formats::repo::keyslot::Slot;
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::records::{Expired, Generation, Heartbeat, Note, SessionOpen};
+use pgkeep_formats::repo::records::{Expired, Generation, Heartbeat, Note, Pin, SessionOpen};
 use std::collections::BTreeSet;
 
 /// What may be at the top of a repository. `packs/`, `idx/`, `backups/`, `stanzas/` and `wal/` are looked into elsewhere.
-const TOP: [&str; 17] = [
+const TOP: [&str; 18] = [
     layout::FORMAT,
     "keys/",
     "sk/",
@@ -27,7 +27,8 @@ const TOP: [&str; 17] = [
     layout::SESSIONS,
     layout::STANZAS,
     "backups/",
-    "expired/",
+    layout::EXPIRED,
+    layout::EXPIRING,
     "annotations/",
     "pins/",
     layout::GENERATIONS,
@@ -153,7 +154,7 @@ fn check_one(repository: &Repository, name: &str) -> Result<bool> {
         }
         // Its name says it all.
         ["bad", _] => Ok(layout::parse_bad_pack(name).is_some()),
-        ["pins", id, _] if session(id) => open(ObjectKind::Pin, Scope::Repo).map(|_| true),
+        ["pins", id, _] if session(id) => decoded(Pin::decode(&open(ObjectKind::Pin, Scope::Repo)?).map(drop)),
         ["expired", _, id] if session(id) => {
             decoded(Expired::decode(&open(ObjectKind::Expired, Scope::Repo)?).map(drop))
         }

@@ -1,7 +1,7 @@
 //! Names of objects: the only place that spells them. FORMAT.md, "Objects".
 
 use crate::FormatError;
-use crate::id::{DrillId, IndexId, PackId, SessionId, SlotId, TraceId};
+use crate::id::{DrillId, IndexId, PackId, PinId, SessionId, SlotId, TraceId};
 
 /// The plaintext object that makes a store a repository.
 pub const FORMAT: &str = "format";
@@ -23,6 +23,12 @@ pub const REFS: &str = "refs/";
 pub const SESSIONS: &str = "ses/";
 /// Prefix of all commit and fence records.
 pub const BACKUPS: &str = "backups/";
+/// Prefix of all markers of expired backups.
+pub const EXPIRED: &str = "expired/";
+/// Prefix of what those leave who are about to mark a backup as expired.
+pub const EXPIRING: &str = "expiring/";
+/// Prefix of readers' claims on backups.
+pub const PINS: &str = "pins/";
 /// Prefix of stanzas' cluster histories.
 pub const STANZAS: &str = "stanzas/";
 /// Prefix of records of drills.
@@ -130,6 +136,27 @@ pub fn refs(session: SessionId) -> String {
     format!("{REFS}{session}")
 }
 
+/// The session of the name of a reference record.
+#[must_use]
+pub fn parse_refs(key: &str) -> Option<SessionId> {
+    let session = SessionId::parse(key.strip_prefix(REFS)?).ok()?;
+    (refs(session) == key).then_some(session)
+}
+
+/// A reader's claim on a backup.
+#[must_use]
+pub fn pin(session: SessionId, id: PinId) -> String {
+    format!("{PINS}{session}/{id}")
+}
+
+/// The session of the backup that is claimed by the object of this key.
+#[must_use]
+pub fn parse_pin(key: &str) -> Option<(SessionId, PinId)> {
+    let (session, id) = key.strip_prefix(PINS)?.split_once('/')?;
+    let (session, id) = (SessionId::parse(session).ok()?, PinId::parse(id).ok()?);
+    (pin(session, id) == key).then_some((session, id))
+}
+
 /// A writer session's opening record.
 #[must_use]
 pub fn session_open(session: SessionId) -> String {
@@ -191,6 +218,34 @@ pub fn backup(stanza: &str, session: SessionId) -> String {
 pub fn parse_backup(stanza: &str, key: &str) -> Option<SessionId> {
     let session = SessionId::parse(key.strip_prefix(&backups(stanza))?).ok()?;
     (backup(stanza, session) == key).then_some(session)
+}
+
+/// Stanza and session of the object key of any commit or fence record.
+#[must_use]
+pub fn parse_any_backup(key: &str) -> Option<(&str, SessionId)> {
+    let (stanza, session) = key.strip_prefix(BACKUPS)?.rsplit_once('/')?;
+    let session = SessionId::parse(session).ok()?;
+    (check_stanza(stanza).is_ok() && backup(stanza, session) == key).then_some((stanza, session))
+}
+
+/// Stanza and session of the object key of any marker of an expired backup.
+#[must_use]
+pub fn parse_any_expired(key: &str) -> Option<(&str, SessionId)> {
+    let (stanza, session) = key.strip_prefix(EXPIRED)?.rsplit_once('/')?;
+    let session = SessionId::parse(session).ok()?;
+    (check_stanza(stanza).is_ok() && expired(stanza, session) == key).then_some((stanza, session))
+}
+
+/// Prefix of what those leave who are about to mark this backup as expired.
+#[must_use]
+pub fn expiring_of(stanza: &str, session: SessionId) -> String {
+    format!("{EXPIRING}{stanza}/{session}/")
+}
+
+/// What one leaves who is about to mark a backup as expired.
+#[must_use]
+pub fn expiring(stanza: &str, session: SessionId, id: PinId) -> String {
+    format!("{EXPIRING}{stanza}/{session}/{id}")
 }
 
 /// Prefix of a stanza's markers of expired backups.
@@ -332,6 +387,10 @@ mod tests {
         assert_eq!(parse_session(&session_open(s)), Some(s));
         assert_eq!(parse_session_heartbeat(s, &session_heartbeat(s, 9)), Some(9));
         assert_eq!(parse_session_heartbeat(s, &session_open(s)), None);
+        assert_eq!(parse_any_backup(&backup("demo", s)), Some(("demo", s)));
+        assert_eq!(parse_any_expired(&expired("demo", s)), Some(("demo", s)));
+        assert_eq!(parse_refs(&refs(s)), Some(s));
+        assert_eq!(parse_pin(&pin(s, PinId([5; 16]))), Some((s, PinId([5; 16]))));
         assert_eq!(parse_drill("demo", &drill("demo", DrillId([3; 16]))), Some(DrillId([3; 16])));
         assert_eq!(parse_trace("demo", &trace("demo", TraceId([4; 16]))), Some(TraceId([4; 16])));
         assert_eq!(parse_key_epoch(&key_epoch(2)), Some(2));

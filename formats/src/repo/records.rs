@@ -11,7 +11,7 @@ mod trace;
 
 pub use commit::{BackupType, Commit, DatabaseRef, LinkRef, TablespaceRef};
 pub use drill::{CheckResult, DETAIL_BYTES_MAX, Drill, DrillCheck};
-pub use later::{Expired, Heartbeat, Note, PINNED_FOR_EVER};
+pub use later::{Expired, Heartbeat, Note, PINNED_FOR_EVER, Pin};
 pub use trace::{Trace, TraceRun};
 
 use crate::FormatError;

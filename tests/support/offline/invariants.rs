@@ -99,9 +99,14 @@ fn order(repository: &Repository, snapshot: &Snapshot) -> HashMap<PackId, Footer
         let size = snapshot.get(key).expect("listed").len() as u64;
         footers.insert(pack, read_footer(repository, pack, size).expect("a pack's footer").1);
     }
-    for key in snapshot.keys().filter(|key| key.starts_with(layout::INDEX)) {
-        let payload = index_payload(repository, key, snapshot.get(key).expect("listed"));
-        let view = IndexView::parse(&payload).expect("an index object");
+    let payloads: Vec<_> = (snapshot.keys().filter(|key| key.starts_with(layout::INDEX)))
+        .map(|key| (key, index_payload(repository, key, snapshot.get(key).expect("listed"))))
+        .collect();
+    let views = payloads.iter().map(|(key, payload)| (*key, IndexView::parse(payload).expect("an index object")));
+    let views: Vec<_> = views.collect();
+    // Nobody goes by what another supersedes.
+    let superseded: HashSet<&str> = views.iter().flat_map(|(_, view)| view.supersedes().iter().copied()).collect();
+    for (_, view) in views.iter().filter(|(key, _)| !superseded.contains(key)) {
         for entry in view.iter() {
             let facts = view.pack_of(&entry).expect("a known pack");
             let found =

@@ -17,6 +17,7 @@ use crate::exit::Status;
 use crate::option::{Opt, OptionError, Settings};
 use crate::{VERSION, mounts, render, repos, servers, zone};
 use pgkeep_engine::lock::{Lock, LockName, LockType};
+use pgkeep_engine::repository::PinGuard;
 use pgkeep_engine::restore::{RestoreOptions, choose_backup, recovery};
 use pgkeep_engine::{Error, FileError, Kind};
 use pgkeep_fuse::clone::{self, Added, CreateOptions, HydrationState};
@@ -238,6 +239,7 @@ fn create(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Fa
         return Err(Error::refused(Kind::FeatureNotSupported, text).into());
     }
     tracing::info!("repo{}: restore backup set {label}", choice.repository.key());
+    let pin = super::pin(&choice, stanza, false)?;
     let snapshot = open(&choice.repository, stanza, &choice.backup)?;
     context.cancel.check()?;
 
@@ -261,11 +263,10 @@ fn create(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Fa
         ("program", VERSION.to_owned()),
     ];
     let options = CreateOptions {
-        identity: recorded
-            .into_iter()
-            .chain(self::asked(settings))
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
+        identity: super::pinned(
+            recorded.into_iter().chain(self::asked(settings)).map(|(name, value)| (name.to_owned(), value)).collect(),
+            pin.as_ref(),
+        ),
         owner: make::owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
         write: std::iter::once(file(settings::AUTO_CONF, auto_conf)).chain(signal).collect(),
@@ -275,6 +276,7 @@ fn create(context: &Context<'_>, dir: &Path, target: &Path) -> Result<Served, Fa
     clone::hydrate(dir, None)?;
     let tracing = traces::of(settings, &choice.repository, stanza, choice.backup.session);
     let session = make::serve(settings, dir, snapshot, &target, tracing)?;
+    drop(pin.map(PinGuard::keep));
     Ok(Served { session, clone: Some(dir.to_owned()), text: String::new(), becomes_plain: true })
 }
 

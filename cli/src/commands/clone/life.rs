@@ -245,6 +245,7 @@ pub(super) fn promote(context: &Context<'_>) -> Result<Status, Failure> {
         }
     })?;
     tracing::info!("clone '{}' is now the ordinary data directory '{}'", dir.display(), place.display());
+    super::unpin(settings, &info);
     if ran {
         let how = if super::is_restore(&info) { "restart" } else { "start" };
         server::run_pg_ctl(context, &place, how, log.as_deref()).map_err(|failure| match failure {

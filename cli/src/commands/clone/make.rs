@@ -7,6 +7,7 @@ use crate::daemon::Served;
 use crate::error::Failure;
 use crate::option::{Command, Opt, Settings, archive_command_of_clone, restore_command_of_clone};
 use crate::{VERSION, mounts, repos, zone};
+use pgkeep_engine::repository::PinGuard;
 use pgkeep_engine::restore::recovery::{self, OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{Choice, RestoreOptions, choose_backup};
 use pgkeep_engine::view::Snapshot;
@@ -49,6 +50,8 @@ pub(in crate::commands) struct Made {
     pub(in crate::commands) session: Session,
     info: CloneInfo,
     dir: PathBuf,
+    /// Of one that goes with its command.
+    _pin: Option<PinGuard>,
 }
 
 impl Made {
@@ -141,8 +144,13 @@ pub(super) fn create(context: &Context<'_>) -> Result<Served, Failure> {
 pub(super) fn reset(context: &Context<'_>) -> Result<Served, Failure> {
     let dir = super::dir(context.settings);
     let (recipe, mountpoint) = again(context.settings, &dir)?;
+    let before = clone::info(&dir);
     clone::destroy(&dir)?;
-    Ok(make(context, &recipe, &dir, &mountpoint, true)?.served(context.settings))
+    let made = make(context, &recipe, &dir, &mountpoint, true)?;
+    if let Ok(before) = before {
+        super::unpin(context.settings, &before);
+    }
+    Ok(made.served(context.settings))
 }
 
 /// What a clone would be made anew of, and where it would be mounted. Changes nothing, so it comes before all that does.
@@ -225,6 +233,7 @@ fn make_at(
     let repositories = repos::usable(settings)?;
     let choice = choose_backup(&repositories, &asked(settings, recipe, mountpoint, force)?)?;
     tracing::info!("repo{}: clone of backup set {}", choice.repository.key(), choice.backup.label);
+    let pin = super::pin(&choice, stanza, recipe.purpose == Purpose::Scratch)?;
     let snapshot = open(&choice.repository, stanza, &choice.backup)?;
     context.cancel.check()?;
 
@@ -232,7 +241,10 @@ fn make_at(
     let on_error = if choice.recovery.recovery_type == RecoveryType::Standby { OnError::Wait } else { OnError::Abort };
     let command = restore_command_of_clone(settings, Some(on_error), mountpoint)?;
     let options = CreateOptions {
-        identity: identity(stanza, recipe, &choice, &clone, mountpoint, &user(&*snapshot)?),
+        identity: super::pinned(
+            identity(stanza, recipe, &choice, &clone, mountpoint, &user(&*snapshot)?),
+            pin.as_ref(),
+        ),
         owner: owner(&*snapshot)?,
         threads: settings.process_max().max(CreateOptions::default().threads),
         ..server_files(&*snapshot, &choice, &clone, &command, mountpoint)?
@@ -245,7 +257,15 @@ fn make_at(
         Purpose::Scratch => Tracing::default(),
     };
     let session = serve(settings, &dir, snapshot, mountpoint, tracing)?;
-    Ok(Made { session, info, dir })
+    // That of a clone that stays goes with the clone.
+    let pin = match recipe.purpose {
+        Purpose::Kept => {
+            drop(pin.map(PinGuard::keep));
+            None
+        }
+        Purpose::Scratch => pin,
+    };
+    Ok(Made { session, info, dir, _pin: pin })
 }
 
 /// Mounts a clone that was just made, or removes it.

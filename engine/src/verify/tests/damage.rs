@@ -125,7 +125,7 @@ fn a_damaged_chunk_hits_the_files_and_backups_that_use_it_and_no_others() {
     for repo in [Repo::new(), Repo::cached()] {
         three(&repo);
         let second = repo.open().backups("demo").unwrap()[1].clone();
-        let refs = super::super::manifests::read_refs(&repo.open(), &second).unwrap().unwrap();
+        let refs = repo.open().read_refs(second.session).unwrap().unwrap();
         // The largest pack of the second backup is one of full data packs.
         let pack =
             refs.packs().max_by_key(|p| repo.store.get(&layout::pack(*p), crate::store::Range::Whole).unwrap().len());
@@ -163,9 +163,8 @@ fn a_missing_pack_is_one_finding_and_hits_all_who_need_it() {
     let repo = Repo::new();
     three(&repo);
     let first = repo.open().backups("demo").unwrap()[0].clone();
-    let refs = super::super::manifests::read_refs(&repo.open(), &first).unwrap().unwrap();
-    let shared =
-        super::super::manifests::read_refs(&repo.open(), &repo.open().backups("other").unwrap()[0]).unwrap().unwrap();
+    let refs = repo.open().read_refs(first.session).unwrap().unwrap();
+    let shared = repo.open().read_refs(repo.open().backups("other").unwrap()[0].session).unwrap().unwrap();
     let pack = refs.packs().find(|p| shared.packs().any(|s| s == *p)).unwrap();
     repo.store.delete(&layout::pack(pack)).unwrap();
     let report = repo.verify();
@@ -266,7 +265,7 @@ fn references_that_lack_a_chunk_are_found() {
     let first = repo.backup("demo", "20240101-000000F", &files(1), |_| ());
     let second = repo.backup("demo", "20240102-000000F", &files(2), |_| ());
     let (repository, name) = (repo.open(), layout::refs(second.session));
-    let refs = super::super::manifests::read_refs(&repository, &second).unwrap().unwrap();
+    let refs = repository.read_refs(second.session).unwrap().unwrap();
     let mut fewer = pgkeep_formats::repo::refs::Refs::new(second.session, 0);
     for pack in refs.packs().skip(1) {
         (0..64).filter(|o| refs.contains(pack, *o)).for_each(|o| fewer.insert(pack, o));

@@ -101,6 +101,44 @@ impl Heartbeat {
     }
 }
 
+/// A reader's claim on a backup: its chunks and manifest stay while this is there, though the backup expires.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pin {
+    /// When it ends by itself; 0 if it does not.
+    pub until: i64,
+    /// Host, process and purpose, for messages.
+    pub holder: String,
+    /// When it was made.
+    pub created: i64,
+    /// What for, for messages.
+    pub reason: String,
+}
+
+impl Pin {
+    /// The record's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = FieldsWriter::new(VERSION);
+        w.int(1, self.until.max(0) as u64).text(2, &self.holder).int(4, self.created.max(0) as u64);
+        w.text(6, &self.reason);
+        w.finish()
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`FormatError`] naming the field that is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let f = Fields::parse(bytes, VERSION, &[1], "pin")?;
+        Ok(Self {
+            until: time(f.int(1)?)?,
+            holder: f.text_maybe(2)?.unwrap_or_default(),
+            created: time(f.int_or(4, 0)?)?,
+            reason: f.text_maybe(6)?.unwrap_or_default(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +155,8 @@ mod tests {
         assert_eq!(Note::decode(&free.encode()), Ok(free));
         let beat = Heartbeat { wal: Some(("17-1".into(), "000000010000000000000005".into())), ..Heartbeat::default() };
         assert_eq!(Heartbeat::decode(&beat.encode()), Ok(beat));
+        let pin = Pin { until: 9, holder: "db1:7".into(), created: 3, reason: "restore".into() };
+        assert_eq!(Pin::decode(&pin.encode()), Ok(pin));
         let without = Heartbeat { without_wal: true, ..Heartbeat::default() };
         assert_eq!(Heartbeat::decode(&without.encode()), Ok(without));
         assert_eq!(Heartbeat::decode(&[]), Ok(Heartbeat::default()));

@@ -1,0 +1,206 @@
+//! Garbage collection: the space of what no backup needs comes back, and nothing that one needs goes, whatever happens.
+//!
+//! Steps G1 to G5 and G7 of FORMAT.md's protocol, without locks: any number of collectors and writers at once, of which each
+//! may stall or die anywhere. Nothing here decides by a clock but when a silent session is *tried* to be fenced, and who is
+//! fenced cannot commit.
+//!
+//! Why it is safe, in the order of doing (`model.rs` tries all orders of steps, and that it fails without each of these):
+//!
+//! 1. *Condemn.* Lists are taken in this order: the newest generation n, packs, sessions, their ends, markers of expiry, pins.
+//!    So whoever stored a listed pack had a session before sessions were listed, and a session without an end counts as
+//!    open. Packs that no visible or pinned backup uses, of sessions that are not open, are condemned with number n + 1.
+//! 2. *Publish.* Creating generation n + 1 makes it so; who finds it there has lost, and begins again. A session that began
+//!    from n or before may use condemned packs; one that begins from n + 1 on does not, and none begins from n after that
+//!    (W2). *A condemned pack stays condemned while it is there*, even if a backup comes to use it: it is then kept, but a
+//!    writer never comes back to a pack which a slower collector may be about to delete.
+//! 3. *Delete.* Sessions are listed, *then* all is marked afresh: what is condemned since c, still unused, and out of reach of
+//!    every open session (none has a generation below c) will not be used by anybody any more. Commits that a fenced
+//!    session makes all the same are not visible: its generation is below the boundary, and the catalogue lacks it.
+//! 4. Entries of the index go before their packs, so that no index that is loaded from now on names what goes.
+//! 5. Records of sessions go once the boundary excludes their backups for ever, the marker of expiry last of all.
+//!
+//! A crash leaves a published decision that the next run carries out, index segments that supersede others, and packs that are
+//! condemned and there.
+//!
+//! Memory: some 60 bytes a pack and for each backup, a bit for each chunk of one backup at a time, one index segment and
+//! a replacement of at most 2^18 chunks (14 MiB). One million chunks are well below 256 MiB.
+
+mod compact;
+mod leftovers;
+#[cfg(test)]
+mod model;
+mod report;
+mod survey;
+#[cfg(test)]
+mod tests;
+
+pub use report::{Fenced, GcReport, OpenSession, Tally};
+
+use crate::clock::Clock;
+use crate::crypto::{Scope, SessionSealer};
+use crate::observe::{Cancel, Counter, Observer};
+use crate::repository::Repository;
+use crate::store::{Put, Range};
+use crate::{Error, Kind, Result};
+use pgkeep_formats::id::PackId;
+use pgkeep_formats::repo::envelope::ObjectKind;
+use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::records::{Condemned, Generation};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use survey::{Marks, Survey};
+
+/// How often the plan is made anew because another collector published first.
+const ATTEMPTS: usize = 8;
+
+/// How to collect.
+#[derive(Debug, Clone, Copy)]
+pub struct GcOptions {
+    /// Decide, and change nothing.
+    pub dry_run: bool,
+    /// A session without a sign of life for so long, by the store's clock, is fenced.
+    pub silent_after: Duration,
+}
+
+impl Default for GcOptions {
+    fn default() -> Self {
+        Self { dry_run: false, silent_after: crate::repository::SILENT_AFTER }
+    }
+}
+
+/// Collects what no backup needs. Safe at any time, beside anything, and again after an interruption.
+///
+/// # Errors
+/// `FeatureNotSupported` for a repository of another version; `Crypto` if the key at hand cannot read what backups use;
+/// `LockAcquire` if other collectors are always faster; `Interrupted`; whatever keeps it from knowing what a
+/// visible backup needs, before anything is deleted.
+pub fn run(
+    repository: &Repository,
+    options: &GcOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+    clock: &dyn Clock,
+) -> Result<GcReport> {
+    repository.config().check_gc().map_err(|e| {
+        let place = repository.store().describe();
+        let text = format!("nothing can be collected in {place}: feature '{}' is unknown here", e.feature);
+        Error::refused(Kind::FeatureNotSupported, text)
+    })?;
+    let mut report = GcReport::default();
+    survey::fence_silent(repository, options, clock, &mut report)?;
+    for _ in 0..ATTEMPTS {
+        cancel.check()?;
+        // G1 to G3.
+        let mut marks = Marks::default();
+        let survey = Survey::take(repository, &mut marks, cancel, clock)?;
+        let plan = plan(repository, &survey, &marks)?;
+        // G4.
+        let decision = match &plan.next {
+            Some(next) if !options.dry_run => match publish(repository, next)? {
+                true => next,
+                false => continue,
+            },
+            Some(next) => next,
+            None => &survey.generation,
+        };
+        report.generation = decision.number;
+        report.published = plan.next.is_some() && !options.dry_run;
+        report.backups = survey.catalogue.len() as u64;
+        report.pinned = survey.pinned.len() as u64;
+        report.packs = survey.packs.values().copied().collect();
+        report.condemned = plan.new.iter().filter_map(|p| survey.packs.get(p)).copied().collect();
+        // G5, G7 and the rest.
+        sweep(repository, options, decision, &survey, &mut marks, &mut report, observer, cancel, clock)?;
+        return Ok(report);
+    }
+    let text = "garbage collection elsewhere publishes faster than this one can decide".to_owned();
+    Err(Error::refused(Kind::LockAcquire, text))
+}
+
+/// What is to be published.
+struct Plan {
+    /// The next generation, if there is anything to say.
+    next: Option<Generation>,
+    /// Packs that it condemns and the one before did not.
+    new: Vec<PackId>,
+}
+
+fn plan(repository: &Repository, survey: &Survey, marks: &Marks) -> Result<Plan> {
+    let old = &survey.generation;
+    let number = old.number + 1;
+    let boundary = old.boundary.max(survey.earliest().unwrap_or(old.number).min(old.number));
+    let known: HashSet<PackId> = old.condemned.iter().map(|c| c.pack).collect();
+    // One that is in use again stays, see the module's text.
+    let mut condemned: Vec<Condemned> =
+        old.condemned.iter().filter(|c| survey.packs.contains_key(&c.pack)).copied().collect();
+    let mut new = Vec::new();
+    for pack in survey.packs.keys().filter(|p| !known.contains(p) && !marks.live.contains(p)) {
+        if survey.has_ended(repository, *pack)? {
+            condemned.push(Condemned { pack: *pack, since: number });
+            new.push(*pack);
+        }
+    }
+    condemned.sort_by_key(|c| c.pack);
+    // What is gone need not be said at once; what is to go must be, and so must a boundary that lets records go.
+    let worth = !new.is_empty() || survey.waits_for(old.boundary, boundary);
+    let catalogue = survey.catalogue.iter().copied().collect();
+    Ok(Plan { next: worth.then_some(Generation { number, boundary, catalogue, condemned }), new })
+}
+
+/// True if this is now the decision; false if another collector has published that number.
+fn publish(repository: &Repository, next: &Generation) -> Result<bool> {
+    let name = layout::generation(next.number);
+    let sealer = SessionSealer::new(Arc::clone(repository.keyring()))?;
+    let bytes = sealer.seal_object(ObjectKind::Generation, &Scope::Repo, &name, &[], &next.encode())?;
+    match repository.store().put_if_absent(&name, &bytes)? {
+        Put::Created => Ok(true),
+        // A reply that was lost: ours is there, and that is success.
+        Put::Exists => Ok(repository.store().get(&name, Range::Whole)? == bytes),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, and the pieces have nothing in common")]
+fn sweep(
+    repository: &Repository,
+    options: &GcOptions,
+    decision: &Generation,
+    survey: &Survey,
+    marks: &mut Marks,
+    report: &mut GcReport,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+    clock: &dyn Clock,
+) -> Result<()> {
+    // Sessions first, then marks.
+    let now = survey.again(repository, decision, marks, cancel, clock)?;
+    report.open = now.open.clone();
+    let earliest = now.earliest();
+    let may_go = |c: &&Condemned| {
+        !marks.live.contains(&c.pack)
+            && survey.packs.contains_key(&c.pack)
+            && earliest.is_none_or(|earliest| earliest >= c.since)
+    };
+    let doomed: HashSet<PackId> = decision.condemned.iter().filter(may_go).map(|c| c.pack).collect();
+    report.waiting = (decision.condemned.iter())
+        .filter(|c| !doomed.contains(&c.pack) && !marks.live.contains(&c.pack))
+        .filter_map(|c| survey.packs.get(&c.pack))
+        .copied()
+        .collect();
+    if options.dry_run {
+        report.deleted = doomed.iter().filter_map(|p| survey.packs.get(p)).copied().collect();
+        return Ok(());
+    }
+    let owners = compact::run(repository, &doomed, report, observer, cancel)?;
+    observer.begin("delete packs", doomed.iter().filter_map(|p| survey.packs.get(p)).sum());
+    for pack in &doomed {
+        cancel.check()?;
+        repository.store().delete(&layout::pack(*pack))?;
+        repository.store().delete(&layout::bad_pack(*pack))?;
+        let bytes = survey.packs.get(pack).copied().unwrap_or(0);
+        report.deleted.add(bytes);
+        observer.add(Counter::Done, bytes);
+    }
+    observer.end();
+    leftovers::remove(repository, decision, &now, &doomed, owners, report, cancel)
+}

@@ -1,0 +1,5 @@
+//! Garbage collection gives space back, and harms no backup: whatever stops it, whoever works beside it.
+
+mod crash;
+mod life;
+mod server;
