@@ -21,11 +21,15 @@ use pgkeep_formats::repo::records::Commit;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Chunks under way at once; each is 1 MiB at most, plain and sealed.
 const BATCH: usize = 64;
 /// Names kept of chunks that were copied: 64 bytes each, and what a map takes.
 const NAMES_MAX: usize = 1 << 20;
+
+/// How long a copy holds its backup at the most: one that was killed holds it no longer.
+const PINNED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Copies backups of one stanza.
 pub(super) struct Copier<'a> {
@@ -71,15 +75,17 @@ impl<'a> Copier<'a> {
         let builder = rayon::ThreadPoolBuilder::new().num_threads(options.process_max.max(1));
         let failed = |e| Error::refused(Kind::Kernel, format!("cannot start threads: {e}"));
         let pool = builder.thread_name(|n| format!("sync-{n}")).build().map_err(failed)?;
-        let source = ChunkSource::new(Arc::clone(from), from.load_index_to_read()?, options.stanza);
-        let names = HashMap::new();
-        Ok(Self { from, to, options, observer, cancel, clock, pool, source: Arc::new(source), page: 1, names })
+        let (source, names) = (source(from, options.stanza)?, HashMap::new());
+        Ok(Self { from, to, options, observer, cancel, clock, pool, source, page: 1, names })
     }
 
     /// Copies a backup, whose WAL is in archive `archive_id` of the other repository; how many bytes it added there.
     pub(super) fn copy(&mut self, backup: &Backup, archive_id: &str) -> Result<u64> {
         tracing::info!("copy backup {} from repo{} to repo{}", backup.label, self.from.key(), self.to.key());
         let (stanza, host) = (self.options.stanza, self.options.host);
+        // It may expire meanwhile, and its chunks may have been moved since the last one was copied.
+        let _pin = self.from.try_pin(stanza, backup.session, "repo-sync", PINNED_FOR, self.clock)?;
+        self.source = source(self.from, stanza)?;
         let mut session = WriterSession::begin(self.to, stanza, BACKUP, host, self.clock)?;
         self.observer.begin("copy backup", backup.size);
         let filled = self.fill(&mut session, backup, archive_id);
@@ -274,6 +280,11 @@ impl<'a> Copier<'a> {
         put_new(&**session.repository().store(), &layout::pack(pack.facts.pack), &pack.bytes)?;
         session.note_durable(pack)
     }
+}
+
+fn source(repository: &Arc<Repository>, stanza: &str) -> Result<Arc<ChunkSource>> {
+    let index = repository.load_index_of_what_is_there()?;
+    Ok(Arc::new(ChunkSource::new(Arc::clone(repository), index, stanza)))
 }
 
 /// What each thread needs to copy a chunk.
