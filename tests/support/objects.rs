@@ -9,6 +9,7 @@ mod azure;
 mod faults;
 mod gcs;
 mod s3;
+mod tokens;
 
 pub use faults::{Faults, What};
 
@@ -58,6 +59,8 @@ pub enum Kind {
     Gcs,
     /// Azure Blob Storage.
     Azure,
+    /// What hands out credentials for S3: a token service, and a Kubernetes node's agent.
+    Tokens,
 }
 
 /// One request that came: method, path with query, headers.
@@ -119,6 +122,7 @@ impl Server {
             Kind::S3 => Arc::new(s3::service()),
             Kind::Gcs => Arc::new(gcs::Gcs::default()),
             Kind::Azure => Arc::new(azure::Azure::default()),
+            Kind::Tokens => Arc::new(tokens::Tokens),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -179,6 +183,7 @@ impl Server {
                 ("repo1-azure-account", KEY.to_owned()),
                 ("repo1-azure-key", SECRET.to_owned()),
             ],
+            Kind::Tokens => Vec::new(),
         };
         options.push(("repo1-path", path.to_owned()));
         options

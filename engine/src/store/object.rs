@@ -12,7 +12,7 @@
 //! from the end, is asked for the size first. *Lists* must come in order.
 //!
 //! Each wait is bounded: for headers and for every further piece of a body by the configured time, for a put by that and its
-//! size at [`SLOWEST`].
+//! size at 128 KiB a second.
 //!
 //! [`RetryStore`]: super::RetryStore
 

@@ -25,6 +25,7 @@ pub(crate) fn config(server: &Server, kind: Kind, prefix: &str) -> BucketConfig 
         Kind::Azure => {
             Service::Azure(Azure { account: KEY.to_owned(), credentials: AzureCredentials::Key(Secret::new(SECRET)) })
         }
+        Kind::Tokens => panic!("that is no store"),
     };
     BucketConfig {
         service,

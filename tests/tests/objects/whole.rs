@@ -121,3 +121,39 @@ fn a_service_that_overwrites_gets_no_repository() {
     let run = sandbox.run_expect(103, ["--stanza=demo", "--no-online", "stanza-create"]);
     assert!(run.says("it overwrites objects that should only be created"), "{run}");
 }
+
+#[test]
+fn the_options_of_gcs_and_azure_lead_to_a_repository() {
+    let cluster = Cluster::builder(MAJOR).init();
+    for kind in [Kind::Gcs, Kind::Azure] {
+        let server = Server::start(kind);
+        let sandbox = support::Sandbox::new();
+        sandbox.configure("demo", &cluster, &options(&server.options("/deep/repo")));
+        let run = |args: &[&str]| {
+            sandbox.run_ok(["--stanza=demo", "--log-level-console=info"].iter().chain(args));
+        };
+        run(&["--no-online", "stanza-create"]);
+        run(&["--no-online", "backup"]);
+        run(&["verify"]);
+        let target = sandbox.dir("restored");
+        run(&[&format!("--pg1-path={}", target.display()), "restore"]);
+        let version = |dir: &std::path::Path| std::fs::read(dir.join("global/pg_control")).expect("read");
+        assert!(version(&target) == version(cluster.data_dir()), "{kind:?}");
+        let mut log = server.log();
+        // Azure deletes in batches.
+        log.retain(|asked| asked.method != "POST" && !asked.target.contains("deep"));
+        assert!(log.is_empty(), "{log:#?}");
+
+        let mut wrong = server.options("/deep/repo");
+        for (name, value) in &mut wrong {
+            match *name {
+                "repo1-gcs-key" => *value = "wrong".to_owned(),
+                "repo1-azure-account" => *value = "other".to_owned(),
+                _ => {}
+            }
+        }
+        sandbox.configure("demo", &cluster, &options(&wrong));
+        let run = sandbox.run_expect(101, ["--stanza=demo", "--no-online", "backup"]);
+        assert!(run.says("it does not accept the credentials"), "{run}");
+    }
+}

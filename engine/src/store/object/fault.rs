@@ -41,6 +41,9 @@ impl Failure {
             // The headers were good; what failed is the body, or ours to prepare.
             None => {
                 let text = chain(error);
+                if text.contains("token file") {
+                    return Self::of(ServiceFault::NoCredentials, text);
+                }
                 let is_body = ["error decoding response body", "connection", "body"].iter().any(|w| text.contains(w));
                 let fault = if is_body { ServiceFault::Broken } else { ServiceFault::Answer };
                 Self::of(fault, text)
