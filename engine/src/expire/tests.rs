@@ -365,9 +365,10 @@ fn pin(repository: &Repository, backup: &Backup) {
 
 type Act = Box<dyn FnOnce() + Send>;
 
-/// Does something when the first marker is about to be put.
+/// Does something when the first object below a prefix is about to be put.
 struct BeforeMarker {
     inner: Arc<MemoryStore>,
+    prefix: &'static str,
     act: Mutex<Option<Act>>,
 }
 
@@ -379,7 +380,7 @@ impl std::fmt::Debug for BeforeMarker {
 
 impl Store for BeforeMarker {
     fn put_if_absent(&self, key: &str, bytes: &[u8]) -> std::result::Result<Put, StoreError> {
-        if key.starts_with("expired/")
+        if key.starts_with(self.prefix)
             && let Some(act) = self.act.lock().unwrap().take()
         {
             act();
@@ -406,20 +407,32 @@ impl Store for BeforeMarker {
 
 #[test]
 fn a_pin_that_comes_when_a_marker_is_put_wins_or_is_refused() {
+    // Before it was announced it wins; behind that, who pins sees what is announced, and says that it cannot be.
+    for (prefix, wins) in [("expiring/", true), ("expired/", false)] {
+        pinned_when(prefix, wins);
+    }
+}
+
+fn pinned_when(prefix: &'static str, wins: bool) {
     let store = Arc::new(MemoryStore::new());
     let other = filled(on(&store, "demo"), "F1 F3 F5");
     let first = other.backups("demo").unwrap().remove(0);
     let late = {
         let (other, first) = (Arc::clone(&other), first.clone());
-        BeforeMarker { inner: store, act: Mutex::new(Some(Box::new(move || pin(&other, &first)))) }
+        let act = move || {
+            pin(&other, &first);
+            assert_eq!(other.is_expiring("demo", first.session).unwrap(), !wins);
+        };
+        BeforeMarker { inner: store, prefix, act: Mutex::new(Some(Box::new(act))) }
     };
     let options_of = OpenOptions { key: 1, unlock: Unlock::None, cache: None };
     let repository = Repository::open(Arc::new(late), options_of).unwrap();
     // The marker of the newest that goes is put first.
     let report = expire(&repository, &options(&count(2), Ask::Rules)).unwrap();
-    assert_eq!(report.expired().count(), 0);
-    assert!(other.not_expired("demo").unwrap().contains(&first.session));
-    assert!(numbers(&archived(&other, ARCHIVE)).starts_with(&[10, 11]));
+    assert_eq!(report.expired().count(), usize::from(!wins));
+    assert_eq!(other.not_expired("demo").unwrap().contains(&first.session), wins);
+    assert_eq!(numbers(&archived(&other, ARCHIVE)).starts_with(&[10, 11]), wins);
+    assert!(!other.is_expiring("demo", first.session).unwrap());
 }
 
 #[test]

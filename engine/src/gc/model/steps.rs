@@ -13,6 +13,7 @@ pub(super) const HOLDS: u8 = 3;
 
 /// A step, for the story. Numbers are those of sessions and collectors; what a collector does is told by its place.
 #[derive(Debug, Clone, Copy)]
+#[expect(dead_code, reason = "what it holds is told by Debug")]
 pub(super) enum Step {
     Begin,
     Write { session: usize, at: u8 },
