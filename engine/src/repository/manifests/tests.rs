@@ -435,7 +435,11 @@ fn late_files_are_read_back_with_their_extents_among_the_others() {
     let summary = builder.finish(&mut session, vec![large.clone(), inline]).unwrap();
     session.publish().unwrap();
     let mut used = Vec::new();
-    summary.chunks(&world.source(), &mut |id| Ok(used.push(*id))).unwrap();
+    let mut note = |id: &ChunkId| {
+        used.push(*id);
+        Ok(())
+    };
+    summary.chunks(&world.source(), &mut note).unwrap();
     assert!(used.contains(&ChunkId([5; 32])), "what a late file is made of is in use");
 
     let manifest = world.open(&commit(&session, &summary));
