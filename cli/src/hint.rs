@@ -130,7 +130,9 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
             "make that standby anew; until then backup-standby=n copies the primary",
             "is its data directory damaged? Do not promote it, and look at its log and its disk",
         ],
-        (Kind::DbConnect, _) => &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"],
+        (Kind::DbConnect, _) | (Kind::Config, Some(C::Check)) => {
+            &["is the server up, and are pg1-port, pg1-socket-path and pg1-user right?"]
+        }
         (Kind::Stopped, _) => &["'start' allows work again"],
         (Kind::BackupSetInvalid, _) => &["'info' lists the backups and the WAL range"],
         (Kind::ArchiveTimeout, Some(C::Verify)) => {

@@ -204,7 +204,7 @@ pub fn init(settings: &Settings) {
         file,
         timestamp: settings.flag(Opt::LogTimestamp),
         // Of a process that a command starts for itself nobody reads the standard output.
-        is_json: settings.text(Opt::Output) == Some("json")
+        is_json: matches!(settings.text(Opt::Output), Some("json" | "prometheus"))
             || matches!(settings.command(), Command::Extract | Command::RepoGet)
             || settings.path(Opt::Scratch).is_some(),
         sink,

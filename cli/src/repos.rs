@@ -154,13 +154,19 @@ pub(crate) fn access(settings: &Settings, repo: Repo<'_>) -> Result<RepoAccess, 
     Ok(access)
 }
 
-/// A repository that need not exist yet.
+/// A repository that need not exist yet. Only who makes it makes its directory: a disk may not be mounted.
 ///
 /// # Errors
 /// What the directory or a key file said.
 pub(crate) fn target(settings: &Settings, repo: Repo<'_>) -> Result<RepoTarget, Failure> {
     let store = if repo.is_local() {
-        near(settings, LocalStore::create(repo.path()).map_err(Error::from)?)
+        near(
+            settings,
+            match settings.command() {
+                Command::StanzaCreate => LocalStore::create(repo.path()).map_err(Error::from)?,
+                _ => local(repo)?,
+            },
+        )
     } else {
         store_of(settings, repo)?
     };

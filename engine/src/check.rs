@@ -127,8 +127,12 @@ pub fn run(
         }
     };
     let mut repos = Vec::with_capacity(known.len());
+    let begun = std::time::Instant::now();
     for (repository, archive_id) in &known {
-        let archived = segment.as_ref().map(|s| wait(repository, archive_id, s, options, clock, cancel)).transpose();
+        // It is on its way to all of them at once.
+        let left = options.archive_timeout.saturating_sub(begun.elapsed());
+        let wait = |s: &String| wait(repository, archive_id, s, (options, left), clock, cancel);
+        let archived = segment.as_ref().map(wait).transpose();
         // 4. What is archived leads from the newest backup to now.
         let archived = archived.and_then(|archived| match options.archive_check {
             ArchiveCheck::Off => Ok(archived),
@@ -275,12 +279,12 @@ fn wait(
     repository: &Repository,
     archive_id: &str,
     segment: &str,
-    options: &CheckOptions<'_>,
+    (options, left): (&CheckOptions<'_>, Duration),
     clock: &dyn Clock,
     cancel: &Cancel,
 ) -> Result<Archived> {
     let names = [segment.to_owned()];
-    repository.wal_wait(options.stanza, archive_id, &names, options.archive_timeout, clock, cancel).map_err(|e| {
+    repository.wal_wait(options.stanza, archive_id, &names, left, clock, cancel).map_err(|e| {
         let key = repository.key();
         match e.kind() {
             Kind::ArchiveTimeout => Error::refused(

@@ -187,7 +187,7 @@ fn look_inside(repository: &Repository, stanza: &str, options: &InfoOptions<'_>,
     let (mut backups, mut problems) = repository.backups_readable(stanza)?;
     let before = options.now.map(|now| now.saturating_sub(ON_ITS_WAY));
     // A former cluster gets no more WAL, and no backups.
-    for archive in view.archives.iter_mut().filter(|a| a.bounds.is_some() && Some(a.history_id) == current) {
+    for archive in view.archives.iter_mut().filter(|a| Some(a.history_id) == current) {
         match repository.wal_holes(stanza, &archive.id, &backups, before, None) {
             Ok(holes) => archive.holes = holes,
             Err(e) => problems.push(e),

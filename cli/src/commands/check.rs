@@ -49,11 +49,11 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
                 tracing::warn!("pg{} is passed over: {}", pg.key(), e.chain());
                 unreachable.get_or_insert(e);
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(none_found(e).into()),
         }
     }
     if let (true, Some(e)) = (servers.is_empty(), unreachable) {
-        return Err(e.into());
+        return Err(none_found(e).into());
     }
     let (mut repositories, mut failures) = (Vec::new(), Failures::among(settings.target_repos().count()));
     for repo in settings.target_repos() {
@@ -96,6 +96,14 @@ fn one(settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
             Ok(())
         }
         _ => Ok(()),
+    }
+}
+
+/// Where no server answers there is nothing to check: for pgBackRest a matter of configuration (27).
+fn none_found(error: Error) -> Error {
+    match error.kind() {
+        Kind::DbConnect => Error::refused(Kind::Config, format!("no database found: {}", error.chain())),
+        _ => error,
     }
 }
 

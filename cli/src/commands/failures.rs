@@ -1,6 +1,7 @@
 //! What went wrong in some of several repositories: it keeps none of the others from its turn.
 
 use crate::error::Failure;
+use crate::exit::Status;
 use crate::option::Command;
 use pgkeep_engine::{Error, Kind};
 
@@ -27,21 +28,25 @@ impl Failures {
             Ok(done) => Ok(Some(done)),
             Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => Err(e.into()),
             Err(e) => {
-                self.all.push((key.into(), e));
+                let key = key.into();
+                // Of a repository that is looked at more than once the first thing is told.
+                if !self.all.iter().any(|(known, _)| *known == key) {
+                    self.all.push((key, e));
+                }
                 Ok(None)
             }
         }
     }
 
-    /// Forgets those that do not count.
-    pub(super) fn retain(&mut self, mut counts: impl FnMut(&Failure) -> bool) {
-        self.all.retain(|(_, failure)| counts(failure));
+    /// Forgets repositories that lack the backup asked for: one need not be in all of them.
+    pub(super) fn forgive_lack(&mut self) {
+        self.all.retain(|(_, failure)| failure.status() != Status::of(Kind::BackupSetInvalid));
     }
 
     /// The end: one failure is the command's own, of several each is told.
     ///
     /// # Errors
-    /// 104 if several repositories failed; 50 if locks are all that was in the way, where waiting will do.
+    /// The status that all failures have, or 104 if they differ.
     pub(super) fn end(mut self, command: Command) -> Result<(), Failure> {
         if self.all.len() < 2 {
             let is_one = self.is_one;
@@ -51,10 +56,14 @@ impl Failures {
         for (key, failure) in &self.all {
             tracing::error!("repo{key}: {}", failure.report(Some(command)));
         }
-        let is_lock = |f: &Failure| matches!(f, Failure::Engine(e) if e.kind() == Kind::LockAcquire);
-        let kind = if self.all.iter().all(|(_, f)| is_lock(f)) { Kind::LockAcquire } else { Kind::Command };
         let text = format!("{} failed in {} repositories", command.name(), self.all.len());
-        Err(Error::refused(kind, text).into())
+        let kind = |f: &Failure| match f {
+            Failure::Engine(e) => e.kind(),
+            _ => Kind::Command,
+        };
+        let first = self.all.first().map_or(Kind::Command, |(_, f)| kind(f));
+        let all_alike = self.all.iter().all(|(_, f)| kind(f) == first);
+        Err(Error::refused(if all_alike { first } else { Kind::Command }, text).into())
     }
 }
 
@@ -70,7 +79,6 @@ fn named(key: u32, failure: Failure) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::Status;
 
     fn failures(kinds: &[Kind]) -> Failures {
         let mut all = Failures::among(2);
@@ -82,13 +90,17 @@ mod tests {
     }
 
     #[test]
-    fn one_failure_is_the_commands_own_and_several_are_104_but_for_locks() {
+    fn the_status_that_all_have_is_the_commands_own_and_different_ones_are_104() {
         assert_eq!(failures(&[]).take(1u32, Ok(5)).unwrap(), Some(5));
         assert!(failures(&[]).end(Command::Check).is_ok());
         let status = |kinds: &[Kind]| failures(kinds).end(Command::Check).unwrap_err().status();
         assert_eq!(status(&[Kind::Checksum]), Status::of(Kind::Checksum));
         assert_eq!(status(&[Kind::Checksum, Kind::LockAcquire]), Status::of(Kind::Command));
         assert_eq!(status(&[Kind::LockAcquire, Kind::LockAcquire]), Status::of(Kind::LockAcquire));
+        assert_eq!(status(&[Kind::ArchiveTimeout, Kind::ArchiveTimeout]), Status::of(Kind::ArchiveTimeout));
+        let mut twice = failures(&[Kind::Checksum]);
+        assert_eq!(twice.take(0u32, Err::<(), _>(Error::refused(Kind::Checksum, "no").into())).unwrap(), None);
+        assert!(!twice.end(Command::Check).unwrap_err().report(None).contains("repositories"), "one failed twice");
         let one = failures(&[Kind::Checksum]).end(Command::Check).unwrap_err();
         assert!(one.report(None).contains("repo0: no"), "{}", one.report(None));
         let mut alone = Failures::among(1);

@@ -7,10 +7,19 @@ use crate::option::{Cipher, Opt};
 use crate::render::{self, json};
 use crate::{repos, zone};
 use pgkeep_engine::info::{self, CipherName, Detail, InfoOptions, RepoSource};
+use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::repo::records::BackupType;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
+    if settings.text(Opt::Output) == Some("prometheus") {
+        // Metrics of a part would say that the rest is not there.
+        let part = [Opt::Set, Opt::Type, Opt::DetailLevel].into_iter().find(|opt| settings.is_given(*opt));
+        if let Some(opt) = part {
+            let text = format!("option '{}' is not valid with option 'output' set to 'prometheus'", opt.def().name);
+            return Err(Error::refused(Kind::OptionInvalid, text).into());
+        }
+    }
     let source = |repo: crate::option::Repo<'_>| {
         let cipher = if matches!(repo.cipher(), Cipher::None) { CipherName::None } else { CipherName::Sealed };
         Ok(RepoSource { key: repo.key().into(), cipher, access: repos::access(settings, repo)? })

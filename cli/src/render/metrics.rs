@@ -67,14 +67,15 @@ fn stanza(s: &StanzaInfo, out: &mut Samples) {
         let key = repo.key.to_string();
         let labels = [name, ("repo", key.as_str())];
         out.add(REPOSITORY_STATUS, &labels, repo.status.code as u8);
+        // Of one that cannot be read, or not all of it, nothing else is known for certain.
+        if repo.status.code == Code::Other {
+            continue;
+        }
         for backup_type in [BackupType::Full, BackupType::Diff, BackupType::Incr] {
             let of_type = |b: &&BackupInfo| b.repo_key == repo.key && b.commit.backup_type == backup_type;
             let all: Vec<&BackupInfo> = s.backups.iter().filter(of_type).collect();
             let labels = [name, ("repo", key.as_str()), ("type", backup_type.as_str())];
-            // A repository that cannot be read does not have none.
-            if repo.status.code != Code::Other {
-                out.add(BACKUPS, &labels, all.len() as u64);
-            }
+            out.add(BACKUPS, &labels, all.len() as u64);
             if let Some(newest) = all.last() {
                 backup(newest, &labels, out);
             }
@@ -84,7 +85,8 @@ fn stanza(s: &StanzaInfo, out: &mut Samples) {
             out.add(DRILL_LAST_PASSED, &labels, newest.drill.passed);
         }
     }
-    for archive in &s.archives {
+    let is_known = |key: u32| s.repos.iter().any(|r| r.key == key && r.status.code != Code::Other);
+    for archive in s.archives.iter().filter(|a| is_known(a.repo_key)) {
         let (key, missing) = (archive.repo_key.to_string(), archive.holes.iter().map(|h| h.segments).sum::<u64>());
         let labels = [name, ("repo", key.as_str()), ("archive", archive.id.as_str())];
         out.add(WAL_MISSING_SEGMENTS, &labels, missing);

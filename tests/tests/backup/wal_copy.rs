@@ -34,9 +34,16 @@ fn a_backup_that_keeps_its_wal_needs_no_archive() {
         for name in &names {
             fs::remove_file(world.sandbox.repo().join(layout::wal("demo", &format!("{major}-1"), name))).unwrap();
         }
+        let label = backup["label"].as_str().unwrap();
+        let mut alone = world.restore("alone", ["--type=none", &format!("--set={label}")]);
         target.start();
         target.wait_promoted();
         assert_eq!(world::marks(&target), [1]);
         target.stop(Mode::Fast);
+        // Without any archive to ask.
+        fs::rename(world.sandbox.repo(), world.path("away")).unwrap();
+        alone.start();
+        assert_eq!(world::marks(&alone), [1]);
+        alone.stop(Mode::Fast);
     }
 }
