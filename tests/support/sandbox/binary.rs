@@ -40,8 +40,8 @@ fn build() -> PathBuf {
         other => other,
     };
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Of the workspace, so that crates have the features that `cargo test` built them with and need not be built again.
-    cargo.args(["build", "--quiet", "--workspace", "--bin", "pgkeep", "--profile", profile, "--target-dir"]);
+    cargo.args(["build", "--quiet", "--package", "pgkeep-cli", "--bin", "pgkeep", "--profile", profile]);
+    cargo.arg("--target-dir");
     cargo.arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
     // What cargo tells this test about itself would look like a changed environment to some build scripts.
     for (name, _) in env::vars_os() {
