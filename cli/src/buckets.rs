@@ -210,7 +210,7 @@ impl Address {
     pub(crate) fn is_exposed(&self) -> bool {
         let Some(rest) = self.endpoint.strip_prefix("http://") else { return false };
         let host = Url::parse(self.connect_to.as_deref().unwrap_or(rest)).map_or("", |url| url.host);
-        !(host == "localhost" || host.starts_with("127.") || host == "[::1]")
+        !(host == "localhost" || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback()) || host == "[::1]")
     }
 }
 

@@ -93,6 +93,7 @@ Commands:
   drill             Prove a backup: recover it, start it, check all of it.
   expire            Remove backups and WAL that retention no longer keeps.
   extract           Dump tables as they were at some time.
+  gc                Give back the space of what no backup needs any more.
   help              Explain commands and options.
   info              List stanzas, backups and archived WAL.
   manifest          List the files of a backup.

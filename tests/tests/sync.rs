@@ -2,6 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
+use pgkeep_formats::repo::layout;
 use support::{Cluster, Mode, Sandbox, World, majors, tree, world, world::STANZA};
 
 /// A cluster with a full backup and an increment in its first repository; the second one is not configured yet.
@@ -82,6 +83,8 @@ fn what_another_repository_lacks_is_copied_once_and_comes_back_from_there() {
 
     // What retention took there stays away.
     world.ok(["--repo=2", &format!("--set={}", labels(&world, 2)[1]), "expire"]);
+    let after = world.ok(["--output=json", "repo-sync", "1", "2"]).json();
+    assert_eq!(after["backup"].as_array().map(Vec::len), Some(0), "{after}");
     world.ok(["--repo=2", "--start-fast", "--type=full", "backup"]);
     world.ok(["--repo=2", "--repo2-retention-full=1", "expire"]);
     assert_eq!(labels(&world, 2).len(), 1);
@@ -127,6 +130,18 @@ fn what_is_damaged_is_not_carried_on() {
     assert!(run.code == Some(26) && run.says("cannot copy backup"), "{run}");
     assert!(labels(&world, 2).is_empty(), "a backup that is not whole is shown");
     world.ok(["--repo=2", "verify"]);
+}
+
+#[test]
+fn a_backup_whose_wal_is_not_there_is_not_shown() {
+    let world = two_backups();
+    add_second(&world);
+    let needed = world.backups()[0]["archive"]["start"].as_str().unwrap().to_owned();
+    let object = layout::wal(STANZA, &format!("{}-1", majors()[0]), &needed);
+    fs::remove_file(world.sandbox.repo().join(object)).unwrap();
+    let run = world.expect(82, ["repo-sync", "1", "2"]);
+    assert!(run.says(&needed) && run.says("lacks WAL"), "{run}");
+    assert!(labels(&world, 2).is_empty(), "a backup that cannot be recovered is shown");
 }
 
 #[test]

@@ -270,7 +270,7 @@ pub static COMMANDS: &[CommandDef] = &[
         .quiet(),
     row(C::RepoSync, "repo-sync", "Copy backups and WAL that one repository has and another lacks.", Required)
         .takes(&["from", "to"], 0)
-        .ends(&[26, 28, 29, 45, 50, 51, 55, 62, 63, 64, 75, 95]),
+        .ends(&[26, 28, 29, 45, 50, 51, 55, 62, 63, 64, 75, 82, 95]),
     row(C::Restore, "restore", "Restore a cluster from a backup.", Required)
         .ends(&[26, 28, 29, 32, 38, 40, 42, 47, 50, 53, 55, 58, 61, 63, 64, 70, 73, 75, 76, 78, 80, 81, 95, 100, 122]),
     row(C::StanzaCreate, "stanza-create", "Create a stanza in every repository.", Required)

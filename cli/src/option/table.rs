@@ -351,7 +351,7 @@ options! {
     ExpireAuto "expire-auto" "apply retention after a backup" = flag("y").on(BACKUP);
     ExpireDependents "expire-dependents" "what was compared with a backup goes with it"
         = flag("y").on(BACKUP | EXPIRE);
-    GcAuto "gc-auto" "give back the space of what expired" = flag("y").on(BACKUP | EXPIRE).tells(&more::GC_AUTO);
+    GcAuto "gc-auto" "give back the space of what expired" = flag("n").on(BACKUP | EXPIRE).tells(&more::GC_AUTO);
     IoLimit "io-limit" "bytes to read a second at most"
         = Def::new(Type::Size(64 * KIB, TIB), None).on(BACKUP | CLONE);
     ManifestSaveThreshold "manifest-save-threshold" "progress after which an interrupted backup can resume"

@@ -174,6 +174,7 @@ fn read(
     cancel: &Cancel,
 ) -> Result<Option<Arc<Manifest>>> {
     let manifest = Arc::new(Manifest::open(source, commit)?);
+    let shuns = session.shuns_any();
     for record in manifest.files() {
         cancel.check()?;
         record?;
@@ -181,7 +182,7 @@ fn read(
     for number in 0..manifest.root().table.len() {
         cancel.check()?;
         let ids = manifest.table_piece(number)?;
-        if session.lost_packs() == 0 {
+        if !shuns {
             continue;
         }
         for id in ids.iter() {

@@ -31,7 +31,7 @@ pub(super) fn remove(
     decision: &Generation,
     now: &Survey,
     doomed: &HashSet<PackId>,
-    owners: Option<Owners>,
+    (keys, owners): (Vec<(SessionId, String)>, Option<Owners>),
     report: &mut GcReport,
     cancel: &Cancel,
 ) -> Result<()> {
@@ -80,7 +80,7 @@ pub(super) fn remove(
         }
     }
     match owners {
-        Some(owners) if !doomed.is_empty() => keys(repository, &owners, cancel),
+        Some(owners) if !doomed.is_empty() => remove_keys(repository, keys, now, &owners, cancel),
         _ => Ok(()),
     }
 }
@@ -113,7 +113,11 @@ fn ended(repository: &Repository, stanza: &str, session: SessionId, begun: bool)
         return Ok(by_another.then_some(Over { generation: 0, by_another }));
     }
     let name = layout::session_open(session);
-    let opened = repository.read_object(&name, &[ObjectKind::Session], &Scope::Repo)?;
+    let opened = match repository.read_object(&name, &[ObjectKind::Session], &Scope::Repo) {
+        // Another collector was quicker.
+        Err(e) if e.is_not_found() => return Ok(by_another.then_some(Over { generation: 0, by_another })),
+        opened => opened?,
+    };
     let open = SessionOpen::decode(&opened.plaintext).map_err(Error::damaged(&name))?;
     Ok(Some(Over { generation: open.generation, by_another }))
 }
@@ -130,14 +134,30 @@ pub(super) fn forget(repository: &Repository, session: SessionId) -> Result<()> 
     Ok(repository.store().delete(&layout::refs(session))?)
 }
 
-/// Removes the keys of sessions that are over and of whose packs none is there. Keys are listed before sessions, so that one
-/// that has just begun is not taken for one that is over.
-fn keys(repository: &Repository, owners: &Owners, cancel: &Cancel) -> Result<()> {
+/// Keys of sessions, and their names.
+pub(super) fn keys(repository: &Repository) -> Result<Vec<(SessionId, String)>> {
     let mut keys = Vec::new();
     repository.store().list(layout::SESSION_KEYS, Depth::All, &mut |l| {
         keys.extend(layout::parse_session_key(&l.key).map(|(session, _)| (session, l.key.clone())));
     })?;
+    Ok(keys)
+}
+
+/// Removes the keys of sessions that are over and of whose packs none is there.
+///
+/// The order of lists is keys, sessions and their ends (`now`), index and packs (`owners`), and only then packs are deleted,
+/// which may take hours. So a session with a key here has a record in `now`, or was forgotten before it, and then whatever
+/// it has stored is in `owners`. One that was forgotten in this run keeps its key until the next.
+fn remove_keys(
+    repository: &Repository,
+    mut keys: Vec<(SessionId, String)>,
+    now: &Survey,
+    owners: &Owners,
+    cancel: &Cancel,
+) -> Result<()> {
     let mut known: HashSet<SessionId> = owners.of.values().copied().collect();
+    known.extend(now.sessions.keys());
+    known.extend(now.ends.keys());
     repository.store().list(layout::SESSIONS, Depth::All, &mut |l| known.extend(layout::parse_session(&l.key)))?;
     repository.store().list(layout::BACKUPS, Depth::All, &mut |l| {
         known.extend(layout::parse_any_backup(&l.key).map(|(_, session)| session));
@@ -160,8 +180,11 @@ fn keys(repository: &Repository, owners: &Owners, cancel: &Cancel) -> Result<()>
     }
     for (session, name) in keys.into_iter().filter(|(session, _)| !known.contains(session)) {
         cancel.check()?;
-        let record =
-            WrapRecord::decode(&repository.store().get(&name, Range::Whole)?).map_err(Error::damaged(&name))?;
+        let record = match repository.store().get(&name, Range::Whole) {
+            // Another collector was quicker.
+            Err(StoreError::NotFound { .. }) => continue,
+            record => WrapRecord::decode(&record?).map_err(Error::damaged(&name))?,
+        };
         // Objects that were wrapped anew have theirs beside those of sessions.
         if record.context.purpose == WrapPurpose::Session && record.context.session == session {
             repository.store().delete(&name)?;

@@ -172,6 +172,7 @@ fn sweep(
     cancel: &Cancel,
     clock: &dyn Clock,
 ) -> Result<()> {
+    let keys = leftovers::keys(repository)?;
     // Sessions first, then marks.
     let now = survey.again(repository, decision, marks, cancel, clock)?;
     report.open = now.open.clone();
@@ -202,5 +203,5 @@ fn sweep(
         observer.add(Counter::Done, bytes);
     }
     observer.end();
-    leftovers::remove(repository, decision, &now, &doomed, owners, report, cancel)
+    leftovers::remove(repository, decision, &now, &doomed, (keys, owners), report, cancel)
 }

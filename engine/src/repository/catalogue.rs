@@ -186,7 +186,7 @@ impl Repository {
         Ok(())
     }
 
-    fn expired_sessions(&self, stanza: &str) -> Result<HashSet<SessionId>> {
+    pub(super) fn expired_sessions(&self, stanza: &str) -> Result<HashSet<SessionId>> {
         let prefix = layout::expired_of(stanza);
         let mut out = HashSet::new();
         self.store.list(&prefix, Depth::All, &mut |l| {

@@ -68,7 +68,9 @@ impl Repository {
         let bytes = sealer.seal_object(ObjectKind::Pin, &Scope::Repo, &name, &[], &pin.encode())?;
         super::put_new(&**self.store(), &name, &bytes)?;
         let guard = PinGuard { repository: Arc::clone(self), name };
-        if !self.not_expired(stanza)?.contains(&session) {
+        // The marker first: one that is gone by now has taken its commit along, which is looked for behind it.
+        let expired = self.expired_sessions(stanza)?;
+        if expired.contains(&session) || !self.not_expired(stanza)?.contains(&session) {
             let text = format!("the backup of session {session} in stanza '{stanza}' has expired meanwhile");
             return Err(Error::refused(Kind::BackupSetInvalid, text));
         }

@@ -56,7 +56,6 @@ pub struct WriterSession {
     epoch: u32,
     sealer: Arc<SessionSealer>,
     index: Arc<RepositoryIndex>,
-    lost_packs: usize,
     /// Packs that are treated as if they were gone: condemned, lost, or distrusted since.
     shunned: HashSet<PackId>,
     head: Arc<Head>,
@@ -153,7 +152,6 @@ impl WriterSession {
             epoch,
             sealer,
             index,
-            lost_packs: lost.packs.len(),
             shunned,
             head,
             pending: HashSet::new(),
@@ -181,10 +179,12 @@ impl WriterSession {
         self.generation
     }
 
-    /// How many packs could not be read when it started. Earlier manifests may then name chunks that are gone.
+    /// Whether the index names packs that nothing may be built on: lost, distrusted, or condemned and still there. Earlier
+    /// manifests may then name chunks that this session does not know.
     #[must_use]
-    pub fn lost_packs(&self) -> usize {
-        self.lost_packs
+    pub fn shuns_any(&self) -> bool {
+        let packs = self.index.packs();
+        self.shunned.iter().any(|pack| packs.contains_key(pack))
     }
 
     /// Treats more packs as if they were gone: a chunk in one of them was found damaged.

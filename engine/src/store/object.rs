@@ -198,7 +198,7 @@ impl BucketStore {
         let options = GetOptions { range, ..GetOptions::default() };
         let result = match self.answer(self.inner.get_opts(path, options)).await? {
             Ok(result) => result,
-            Err(error) => return absent(self.failure(&error)).map(|()| None),
+            Err(error) => return absent_by_name(self.failure(&error)).map(|()| None),
         };
         let (size, len) = (result.meta.size, result.range.end.saturating_sub(result.range.start));
         let mut bytes = Vec::with_capacity(usize::try_from(len.min(BUFFER)).unwrap_or(0));
@@ -275,6 +275,18 @@ enum Found {
 /// Tells "there is no such object" from other failures.
 fn absent(failure: Failure) -> Result<(), Failure> {
     if failure.status == Some(404) && failure.fault != ServiceFault::NoBucket { Ok(()) } else { Err(failure) }
+}
+
+/// The same of an answer that has words. What stands between us and the service may answer 404 for it, and then nothing is
+/// known of the object.
+fn absent_by_name(failure: Failure) -> Result<(), Failure> {
+    match (failure.status, failure.code.as_str()) {
+        (Some(404), "NoSuchKey" | "NoSuchVersion" | "BlobNotFound") => Ok(()),
+        (Some(404), _) if failure.fault != ServiceFault::NoBucket => {
+            Err(Failure { fault: ServiceFault::Failed, ..failure })
+        }
+        _ => Err(failure),
+    }
 }
 
 fn put_options(config: &BucketConfig) -> PutOptions {

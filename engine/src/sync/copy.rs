@@ -14,6 +14,7 @@ use crate::repository::manifests::{BuiltEntry, FileRecord, Manifest, ManifestBui
 use crate::repository::{BACKUP, Backup, ChunkSource, Repository, RepositoryIndex, WriterSession, put_new, seal_data};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::ChunkId;
+use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Content, Extent, ExtentAt, INLINE_BYTES_MAX};
@@ -99,12 +100,37 @@ impl<'a> Copier<'a> {
                 return Err(e.during(format!("cannot copy backup {}", backup.label)));
             }
         };
+        // A segment may be missing in the source too, or have been removed here before this session said that it needs it.
+        if let Some((first, last)) = &backup.wal
+            && let Err(e) = self.check_wal(backup, archive_id, first, last)
+        {
+            if let Err(fence) = session.abandon("its WAL is not there", self.clock) {
+                tracing::debug!("cannot fence the failed session: {fence}");
+            }
+            return Err(e);
+        }
         let committed = session.commit(
             &mut |each| summary.chunks(&written, each),
             |used, stored| Commit { repository_size: used, repository_delta: stored, ..commit },
             self.clock,
         )?;
         Ok(committed.repository_delta)
+    }
+
+    /// Whether the other repository has the segments that make a backup consistent.
+    fn check_wal(&self, backup: &Backup, archive_id: &str, first: &str, last: &str) -> Result<()> {
+        let damaged = || Error::refused(Kind::Format, format!("backup {} names no WAL segments", backup.label));
+        let size = WalSegmentSize::new(backup.wal_segment_size).ok_or_else(damaged)?;
+        let parse = |name: &str| WalSegment::parse(name, size).map_err(|_| damaged());
+        let (first, last) = (parse(first)?, parse(last)?);
+        let names: Vec<String> = (first.number..=last.number)
+            .map(|number| WalSegment { timeline: first.timeline, number }.name(size))
+            .collect();
+        let stanza = self.options.stanza;
+        self.to.wal_wait(stanza, archive_id, &names, Duration::ZERO, self.clock, self.cancel).map_err(|e| {
+            let text = format!("backup {} is not copied: repo{} lacks WAL that it needs", backup.label, self.to.key());
+            e.during(text)
+        })
     }
 
     fn fill(
@@ -120,7 +146,9 @@ impl<'a> Copier<'a> {
         let index = Arc::clone(session.index()) as Arc<dyn ChunkIndex>;
         let written = Arc::new(ChunkSource::new(Arc::clone(self.to), index, self.options.stanza));
         let manifest = Arc::new(Manifest::open(&self.source, backup)?);
-        let twins = self.twins(backup, &written)?.filter(|t| {
+        // What an earlier backup is made of may not be built on any more.
+        let twins = if session.shuns_any() { None } else { self.twins(backup, &written)? };
+        let twins = twins.filter(|t| {
             t.theirs.root().page_size == manifest.root().page_size
                 && t.ours.root().page_size == manifest.root().page_size
         });

@@ -4,8 +4,9 @@
 //! writer's session of its own (`copy`). So whatever ends a run early, everything the other repository shows is whole, and the
 //! next run goes on: WAL is not sent again, and chunks that were stored are known.
 //!
-//! What retention has taken from the other repository does not come back: only backups newer than the oldest one it keeps are
-//! copied, unless one is asked for by its label, and WAL from the start of the oldest on.
+//! What retention has taken from the other repository does not come back: only backups newer than the newest one that both
+//! have are copied, unless one is asked for by its label, and WAL from the start of that one on. Before a backup becomes
+//! visible the WAL it needs is looked for in the other repository once more.
 
 mod copy;
 
@@ -75,7 +76,9 @@ pub fn run(
 ) -> Result<SyncReport> {
     to.check_writable()?;
     let clusters = clusters(from, to, options.stanza)?;
-    let (theirs, unreadable) = from.backups_readable(options.stanza)?;
+    let (mut theirs, unreadable) = from.backups_readable(options.stanza)?;
+    // What was noted of them since goes along, but for pins: how long they are kept is a matter of each repository.
+    from.annotate(options.stanza, &mut theirs)?;
     let ours = to.backups(options.stanza)?;
     let mut report = SyncReport { unreadable, ..SyncReport::default() };
     let missing = missing(from, &theirs, &ours, options.set)?;
@@ -83,9 +86,10 @@ pub fn run(
         missing.into_iter().partition(|b| clusters.contains_key(&b.history_id));
     report.strange = strange.iter().map(|b| b.label.clone()).collect();
 
+    let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
+    let common = newest_common(&theirs, &has);
     for (id, (archive_from, archive_to)) in &clusters {
-        let floor = ours.iter().filter(|b| b.archive_id() == *archive_to);
-        let floor = floor.chain(missing.iter().copied().filter(|b| b.history_id == *id));
+        let floor = common.into_iter().chain(missing.iter().copied()).filter(|b| b.history_id == *id);
         let floor = floor.filter_map(|b| b.wal.as_ref().map(|(first, _)| segment(first))).min();
         report.wal += wal(from, to, (archive_from, archive_to), floor, options, observer, cancel)?;
     }
@@ -152,13 +156,18 @@ fn missing<'b>(from: &Repository, theirs: &'b [Backup], ours: &[Backup], set: Op
         let text = format!("backup set {set} does not exist on repo{}", from.key());
         return Err(Error::refused(Kind::BackupSetInvalid, text));
     }
-    let oldest = ours.iter().map(|b| b.stop).min();
+    let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
+    let common = newest_common(theirs, &has).map(|b| b.stop);
     let is_wanted = |b: &&Backup| match set {
         Some(set) => b.label == set,
-        None => oldest.is_none_or(|oldest| b.stop > oldest),
+        None => common.is_none_or(|common| b.stop > common),
     };
-    let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
     Ok(theirs.iter().filter(|b| !has.contains(b.label.as_str())).filter(is_wanted).collect())
+}
+
+/// The newest backup that both have.
+fn newest_common<'b>(theirs: &'b [Backup], has: &HashSet<&str>) -> Option<&'b Backup> {
+    theirs.iter().filter(|b| has.contains(b.label.as_str())).max_by_key(|b| b.stop)
 }
 
 /// Place of a WAL file in the order of segments, whatever its timeline.

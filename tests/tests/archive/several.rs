@@ -47,7 +47,7 @@ fn a_lost_repository_does_not_keep_wal_from_the_other() {
     let run = world.expect(103, ["archive-push", file.to_str().unwrap()]);
     assert!(run.says("repo1: ") && run.says("repo2: "), "{run}");
     assert_eq!(world.run(["archive-get", &segment, &target]).code, Some(103));
-    let run = world.expect(104, ["check"]);
+    let run = world.expect(53, ["check"]);
     assert!(run.says("repo1") && run.says("repo2"), "{run}");
 
     // Both are back: the server pushes what it kept, and both have everything.

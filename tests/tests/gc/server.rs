@@ -91,7 +91,7 @@ fn what_expires_gives_its_space_back_and_what_stays_restores() {
 
     // By itself at the end of a backup; and the next backups build on what is left.
     let before = stored(&world);
-    let run = world.ok(["--start-fast", "--type=full", "--repo1-retention-full=1", "backup"]);
+    let run = world.ok(["--start-fast", "--type=full", "--repo1-retention-full=1", "--gc-auto", "backup"]);
     assert!(run.messages("INFO").iter().any(|m| m.starts_with("repo1: removed ") && !m.contains("nothing")), "{run}");
     assert!(stored(&world) < before);
     world.backup("incr");

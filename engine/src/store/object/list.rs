@@ -103,10 +103,12 @@ impl BucketStore {
                 Depth::Children => self.list_children(path.as_ref(), each).await,
             }
         });
-        match done {
-            // A path under which nothing is.
-            Err(failure) if failure.status == Some(404) && failure.fault == ServiceFault::Refused => Ok(()),
-            done => done.map_err(|failure| self.error(Operation { verb: "list", key: prefix }, failure)),
-        }
+        done.map_err(|mut failure| {
+            // Nothing below a prefix is an empty list; this is of what stands between us and the service.
+            if failure.status == Some(404) && failure.fault == ServiceFault::Refused {
+                failure.fault = ServiceFault::Failed;
+            }
+            self.error(Operation { verb: "list", key: prefix }, failure)
+        })
     }
 }
