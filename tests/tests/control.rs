@@ -120,6 +120,6 @@ fn a_check_without_a_stanza_goes_through_all_of_the_configuration() {
     // One that fails is not passed over.
     other.stop(Mode::Fast);
     let run = world.sandbox.run(["check"]);
-    assert!(run.code == Some(56) && run.says(other.socket_dir().to_str().unwrap()), "{run}");
+    assert!(run.code == Some(27) && run.says(other.socket_dir().to_str().unwrap()), "{run}");
     world.sandbox.run_ok(["--stanza=demo", "check"]);
 }
