@@ -36,8 +36,8 @@ pub(super) const KEEP: [&str; 3] = [
 pub(super) const GC_AUTO: [&str; 3] = [
     "What it does: when retention has taken backups away, what no other backup of the repository needs is collected, as by \
      command gc. What a backup that is running may still use stays until a later collection.",
-    "When to change it: set it to n if many hosts write to one repository and one of them shall collect, at its own time, by \
-     command gc; or if the key of this host may not read what backups use.",
+    "When to change it: set it to y if this host may collect for all that write to the repository, has a key that reads what \
+     backups use, and its backups may take that much longer; else run command gc at a time of its own, on one host.",
     "What it costs: a list of the packs, the records of backups that came since, a small read for each backup, and where \
      something goes, a read of the index and a request for each object that goes.",
 ];
