@@ -5,7 +5,7 @@
 //! next run goes on: WAL is not sent again, and chunks that were stored are known.
 //!
 //! What retention has taken from the other repository does not come back: only backups newer than the newest one that both
-//! have are copied, unless one is asked for by its label, and WAL from the start of that one on. Before a backup becomes
+//! have, and than the oldest one there, are copied, unless one is asked for by its label, and WAL from the start of those on. Before a backup becomes
 //! visible the WAL it needs is looked for in the other repository once more.
 
 mod copy;
@@ -158,9 +158,10 @@ fn missing<'b>(from: &Repository, theirs: &'b [Backup], ours: &[Backup], set: Op
     }
     let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
     let common = newest_common(theirs, &has).map(|b| b.stop);
+    let oldest = ours.iter().map(|b| b.stop).min();
     let is_wanted = |b: &&Backup| match set {
         Some(set) => b.label == set,
-        None => common.is_none_or(|common| b.stop > common),
+        None => common.max(oldest).is_none_or(|known| b.stop > known),
     };
     Ok(theirs.iter().filter(|b| !has.contains(b.label.as_str())).filter(is_wanted).collect())
 }

@@ -119,7 +119,7 @@ fn a_clone_of_what_expires_works_on(world: &World, of: &str) {
         }
     };
     clone("create", &[set.as_str(), "--type=immediate"]);
-    let run = world.ok(["--start-fast", "--type=full", "--repo1-retention-full=1", "backup"]);
+    let run = world.ok(["--start-fast", "--type=full", "--repo1-retention-full=1", "--gc-auto", "backup"]);
     assert_eq!(world.labels(), [label(&run)]);
     let collected = collect(world, &[]);
     assert_eq!((collected["pinned"].as_u64(), collected["pack"]["removed"]["count"].as_u64()), (Some(1), Some(0)));
