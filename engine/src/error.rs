@@ -272,6 +272,13 @@ impl Error {
         matches!(self.root(), Self::Store(crate::store::StoreError::NotFound { .. }))
     }
 
+    /// Whether an object is not what was written, whatever else may be wrong.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self.root(), Self::Store(crate::store::StoreError::TooShort { .. }))
+            || matches!(self.kind(), Kind::Format | Kind::Checksum)
+    }
+
     /// True for failures that say nothing of the object at hand: the store is not there, memory is short, or somebody
     /// wants the run to end. What passes objects over must not pass these over.
     #[must_use]

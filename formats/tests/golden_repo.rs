@@ -10,6 +10,7 @@ use pgkeep_formats::repo::manifest::{
     Content, Entry, Extent, ExtentAt, Leaf, ManifestRoot, Node, PatchOp, PieceReader, PieceWriter, Record, TablePiece,
     TreePiece,
 };
+use pgkeep_formats::repo::moves::Moves;
 use pgkeep_formats::repo::pack::{BaseRun, Dependency, Footer, FooterEntry, HEADER_LEN, PackHeader, PackTrailer};
 use pgkeep_formats::repo::records::{
     BackupType, CheckResult, Commit, Condemned, DatabaseRef, Drill, DrillCheck, Expired, Fence, Generation, Heartbeat,
@@ -166,6 +167,14 @@ fn refs() -> Refs {
         ordinals.iter().for_each(|o| refs.insert(PackId([pack; 32]), *o));
     }
     refs
+}
+
+fn moves() -> Moves {
+    let mut moves = Moves::new(SESSION, 300);
+    for (pack, ordinal, target, to) in [(2, 0, 5, 0), (2, 9, 5, 1), (2, 65535, 6, 65535), (1, 3, 6, 0), (1, 4, 5, 2)] {
+        moves.insert((PackId([pack; 32]), ordinal), (PackId([target; 32]), to));
+    }
+    moves
 }
 
 const FRAMES: [Frame<'static>; 3] = [
@@ -350,6 +359,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("manifest-root.bin", root().encode()),
         ("tree-piece.bin", piece()),
         ("refs.bin", refs().encode()),
+        ("moves.bin", moves().encode()),
         ("wal-public.bin", public().encode()),
         ("wal-frames.bin", encode_frames(&FRAMES)),
         ("stanza-history.bin", history().encode()),
@@ -401,6 +411,7 @@ fn samples_are_read_as_what_they_were() {
     is(ManifestRoot::decode(&stored("manifest-root.bin")), root());
     is(PieceReader::new(&stored("tree-piece.bin")).unwrap().collect(), records());
     is(Refs::decode(&stored("refs.bin")), refs());
+    is(Moves::decode(&stored("moves.bin")), moves());
     is(WalPublic::decode(&stored("wal-public.bin")), public());
     is(decode_frames(&stored("wal-frames.bin")), FRAMES.to_vec());
     is(StanzaHistory::decode(&stored("stanza-history.bin")), history());
@@ -432,6 +443,7 @@ fn no_sample_is_read_when_it_is_cut_short() {
             "pack-trailer.bin" => PackTrailer::decode(bytes, 1556).is_ok(),
             "pack-footer.bin" => Footer::decode(bytes).is_ok(),
             "refs.bin" => Refs::decode(bytes).is_ok(),
+            "moves.bin" => Moves::decode(bytes).is_ok(),
             "wal-public.bin" => WalPublic::decode(bytes).is_ok(),
             "wal-frames.bin" => decode_frames(bytes).is_ok(),
             "role-secrets.bin" => Secrets::decode(bytes).is_ok(),

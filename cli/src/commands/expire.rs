@@ -15,6 +15,7 @@ use pgkeep_engine::lock::{Lock, LockName, LockType, check_stopped};
 use pgkeep_engine::repository::Repository;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::repo::records::BackupType;
+use std::sync::Arc;
 
 /// Options of which one at most says what to expire.
 const ASKS: [Opt; 3] = [Opt::Set, Opt::Oldest, Opt::ArchiveExpireBefore];
@@ -49,7 +50,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
 ///
 /// # Errors
 /// 104 if it failed. The backup is complete all the same, and that is said.
-pub(super) fn after_backup(context: &Context<'_>, repo: Repo<'_>, repository: &Repository) -> Result<Status, Failure> {
+pub(super) fn after_backup(
+    context: &Context<'_>,
+    repo: Repo<'_>,
+    repository: &Arc<Repository>,
+) -> Result<Status, Failure> {
     match one(context, repo, repository, Ask::Rules) {
         Ok(_) => Ok(Status::OK),
         Err(Failure::Engine(e)) if e.kind() == Kind::LockAcquire => {
@@ -92,7 +97,12 @@ fn finish(mut failed: Vec<(u16, Failure)>, done: &[(u16, ExpireReport)], ask: As
     }
 }
 
-fn one(context: &Context<'_>, repo: Repo<'_>, repository: &Repository, ask: Ask<'_>) -> Result<ExpireReport, Failure> {
+fn one(
+    context: &Context<'_>,
+    repo: Repo<'_>,
+    repository: &Arc<Repository>,
+    ask: Ask<'_>,
+) -> Result<ExpireReport, Failure> {
     let settings = context.settings;
     let stanza = settings.stanza_name();
     let name = LockName { stanza: stanza.to_owned(), lock_type: LockType::Backup, repo_key: repo.key().into() };

@@ -8,14 +8,17 @@ use crate::render::{self, json};
 use crate::repos;
 use crate::size::human_size;
 use pgkeep_engine::clock::SystemClock;
-use pgkeep_engine::gc::{self, GcOptions, GcReport, Tally};
+use pgkeep_engine::gc::{self, GcOptions, GcReport, Rewrite, Tally};
 use pgkeep_engine::lock::check_stopped;
 use pgkeep_engine::repository::Repository;
 use pgkeep_engine::{Error, Kind};
+use std::sync::Arc;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    let options = GcOptions { dry_run: settings.flag(Opt::DryRun), ..GcOptions::default() };
+    let host = repos::host();
+    let dry_run = settings.flag(Opt::DryRun);
+    let options = GcOptions { dry_run, rewrite: Rewrite::Always, host: &host, ..GcOptions::default() };
     if !options.dry_run {
         check_stopped(settings.lock_path(), None)?;
     }
@@ -54,13 +57,14 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
 pub(super) fn after_expire(
     context: &Context<'_>,
     repo: Repo<'_>,
-    repository: &Repository,
+    repository: &Arc<Repository>,
     gone: bool,
 ) -> Result<(), Failure> {
     if !gone && repository.newest_generation()?.condemned.is_empty() {
         return Ok(());
     }
-    match one(context, repo, repository, &GcOptions::default()) {
+    let host = repos::host();
+    match one(context, repo, repository, &GcOptions { host: &host, ..GcOptions::default() }) {
         Err(Failure::Engine(e)) if e.kind() == Kind::LockAcquire => {
             tracing::warn!("repo{}: collection is left to the next run: {}", repo.key(), repos::chain(&e));
             Ok(())
@@ -72,8 +76,8 @@ pub(super) fn after_expire(
 fn one(
     context: &Context<'_>,
     repo: Repo<'_>,
-    repository: &Repository,
-    options: &GcOptions,
+    repository: &Arc<Repository>,
+    options: &GcOptions<'_>,
 ) -> Result<GcReport, Failure> {
     let report = gc::run(repository, options, context.observer, context.cancel, &SystemClock)?;
     tell(repo.key(), &report, options.dry_run);
@@ -93,6 +97,13 @@ fn tell(key: u16, report: &GcReport, dry_run: bool) {
     let packs = |tally: &Tally| format!("{} packs, {}", tally.packs, human_size(tally.bytes));
     let gone = if report.deleted.packs == 0 { "nothing".to_owned() } else { packs(&report.deleted) };
     tracing::info!("{dry}repo{key}: removed {gone}, of {}", packs(&report.packs));
+    if report.rewritten.packs > 0 {
+        tracing::info!(
+            "{dry}repo{key}: rewrote {}, which were partly dead, to {}",
+            packs(&report.rewritten),
+            human_size(report.rewritten_to)
+        );
+    }
     if report.waiting.packs > 0 {
         tracing::info!(
             "{dry}repo{key}: {} may be used by a backup that is running, and wait for a later collection",

@@ -74,6 +74,7 @@ pub(super) fn delete(context: &Context<'_>) -> Result<Status, Failure> {
         &options,
         context.observer,
         context.cancel,
+        &SystemClock,
     )?;
     tracing::info!(
         "stanza '{}' deleted from repo{}: {} backups, {} archived files",

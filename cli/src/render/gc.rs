@@ -15,6 +15,7 @@ pub fn text(reports: &[(u16, GcReport)]) -> String {
         line("stored", packs(&report.packs));
         line("removed", packs(&report.deleted));
         line("waiting", packs(&report.waiting));
+        line("rewritten", format!("{}, to {}", packs(&report.rewritten), human_size(report.rewritten_to)));
         line("backups", format!("{}, and {} in the hands of readers", report.backups, report.pinned));
         line("generation", report.generation.to_string());
         for session in &report.open {
@@ -43,6 +44,8 @@ pub fn json(reports: &[(u16, GcReport)]) -> Value {
                 "condemned": tally(&report.condemned),
                 "removed": tally(&report.deleted),
                 "waiting": tally(&report.waiting),
+                "rewritten": tally(&report.rewritten),
+                "rewritten-to": report.rewritten_to,
             },
             "segment": report.segments,
             "session": {

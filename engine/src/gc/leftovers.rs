@@ -15,13 +15,14 @@ use super::survey::Survey;
 use crate::crypto::Scope;
 use crate::observe::Cancel;
 use crate::pack::read_footer;
-use crate::repository::Repository;
+use crate::repository::{Repository, end_scope};
 use crate::store::{Depth, Range, StoreError};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{PackId, SessionId};
 use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::keyrecord::{WrapPurpose, WrapRecord};
 use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::moves::Moves;
 use pgkeep_formats::repo::records::{Commit, Fence, Generation, SessionOpen};
 use std::collections::{BTreeSet, HashSet};
 
@@ -56,12 +57,13 @@ pub(super) fn remove(
             _ => {}
         }
         forget(repository, *session)?;
-        repository.store().delete(&layout::backup(stanza, *session))?;
+        repository.store().delete(&layout::end(stanza, *session))?;
         if now.expired.contains_key(session) {
             repository.store().delete(&layout::expired(stanza, *session))?;
         }
         report.sessions += 1;
     }
+    now.old_pins.iter().try_for_each(|name| repository.unpin(name))?;
     // Of a removal that was interrupted, or of a stanza that was deleted.
     for (session, stanza) in now.expired.iter().filter(|(session, _)| !now.ends.contains_key(session)) {
         match repository.store().get(&layout::backup(stanza, *session), Range::Tail { len: 1 }) {
@@ -93,9 +95,9 @@ struct Over {
 
 /// None if nothing tells which generation it began from: then it has been found to be over before.
 fn ended(repository: &Repository, stanza: &str, session: SessionId, begun: bool) -> Result<Option<Over>> {
-    let name = layout::backup(stanza, session);
-    let kinds = [ObjectKind::Commit, ObjectKind::Fence];
-    let opened = match repository.read_object(&name, &kinds, &Scope::Stanza(stanza)) {
+    let name = layout::end(stanza, session);
+    let kinds = [ObjectKind::Commit, ObjectKind::Moves, ObjectKind::Fence];
+    let opened = match repository.read_object(&name, &kinds, &end_scope(stanza)) {
         Err(e) if e.is_not_found() => return Ok(None),
         // It has expired, or it would have stopped the survey: what it said is of no use any more.
         Err(e) if matches!(e.kind(), Kind::Format | Kind::Checksum | Kind::Crypto) => None,
@@ -104,6 +106,10 @@ fn ended(repository: &Repository, stanza: &str, session: SessionId, begun: bool)
     if let Some(opened) = opened.as_ref().filter(|o| o.header.kind == ObjectKind::Commit) {
         let commit = Commit::decode(&opened.plaintext).map_err(Error::damaged(&name))?;
         return Ok(Some(Over { generation: commit.generation, by_another: false }));
+    }
+    if let Some(opened) = opened.as_ref().filter(|o| o.header.kind == ObjectKind::Moves) {
+        let moves = Moves::decode(&opened.plaintext).map_err(Error::damaged(&name))?;
+        return Ok(Some(Over { generation: moves.generation, by_another: false }));
     }
     let by_another = match opened {
         Some(opened) => Fence::decode(&opened.plaintext).map_err(Error::damaged(&name))?.by != session,
@@ -125,9 +131,7 @@ fn ended(repository: &Repository, stanza: &str, session: SessionId, begun: bool)
 /// Removes a session's signs of life, the record that opened it, and its references.
 pub(super) fn forget(repository: &Repository, session: SessionId) -> Result<()> {
     let mut names = Vec::new();
-    let open = layout::session_open(session);
-    let prefix = open.strip_suffix("open").unwrap_or(&open);
-    repository.store().list(prefix, Depth::All, &mut |l| names.push(l.key))?;
+    repository.store().list(&layout::session(session), Depth::All, &mut |l| names.push(l.key))?;
     for name in names {
         repository.store().delete(&name)?;
     }
@@ -162,6 +166,7 @@ fn remove_keys(
     repository.store().list(layout::BACKUPS, Depth::All, &mut |l| {
         known.extend(layout::parse_any_backup(&l.key).map(|(_, session)| session));
     })?;
+    repository.store().list(layout::MOVES, Depth::All, &mut |l| known.extend(layout::parse_moves(&l.key)))?;
     keys.retain(|(session, _)| !known.contains(session));
     if keys.is_empty() {
         return Ok(());

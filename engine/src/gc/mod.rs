@@ -1,6 +1,6 @@
 //! Garbage collection: the space of what no backup needs comes back, and nothing that one needs goes, whatever happens.
 //!
-//! Steps G1 to G5 and G7 of FORMAT.md's protocol, without locks: any number of collectors and writers at once, of which each
+//! Steps G1 to G7 of FORMAT.md's protocol, without locks: any number of collectors and writers at once, of which each
 //! may stall or die anywhere. Nothing here decides by a clock but when a silent session is *tried* to be fenced, and who is
 //! fenced cannot commit.
 //!
@@ -17,7 +17,11 @@
 //!    every open session (none has a generation below c) will not be used by anybody any more. Commits that a fenced
 //!    session makes all the same are not visible: its generation is below the boundary, and the catalogue lacks it.
 //! 4. Entries of the index go before their packs, so that no index that is loaded from now on names what goes.
-//! 5. Records of sessions go once the boundary excludes their backups for ever, the marker of expiry last of all.
+//! 5. What is in use of packs that are mostly dead is stored once more (`rewrite`), and the session's end says where. When a
+//!    decision's catalogue has that session, a chunk is in use where it was moved to, if that is there and not
+//!    condemned by this decision, and no more where it was: so one collector never takes the old place while another, going by
+//!    another decision, takes the new one. Readers that miss a pack load the index anew.
+//! 6. Records of sessions go once the boundary excludes their backups for ever, the marker of expiry last of all.
 //!
 //! A crash leaves a published decision that the next run carries out, index segments that supersede others, and packs that are
 //! condemned and there.
@@ -30,6 +34,7 @@ mod leftovers;
 #[cfg(test)]
 mod model;
 mod report;
+mod rewrite;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -42,10 +47,11 @@ use crate::observe::{Cancel, Counter, Observer};
 use crate::repository::Repository;
 use crate::store::{Put, Range};
 use crate::{Error, Kind, Result};
-use pgkeep_formats::id::PackId;
+use pgkeep_formats::id::{PackId, SessionId};
 use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::{Condemned, Generation};
+use pgkeep_formats::repo::refs::Refs;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,16 +62,31 @@ const ATTEMPTS: usize = 8;
 
 /// How to collect.
 #[derive(Debug, Clone, Copy)]
-pub struct GcOptions {
+pub struct GcOptions<'a> {
     /// Decide, and change nothing.
     pub dry_run: bool,
     /// A session without a sign of life for so long, by the store's clock, is fenced.
     pub silent_after: Duration,
+    /// Which packs are looked for that are partly dead.
+    pub rewrite: Rewrite,
+    /// This host and process, for messages.
+    pub host: &'a str,
 }
 
-impl Default for GcOptions {
+/// When packs that are partly dead are rewritten. Finding them means reading the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewrite {
+    /// Never.
+    Never,
+    /// If a backup has expired of which there are records yet.
+    AfterExpiry,
+    /// Always.
+    Always,
+}
+
+impl Default for GcOptions<'_> {
     fn default() -> Self {
-        Self { dry_run: false, silent_after: crate::repository::SILENT_AFTER }
+        Self { dry_run: false, silent_after: crate::repository::SILENT_AFTER, rewrite: Rewrite::AfterExpiry, host: "" }
     }
 }
 
@@ -76,8 +97,8 @@ impl Default for GcOptions {
 /// `LockAcquire` if other collectors are always faster; `Interrupted`; whatever keeps it from knowing what a
 /// visible backup needs, before anything is deleted.
 pub fn run(
-    repository: &Repository,
-    options: &GcOptions,
+    repository: &Arc<Repository>,
+    options: &GcOptions<'_>,
     observer: &dyn Observer,
     cancel: &Cancel,
     clock: &dyn Clock,
@@ -89,30 +110,61 @@ pub fn run(
     })?;
     let mut report = GcReport::default();
     survey::fence_silent(repository, options, clock, &mut report)?;
+    let collected = collect(repository, options, &mut report, observer, cancel, clock)?;
+    let expired = !collected.survey.expired.is_empty();
+    if options.rewrite == Rewrite::Always || options.rewrite == Rewrite::AfterExpiry && expired {
+        let Collected { decision, survey, in_use } = &collected;
+        if rewrite::run(repository, options, decision, survey, in_use, &mut report, observer, cancel, clock)? {
+            // A generation tells of it, and by the next one what was rewritten goes.
+            collect(repository, options, &mut report, observer, cancel, clock)?;
+            collect(repository, options, &mut report, observer, cancel, clock)?;
+        }
+    }
+    Ok(report)
+}
+
+/// What a collection went by.
+struct Collected {
+    decision: Generation,
+    survey: Survey,
+    in_use: Refs,
+}
+
+/// G1 to G5, G7 and the rest.
+fn collect(
+    repository: &Repository,
+    options: &GcOptions<'_>,
+    report: &mut GcReport,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+    clock: &dyn Clock,
+) -> Result<Collected> {
     for _ in 0..ATTEMPTS {
         cancel.check()?;
         // G1 to G3.
         let mut marks = Marks::default();
         let survey = Survey::take(repository, &mut marks, cancel, clock)?;
+        marks.live = marks.in_use(&survey.generation, &survey.packs).packs().collect();
         let plan = plan(repository, &survey, &marks)?;
         // G4.
-        let decision = match &plan.next {
-            Some(next) if !options.dry_run => match publish(repository, next)? {
-                true => next,
+        let decision = match plan.next {
+            Some(next) if !options.dry_run => match publish(repository, &next)? {
+                true => {
+                    report.published = true;
+                    next
+                }
                 false => continue,
             },
             Some(next) => next,
-            None => &survey.generation,
+            None => survey.generation.clone(),
         };
         report.generation = decision.number;
-        report.published = plan.next.is_some() && !options.dry_run;
-        report.backups = survey.catalogue.len() as u64;
+        report.backups = survey.backups();
         report.pinned = survey.pinned.len() as u64;
         report.packs = survey.packs.values().copied().collect();
-        report.condemned = plan.new.iter().filter_map(|p| survey.packs.get(p)).copied().collect();
-        // G5, G7 and the rest.
-        sweep(repository, options, decision, &survey, &mut marks, &mut report, observer, cancel, clock)?;
-        return Ok(report);
+        plan.new.iter().filter_map(|p| survey.packs.get(p)).for_each(|bytes| report.condemned.add(*bytes));
+        let in_use = sweep(repository, options, &decision, &survey, &mut marks, report, observer, cancel, clock)?;
+        return Ok(Collected { decision, survey, in_use });
     }
     let text = "garbage collection elsewhere publishes faster than this one can decide".to_owned();
     Err(Error::refused(Kind::LockAcquire, text))
@@ -143,8 +195,13 @@ fn plan(repository: &Repository, survey: &Survey, marks: &Marks) -> Result<Plan>
     }
     condemned.sort_by_key(|c| c.pack);
     // What is gone need not be said at once; what is to go must be, and so must a boundary that lets records go.
-    let worth = !new.is_empty() || survey.waits_for(old.boundary, boundary);
-    let catalogue = survey.catalogue.iter().copied().collect();
+    let before: HashSet<SessionId> = old.catalogue.iter().copied().collect();
+    let obsolete = marks.obsolete(&survey.packs, boundary);
+    let is_rewriter = |session: &&SessionId| survey.ends.get(*session).is_some_and(String::is_empty);
+    // Of what was moved a generation must tell, before the packs it came from can go.
+    let told = survey.catalogue.iter().filter(is_rewriter).all(|s| before.contains(s) != obsolete.contains(s));
+    let worth = !new.is_empty() || !told || survey.waits_for(old.boundary, boundary);
+    let catalogue = survey.catalogue.iter().filter(|session| !obsolete.contains(*session)).copied().collect();
     Ok(Plan { next: worth.then_some(Generation { number, boundary, catalogue, condemned }), new })
 }
 
@@ -163,7 +220,7 @@ fn publish(repository: &Repository, next: &Generation) -> Result<bool> {
 #[expect(clippy::too_many_arguments, reason = "one call, and the pieces have nothing in common")]
 fn sweep(
     repository: &Repository,
-    options: &GcOptions,
+    options: &GcOptions<'_>,
     decision: &Generation,
     survey: &Survey,
     marks: &mut Marks,
@@ -171,10 +228,12 @@ fn sweep(
     observer: &dyn Observer,
     cancel: &Cancel,
     clock: &dyn Clock,
-) -> Result<()> {
+) -> Result<Refs> {
     let keys = leftovers::keys(repository)?;
     // Sessions first, then marks.
     let now = survey.again(repository, decision, marks, cancel, clock)?;
+    let in_use = marks.in_use(decision, &survey.packs);
+    marks.live.extend(in_use.packs());
     report.open = now.open.clone();
     let earliest = now.earliest();
     let may_go = |c: &&Condemned| {
@@ -190,7 +249,7 @@ fn sweep(
         .collect();
     if options.dry_run {
         report.deleted = doomed.iter().filter_map(|p| survey.packs.get(p)).copied().collect();
-        return Ok(());
+        return Ok(in_use);
     }
     let owners = compact::run(repository, &doomed, report, observer, cancel)?;
     observer.begin("delete packs", doomed.iter().filter_map(|p| survey.packs.get(p)).sum());
@@ -203,5 +262,6 @@ fn sweep(
         observer.add(Counter::Done, bytes);
     }
     observer.end();
-    leftovers::remove(repository, decision, &now, &doomed, (keys, owners), report, cancel)
+    leftovers::remove(repository, decision, &now, &doomed, (keys, owners), report, cancel)?;
+    Ok(in_use)
 }

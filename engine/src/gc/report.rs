@@ -67,6 +67,10 @@ pub struct GcReport {
     pub deleted: Tally,
     /// Packs that nobody needs and that an open session may still use: a later run takes them.
     pub waiting: Tally,
+    /// Packs that were partly dead, and of which what is in use was stored once more.
+    pub rewritten: Tally,
+    /// Bytes that were stored for that.
+    pub rewritten_to: u64,
     /// Index segments that were replaced.
     pub segments: u64,
     /// Sessions of which all records are gone.

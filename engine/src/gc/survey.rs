@@ -5,17 +5,21 @@ use crate::clock::Clock;
 use crate::crypto::Scope;
 use crate::observe::Cancel;
 use crate::pack::read_footer;
-use crate::repository::Repository;
+use crate::repository::{Repository, Rewritten};
 use crate::store::Depth;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{PackId, SessionId, SlotId};
 use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::moves::Moves;
 use pgkeep_formats::repo::records::{Generation, SessionOpen};
+use pgkeep_formats::repo::refs::Refs;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Clocks may differ by so much before a pin is taken for one that is over.
 const PIN_SLACK: i64 = 24 * 3600;
+/// A pin that has been over for so long is of a reader that was killed, and goes.
+const PIN_OLD: i64 = 30 * 24 * 3600;
 
 /// What was read of commits and of what they use. It never changes, so it is read once.
 #[derive(Debug, Default)]
@@ -26,8 +30,58 @@ pub(super) struct Marks {
     marked: HashSet<SessionId>,
     /// Markers of expiry that were opened.
     checked: HashSet<SessionId>,
+    /// What those backups were written with.
+    used: Refs,
+    /// What was moved, whether or not a generation tells of it yet.
+    moved: Rewritten,
+    /// Sessions that rewrote, and the generations they began from; none for a fence.
+    rewriters: HashMap<SessionId, Option<u64>>,
     /// Packs in use.
     pub(super) live: HashSet<PackId>,
+}
+
+impl Marks {
+    /// Notes what a session has moved; the generation it began from, unless it was fenced.
+    fn note_moves(&mut self, repository: &Repository, session: SessionId) -> Result<Option<u64>> {
+        if let Some(known) = self.rewriters.get(&session) {
+            return Ok(*known);
+        }
+        let moves = repository.read_moves(session)?;
+        let began = moves.as_ref().map(|moves| moves.generation);
+        self.rewriters.insert(session, began);
+        moves.into_iter().for_each(|moves| self.moved.add(moves));
+        Ok(began)
+    }
+
+    /// Chunks in use, where they lie: what a decision tells to be moved to a pack that is there, and not condemned by it,
+    /// is in use there only. A pack to which something was moved is in use as long as a backup uses it, wherever else it lies:
+    /// another collector may go by a decision by which it can be found nowhere else.
+    pub(super) fn in_use(&self, decision: &Generation, packs: &BTreeMap<PackId, u64>) -> Refs {
+        let told: HashSet<SessionId> = decision.catalogue.iter().copied().collect();
+        let condemned: HashSet<PackId> = decision.condemned.iter().map(|c| c.pack).collect();
+        let is_safe = |pack: PackId| packs.contains_key(&pack) && !condemned.contains(&pack);
+        let mut named = self.used.clone();
+        self.moved.expand(&mut named);
+        let mut out = Refs::default();
+        for pack in named.packs() {
+            let here =
+                |ordinal: &u16| !self.moved.is_moved((pack, *ordinal), &|session| told.contains(session), &is_safe);
+            named.ordinals(pack).filter(here).for_each(|ordinal| out.insert(pack, ordinal));
+        }
+        out
+    }
+
+    /// Sessions that moved what is gone from where it was, and that no backup names there any more: below `boundary` they can
+    /// be forgotten.
+    pub(super) fn obsolete(&self, packs: &BTreeMap<PackId, u64>, boundary: u64) -> HashSet<SessionId> {
+        let mut named = self.used.clone();
+        self.moved.expand(&mut named);
+        let named: HashSet<PackId> = named.packs().collect();
+        let is_over = |moves: &&Moves| {
+            moves.generation < boundary && moves.sources().all(|p| !packs.contains_key(&p) && !named.contains(&p))
+        };
+        self.moved.iter().filter(is_over).map(|moves| moves.session).collect()
+    }
 }
 
 /// The state of a repository, as far as lists that were taken one after the other tell.
@@ -38,13 +92,15 @@ pub(super) struct Survey {
     pub(super) packs: BTreeMap<PackId, u64>,
     /// Sessions with records, and whether the first of these is there.
     pub(super) sessions: BTreeMap<SessionId, bool>,
-    /// Commits and fences, and their stanzas.
+    /// Commits and fences, and their stanzas; no stanza for sessions that rewrite.
     pub(super) ends: BTreeMap<SessionId, String>,
     pub(super) open: Vec<OpenSession>,
     /// Markers of expiry, and their stanzas.
     pub(super) expired: BTreeMap<SessionId, String>,
     pub(super) pinned: HashSet<SessionId>,
-    /// Visible backups.
+    /// Pins of readers that were killed long ago.
+    pub(super) old_pins: Vec<String>,
+    /// Visible backups, and sessions whose moves count.
     pub(super) catalogue: BTreeSet<SessionId>,
 }
 
@@ -80,7 +136,7 @@ impl Survey {
             self.expired.extend(layout::parse_any_expired(&l.key).map(|(stanza, id)| (id, stanza.to_owned())));
         })?;
         // Behind the markers: who pinned before one was there is seen.
-        self.pinned = pinned(repository, clock)?;
+        (self.pinned, self.old_pins) = pinned(repository, clock)?;
         // A name alone must not make anything go.
         for stanza in self.expired.values().collect::<BTreeSet<_>>() {
             repository.check_expired(stanza, &mut marks.checked)?;
@@ -88,6 +144,13 @@ impl Survey {
         let known: HashSet<SessionId> = self.generation.catalogue.iter().copied().collect();
         for (session, stanza) in &self.ends {
             cancel.check()?;
+            if stanza.is_empty() {
+                let began = marks.note_moves(repository, *session)?;
+                if began.is_some_and(|began| began >= self.generation.boundary || known.contains(session)) {
+                    self.catalogue.insert(*session);
+                }
+                continue;
+            }
             let (expired, pinned) = (self.expired.contains_key(session), self.pinned.contains(session));
             if expired && !pinned {
                 continue;
@@ -101,15 +164,29 @@ impl Survey {
             if visible {
                 self.catalogue.insert(*session);
             }
-            if (visible || pinned) && marks.marked.insert(*session) {
-                let refs = repository.read_refs(*session)?.ok_or_else(|| {
+            if (visible || pinned) && !marks.marked.contains(session) {
+                let refs = match repository.read_refs(*session) {
+                    // It expired since it was listed, and another collector has removed what was known of it.
+                    Err(e) if e.is_not_found() && repository.is_over(stanza, *session)? => {
+                        self.catalogue.remove(session);
+                        continue;
+                    }
+                    refs => refs?,
+                };
+                let refs = refs.ok_or_else(|| {
                     let text = "the key at hand cannot read what backups use, which garbage collection must know";
                     Error::refused(Kind::Crypto, text.to_owned())
                 })?;
-                marks.live.extend(refs.packs());
+                marks.used.union(&refs);
+                marks.marked.insert(*session);
             }
         }
         Ok(self)
+    }
+
+    /// Number of visible backups.
+    pub(super) fn backups(&self) -> u64 {
+        self.catalogue.iter().filter(|s| self.ends.get(*s).is_some_and(|stanza| !stanza.is_empty())).count() as u64
     }
 
     /// The least generation that an open session began from.
@@ -126,7 +203,7 @@ impl Survey {
         let size = self.packs.get(&pack).copied().unwrap_or(0);
         match read_footer(repository, pack, size) {
             Ok((facts, _)) => Ok(self.open.iter().all(|o| o.session != facts.session)),
-            Err(e) if e.is_not_found() || matches!(e.kind(), Kind::Format | Kind::Checksum | Kind::Crypto) => {
+            Err(e) if e.is_not_found() || e.is_damage() || e.kind() == Kind::Crypto => {
                 tracing::debug!("a pack is left alone while sessions are open: {}", e.chain());
                 Ok(false)
             }
@@ -169,6 +246,9 @@ impl Sessions {
         repository.store().list(layout::BACKUPS, Depth::All, &mut |l| {
             ends.extend(layout::parse_any_backup(&l.key).map(|(stanza, id)| (id, stanza.to_owned())));
         })?;
+        repository.store().list(layout::MOVES, Depth::All, &mut |l| {
+            ends.extend(layout::parse_moves(&l.key).map(|id| (id, String::new())));
+        })?;
         let mut open = Vec::new();
         for (session, _) in records.iter().filter(|(session, begun)| **begun && !ends.contains_key(session)) {
             let name = layout::session_open(*session);
@@ -188,7 +268,7 @@ impl Sessions {
 /// Fences sessions that have given no sign of life for long, by the clock that stamps objects: this host's may say anything.
 pub(super) fn fence_silent(
     repository: &Repository,
-    options: &GcOptions,
+    options: &GcOptions<'_>,
     clock: &dyn Clock,
     report: &mut GcReport,
 ) -> Result<()> {
@@ -227,8 +307,9 @@ fn store_time(repository: &Repository) -> Result<i64> {
     Ok(time.unwrap_or(i64::MIN))
 }
 
-/// Backups that readers hold.
-fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<HashSet<SessionId>> {
+/// Backups that readers hold, and pins that are over for long.
+fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<(HashSet<SessionId>, Vec<String>)> {
+    let mut old = Vec::new();
     let mut pins = Vec::new();
     repository.store().list(layout::PINS, Depth::All, &mut |l| {
         pins.extend(layout::parse_pin(&l.key).map(|(session, _)| (session, l.key.clone())));
@@ -237,7 +318,11 @@ fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<HashSet<SessionI
     let mut out = HashSet::new();
     for (session, name) in pins {
         match repository.read_pin(&name) {
-            Ok(pin) if pin.until != 0 && pin.until.saturating_add(PIN_SLACK) < now => {}
+            Ok(pin) if pin.until != 0 && pin.until.saturating_add(PIN_SLACK) < now => {
+                if pin.until.saturating_add(PIN_OLD) < now {
+                    old.push(name);
+                }
+            }
             Ok(_) => drop(out.insert(session)),
             Err(e) if e.is_not_found() => {}
             // Whoever made it may still read.
@@ -248,5 +333,5 @@ fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<HashSet<SessionI
             Err(e) => return Err(e),
         }
     }
-    Ok(out)
+    Ok((out, old))
 }

@@ -317,17 +317,23 @@ fn open_footer(
 /// [`FormatError`] if a place does not fit.
 pub fn add_footer(builder: &mut IndexBuilder, facts: &PackFacts, footer: &Footer) -> Result<(), FormatError> {
     let pack = builder.pack(facts)?;
-    for (ordinal, e) in footer.entries.iter().enumerate() {
-        builder.add(&IndexEntry {
-            id: e.id,
-            pack,
-            offset: e.offset,
-            stored_len: e.stored_len,
-            plain_len: e.plain_len,
-            kind: e.kind,
-            encoding: e.encoding,
-            ordinal: ordinal as u16,
-        })?;
+    for (ordinal, entry) in footer.entries.iter().enumerate() {
+        builder.add(&IndexEntry { pack, ..index_entry(ordinal, entry) })?;
     }
     Ok(())
+}
+
+/// The entry of an index segment for a chunk, but for the number of its pack there.
+#[must_use]
+pub fn index_entry(ordinal: usize, entry: &FooterEntry) -> IndexEntry {
+    IndexEntry {
+        id: entry.id,
+        pack: 0,
+        offset: entry.offset,
+        stored_len: entry.stored_len,
+        plain_len: entry.plain_len,
+        kind: entry.kind,
+        encoding: entry.encoding,
+        ordinal: ordinal as u16,
+    }
 }

@@ -11,7 +11,7 @@ use super::BaseCache;
 use super::{ChunkSource, Plain, Repository};
 use crate::index::{ChunkAt, ChunkIndex, Encoding};
 use crate::pack::{BasePages, PackContents};
-use crate::store::Range;
+use crate::store::{Range, StoreError};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::index::PackFacts;
@@ -423,8 +423,17 @@ impl ChunkSource {
         if !self.fetches_bases {
             return Err(Error::refused(Kind::FileMissing, format!("base chunk {} is not in the base cache", ids())));
         }
-        let blob = self.store().get(&layout::pack(pack), Range::Span { offset: start, len });
-        let blob = blob.map_err(|e| Error::from(e).during(format!("cannot read base chunk {}", ids())))?;
+        let blob = match self.store().get(&layout::pack(pack), Range::Span { offset: start, len }) {
+            Err(StoreError::NotFound { key, store }) => {
+                let gone = || Error::from(StoreError::NotFound { key: key.clone(), store: store.clone() });
+                let moved = |(id, _): &(ChunkId, ChunkAt)| {
+                    let plain = self.read_elsewhere(id, pack, gone().during(format!("cannot read base chunk {id}")))?;
+                    Ok((*id, Arc::new(plain)))
+                };
+                return chunks.iter().map(moved).collect();
+            }
+            blob => blob.map_err(|e| Error::from(e).during(format!("cannot read base chunk {}", ids())))?,
+        };
         self.base_bytes.fetch_add(len as u64, Ordering::Relaxed);
         open(blob)
     }

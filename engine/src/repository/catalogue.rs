@@ -5,12 +5,12 @@
 
 use super::Repository;
 use crate::crypto::Scope;
-use crate::store::Depth;
+use crate::store::{Depth, Range, StoreError};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::envelope::ObjectKind;
 use pgkeep_formats::repo::layout;
-use pgkeep_formats::repo::records::{Commit, Expired, StanzaHistory};
+use pgkeep_formats::repo::records::{Commit, Expired, Fence, StanzaHistory};
 use std::collections::HashSet;
 
 /// A visible backup.
@@ -121,6 +121,34 @@ impl Repository {
         let expired = self.expired_sessions(stanza)?;
         out.retain(|session| !expired.contains(session));
         Ok(out)
+    }
+
+    /// Whether a backup that a list showed as visible has expired since, and perhaps been forgotten: its marker goes last, so
+    /// without one the record tells.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub(crate) fn is_over(&self, stanza: &str, session: SessionId) -> Result<bool> {
+        let is_there = |name: &str| match self.store.get(name, Range::Tail { len: 1 }) {
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            found => found.map(|_| true),
+        };
+        Ok(is_there(&layout::expired(stanza, session))? || !is_there(&layout::backup(stanza, session))?)
+    }
+
+    /// Whether another has ended a session, so that its process may be alive without knowing that it is over. What cannot be
+    /// read is no fence that holds anybody.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub(crate) fn is_fenced_by_another(&self, stanza: &str, session: SessionId) -> Result<bool> {
+        let name = layout::backup(stanza, session);
+        let opened = match self.read_object(&name, &[ObjectKind::Commit, ObjectKind::Fence], &Scope::Stanza(stanza)) {
+            Err(e) if e.is_not_found() || e.is_damage() || e.kind() == Kind::Crypto => return Ok(false),
+            opened => opened?,
+        };
+        Ok(opened.header.kind == ObjectKind::Fence
+            && Fence::decode(&opened.plaintext).is_ok_and(|fence| fence.by != session))
     }
 
     /// The records of backups that have expired, as far as they are still there and whole.

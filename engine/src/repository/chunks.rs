@@ -7,15 +7,15 @@ use crate::crypto::{ChunkOpener, Scope};
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::store::{Range, Store};
 use crate::{Error, Kind, Result};
-use pgkeep_formats::id::{ChunkId, SessionId};
+use pgkeep_formats::id::{ChunkId, PackId, SessionId};
 use pgkeep_formats::repo::chunk::ChunkKind;
 use pgkeep_formats::repo::envelope::ChunkHead;
 use pgkeep_formats::repo::index::DOMAIN_DATA;
 use pgkeep_formats::repo::layout;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Checked plaintext of a chunk.
 pub type Plain = Arc<Vec<u8>>;
@@ -31,7 +31,9 @@ thread_local! {
 /// Any thread may read; each read is one ranged get, unless the caller has the sealed bytes already.
 pub struct ChunkSource {
     repository: Arc<Repository>,
-    index: Arc<dyn ChunkIndex>,
+    pub(super) index: RwLock<Arc<dyn ChunkIndex>>,
+    /// Packs that were gone when the index was loaded anew because of them.
+    pub(super) gone: Mutex<HashSet<PackId>>,
     stanza: String,
     meta_openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
     pub(super) bases: DecodedBases,
@@ -52,7 +54,8 @@ impl ChunkSource {
     pub fn new(repository: Arc<Repository>, index: Arc<dyn ChunkIndex>, stanza: &str) -> Self {
         Self {
             repository,
-            index,
+            index: RwLock::new(index),
+            gone: Mutex::default(),
             stanza: stanza.to_owned(),
             meta_openers: Mutex::default(),
             bases: DecodedBases::default(),
@@ -95,7 +98,8 @@ impl ChunkSource {
     /// # Errors
     /// `FileMissing` if the index does not know it; what the index said.
     pub fn locate(&self, id: &ChunkId) -> Result<ChunkAt> {
-        self.index.lookup(id)?.ok_or_else(|| {
+        let index = Arc::clone(&self.index.read().unwrap_or_else(PoisonError::into_inner));
+        index.lookup(id)?.ok_or_else(|| {
             let place = self.repository.store.describe();
             Error::refused(Kind::FileMissing, format!("chunk {id} is in no pack of {place}"))
         })
@@ -108,8 +112,10 @@ impl ChunkSource {
     pub fn read(&self, id: &ChunkId) -> Result<Vec<u8>> {
         let at = self.locate(id)?;
         let range = Range::Span { offset: at.offset.into(), len: at.stored_len as usize };
-        let mut blob = self.repository.store.get(&layout::pack(at.pack.pack), range)?;
-        self.open(id, &at, &mut blob)
+        match self.repository.store.get(&layout::pack(at.pack.pack), range) {
+            Ok(mut blob) => self.open(id, &at, &mut blob),
+            Err(e) => self.read_elsewhere(id, at.pack.pack, e.into()),
+        }
     }
 
     /// Opens the sealed bytes of a chunk in place, decodes and checks them. What is returned has exactly
@@ -119,6 +125,8 @@ impl ChunkSource {
     /// `Checksum` naming the chunk and its pack if anything does not match.
     pub fn open(&self, id: &ChunkId, at: &ChunkAt, blob: &mut [u8]) -> Result<Vec<u8>> {
         let failure = match self.unseal(id, at, blob).and_then(|encoded| self.decode(id, at, encoded)) {
+            // A delta's footer tells what it needs.
+            Err(e) if e.is_not_found() => return self.read_elsewhere(id, at.pack.pack, e),
             Err(e) => e,
             opened => return opened,
         };

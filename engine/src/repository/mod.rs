@@ -17,12 +17,15 @@ mod drills;
 mod index;
 pub mod manifests;
 mod mark;
+mod moved;
+mod moves;
 mod notes;
 mod pack_cache;
 mod pins;
 mod presence;
 mod rebuild;
 mod refs;
+mod segments;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,9 +38,12 @@ pub use catalogue::Backup;
 pub use chunks::{ChunkSource, Plain};
 pub use index::RepositoryIndex;
 pub use mark::stanza_mark;
+pub(crate) use moves::Rewritten;
 pub use notes::Notes;
 pub use pins::PinGuard;
 pub use rebuild::Rebuilt;
+pub(crate) use segments::Segments;
+pub(crate) use session::end_scope;
 pub use session::{AllChunks, Stored, WriterSession, seal_data};
 pub use unfinished::{BACKUP, Needs, SILENT_AFTER, Unfinished};
 
@@ -270,7 +276,7 @@ impl Repository {
     }
 
     /// An opener for a session's data chunks; asks the store once a session.
-    fn data_opener(&self, session: SessionId) -> Result<Arc<ChunkOpener>> {
+    pub(crate) fn data_opener(&self, session: SessionId) -> Result<Arc<ChunkOpener>> {
         if let Some(found) = self.openers.lock().unwrap_or_else(PoisonError::into_inner).get(&session) {
             return Ok(Arc::clone(found));
         }

@@ -7,18 +7,15 @@
 //!
 //! One thread; two or three small reads a pack. Memory: one segment being built, and its encoding.
 
-use super::{Repository, put_new};
-use crate::crypto::{Scope, SessionSealer};
+use super::{Repository, Segments};
 use crate::observe::{Cancel, Counter, Observer};
-use crate::pack::{add_footer, read_footer};
-use crate::store::{Depth, StoreError};
-use crate::{Error, Kind, Result};
-use pgkeep_formats::id::{IndexId, PackId};
-use pgkeep_formats::repo::envelope::ObjectKind;
-use pgkeep_formats::repo::index::{IndexBuilder, IndexEntry, IndexView};
+use crate::pack::{index_entry, read_footer};
+use crate::store::Depth;
+use crate::{Error, Result};
+use pgkeep_formats::id::PackId;
+use pgkeep_formats::repo::index::IndexView;
 use pgkeep_formats::repo::layout;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// What a rebuild came to.
 #[derive(Debug, Default)]
@@ -70,33 +67,29 @@ impl Repository {
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<Rebuilt> {
-        let sealer = SessionSealer::new(Arc::clone(&self.keyring))?;
-        let mut builder = IndexBuilder::new();
+        let mut segments = Segments::new(self)?;
         let mut out = Rebuilt::default();
         for (pack, size) in packs {
             cancel.check()?;
             match read_footer(self, *pack, *size) {
                 Ok((facts, footer)) => {
-                    add_footer(&mut builder, &facts, &footer).map_err(Error::damaged(layout::pack(*pack)))?;
+                    let name = layout::pack(*pack);
+                    for (ordinal, entry) in footer.entries.iter().enumerate() {
+                        segments.add(&name, &facts, index_entry(ordinal, entry))?;
+                    }
                     out.packs += 1;
                     out.chunks += footer.entries.len() as u64;
                 }
                 Err(e) if e.is_not_found() => {}
-                Err(e) if is_damage(&e) => out.unreadable.push((*pack, e)),
+                Err(e) if e.is_damage() => out.unreadable.push((*pack, e)),
                 Err(e) => return Err(e),
             }
             observer.add(Counter::Done, *size);
-            if builder.is_full() {
-                out.segments.push(self.publish_rebuilt(&sealer, std::mem::take(&mut builder), out.segments.len())?);
-            }
         }
         let sizes: HashMap<PackId, u64> = packs.iter().copied().collect();
         let unreadable = out.unreadable.iter().filter_map(|(id, _)| Some((*id, *sizes.get(id)?))).collect();
-        self.keep_known(&mut builder, &superseded, &unreadable)?;
-        superseded.iter().for_each(|name| builder.supersede(name.as_str()));
-        if !builder.is_empty() || !superseded.is_empty() {
-            out.segments.push(self.publish_rebuilt(&sealer, builder, out.segments.len())?);
-        }
+        self.keep_known(&mut segments, &superseded, &unreadable)?;
+        out.segments = segments.finish(superseded.iter())?;
         out.superseded = superseded;
         Ok(out)
     }
@@ -104,7 +97,7 @@ impl Repository {
     /// Adds what the old index knows of packs whose footers are damaged: their chunks may be whole.
     fn keep_known(
         &self,
-        builder: &mut IndexBuilder,
+        segments: &mut Segments<'_>,
         superseded: &[String],
         unreadable: &HashMap<PackId, u64>,
     ) -> Result<()> {
@@ -115,7 +108,7 @@ impl Repository {
             let payload = match self.index_payload(name) {
                 Ok((payload, _)) => payload,
                 Err(e) if e.is_not_found() => continue,
-                Err(e) if is_damage(&e) => {
+                Err(e) if e.is_damage() => {
                     tracing::warn!("{e}: what it says of damaged packs is lost");
                     continue;
                 }
@@ -126,26 +119,10 @@ impl Repository {
                 // A pack that was cut short since would make every backup fail that wants to use it.
                 let facts = view.pack_of(&entry).filter(|f| unreadable.get(&f.pack) == Some(&f.size));
                 if let Some(facts) = facts {
-                    let pack = builder.pack(facts).map_err(Error::damaged(name))?;
-                    builder.add(&IndexEntry { pack, ..entry }).map_err(Error::damaged(name))?;
+                    segments.add(name, facts, entry)?;
                 }
             }
         }
         Ok(())
     }
-
-    fn publish_rebuilt(&self, sealer: &SessionSealer, builder: IndexBuilder, sequence: usize) -> Result<String> {
-        let payload = builder.encode();
-        let id = IndexId(self.keyring.content_hash(&payload)?);
-        let name = layout::index_segment(sealer.session(), sequence as u32, id);
-        let bytes = sealer.seal_object(ObjectKind::Index, &Scope::Index, &name, &[], &payload)?;
-        put_new(&*self.store, &name, &bytes)?;
-        Ok(name)
-    }
-}
-
-/// True if an object is not what was written, whatever else may be wrong.
-fn is_damage(error: &Error) -> bool {
-    matches!(error.root(), Error::Store(StoreError::TooShort { .. }))
-        || matches!(error.kind(), Kind::Format | Kind::Checksum)
 }

@@ -18,6 +18,7 @@ use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::envelope::{ChunkHead, Domain, ObjectKind};
 use pgkeep_formats::repo::index::{IndexBuilder, PackFacts};
 use pgkeep_formats::repo::layout;
+use pgkeep_formats::repo::moves::Moves;
 use pgkeep_formats::repo::pack::FooterEntry;
 use pgkeep_formats::repo::records::{Commit, Condemned, Fence, Generation, Heartbeat, SessionOpen};
 use pgkeep_formats::repo::refs::Refs;
@@ -100,15 +101,19 @@ impl WriterSession {
             };
             let name = layout::session_open(session);
             let bytes = sealer.seal_object(ObjectKind::Session, &Scope::Repo, &name, &[], &open.encode())?;
-            put_new(&**repository.store(), &name, &bytes)?;
-            let now = repository.newest_generation()?;
+            // Nobody is to wait for a session that never began to work; a reply may have been lost.
+            let begun = put_new(&**repository.store(), &name, &bytes);
+            let now = begun.and_then(|_| repository.newest_generation());
+            if now.is_err() {
+                end(repository, stanza, session, "it could not begin", clock);
+            }
+            let now = now?;
             if now.number != before.number {
                 fence(repository, stanza, session, session, "a generation was published while it started", clock)?;
                 continue;
             }
             let begun = Self::prepare(repository, stanza, Arc::clone(&sealer), &now);
             if begun.is_err() {
-                // Nobody is to wait for a session that never began to work.
                 end(repository, stanza, session, "it could not begin", clock);
             }
             return begun;
@@ -185,6 +190,12 @@ impl WriterSession {
     pub fn shuns_any(&self) -> bool {
         let packs = self.index.packs();
         self.shunned.iter().any(|pack| packs.contains_key(pack))
+    }
+
+    /// Whether nothing may be built on a pack.
+    #[must_use]
+    pub fn shuns(&self, pack: PackId) -> bool {
+        self.shunned.contains(&pack)
     }
 
     /// Treats more packs as if they were gone: a chunk in one of them was found damaged.
@@ -465,7 +476,7 @@ impl WriterSession {
         put_new(&**self.repository.store(), &name, &bytes)?;
         self.check_packs(&packs)?;
         let commit = finish(used, self.stored + bytes.len() as u64);
-        self.create_commit(&commit)?;
+        self.create_end(ObjectKind::Commit, &commit.encode())?;
         Ok(commit)
     }
 
@@ -487,11 +498,23 @@ impl WriterSession {
         self.repository.lost_packs(packs)?.refuse()
     }
 
+    /// Ends a session that stored chunks of other packs once more: from now on it counts what lies where. The counterpart of
+    /// [`Self::commit`] for sessions that are of no stanza.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit_moves(mut self, moves: &Moves, clock: &dyn Clock) -> Result<()> {
+        let committed = self.publish().and_then(|()| self.create_end(ObjectKind::Moves, &moves.encode()));
+        if committed.is_err() {
+            end(&self.repository, &self.stanza, self.id(), "it could not commit", clock);
+        }
+        committed
+    }
+
     /// W7 and W8.
-    fn create_commit(&self, commit: &Commit) -> Result<()> {
-        let name = layout::backup(&self.stanza, self.id());
-        let scope = Scope::Stanza(&self.stanza);
-        let bytes = self.sealer.seal_object(ObjectKind::Commit, &scope, &name, &[], &commit.encode())?;
+    fn create_end(&self, kind: ObjectKind, content: &[u8]) -> Result<()> {
+        let name = layout::end(&self.stanza, self.id());
+        let bytes = self.sealer.seal_object(kind, &end_scope(&self.stanza), &name, &[], content)?;
         let store = self.repository.store();
         // A lost reply: our own record is found there, and that is success.
         if store.put_if_absent(&name, &bytes)? == Put::Exists && store.get(&name, Range::Whole)? != bytes {
@@ -545,11 +568,16 @@ pub(super) fn fence(
     clock: &dyn Clock,
 ) -> Result<()> {
     let record = Fence { by, reason: reason.to_owned(), created: clock.now().as_secs() as i64 };
-    let name = layout::backup(stanza, session);
+    let name = layout::end(stanza, session);
     let sealer = SessionSealer::new(Arc::clone(repository.keyring()))?;
-    let bytes = sealer.seal_object(ObjectKind::Fence, &Scope::Stanza(stanza), &name, &[], &record.encode())?;
+    let bytes = sealer.seal_object(ObjectKind::Fence, &end_scope(stanza), &name, &[], &record.encode())?;
     repository.store().put_if_absent(&name, &bytes)?;
     Ok(())
+}
+
+/// Under whose key a session's end is sealed: of a stanza, or of none.
+pub(crate) fn end_scope(stanza: &str) -> Scope<'_> {
+    if stanza.is_empty() { Scope::Repo } else { Scope::Stanza(stanza) }
 }
 
 /// Seals an encoded data chunk with a session's key.

@@ -86,6 +86,7 @@ impl Repository {
         self.store().list(layout::BACKUPS, Depth::All, &mut |l| {
             ended.extend(l.key.rsplit_once('/').and_then(|(_, id)| SessionId::parse(id).ok()));
         })?;
+        self.store().list(layout::MOVES, Depth::All, &mut |l| ended.extend(layout::parse_moves(&l.key)))?;
         let mut out = Vec::new();
         for (session, signs) in sessions {
             if ended.contains(&session) {

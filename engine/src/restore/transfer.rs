@@ -12,7 +12,7 @@ use super::workers::{Failure, spawn};
 use crate::index::ChunkKind;
 use crate::observe::Counter;
 use crate::repository::Plain;
-use crate::store::Range;
+use crate::store::{Range, StoreError};
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::id::PackId;
 use pgkeep_formats::repo::layout;
@@ -153,10 +153,14 @@ fn spans<'a>(groups: &[&'a Group], span_bytes_max: u64, span_plain_max: u64, gap
 
 fn fetch(job: &Job<'_>, window: &Window, span: &Span<'_>) -> Result<Vec<u8>> {
     let range = Range::Span { offset: span.offset, len: span.len as usize };
-    let bytes = job.source.store().get(&layout::pack(span.pack), range).map_err(|e| {
-        let name = span.groups.first().map_or_else(String::new, |g| window.name_of(g, job.place));
-        Error::from(e).during(format!("cannot restore '{name}'"))
-    })?;
+    let bytes = match job.source.store().get(&layout::pack(span.pack), range) {
+        // Its chunks may have been moved since the index was loaded.
+        Err(StoreError::NotFound { .. }) => return Ok(Vec::new()),
+        bytes => bytes.map_err(|e| {
+            let name = span.groups.first().map_or_else(String::new, |g| window.name_of(g, job.place));
+            Error::from(e).during(format!("cannot restore '{name}'"))
+        })?,
+    };
     job.totals.fetched.fetch_add(span.len, Ordering::Relaxed);
     job.env.observer.add(Counter::Stored, span.len);
     Ok(bytes)
@@ -179,13 +183,8 @@ impl Writer<'_> {
         for group in &span.groups {
             // A chunk that has two ordinals was opened in place already.
             if last.as_ref().is_none_or(|(offset, _)| *offset != group.at.offset) {
-                let start = (u64::from(group.at.offset) - span.offset) as usize;
-                let short = || Error::refused(Kind::FileRead, format!("'{}' ended early", layout::pack(span.pack)));
-                let sealed = bytes.get_mut(start..start + group.at.stored_len as usize).ok_or_else(short)?;
                 let plain = self
-                    .job
-                    .source
-                    .open(&group.id, &group.at, sealed)
+                    .plain(span, group, bytes)
                     .map_err(|e| e.during(format!("cannot restore '{}'", window.name_of(group, self.job.place))))?;
                 let plain = Arc::new(plain);
                 if window.has_deltas && group.at.kind == ChunkKind::Relation && !group.is_delta() {
@@ -198,6 +197,19 @@ impl Writer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A chunk of a span that was fetched; without its bytes, the pack was not there.
+    fn plain(&self, span: &Span<'_>, group: &Group, bytes: &mut [u8]) -> Result<Vec<u8>> {
+        let (source, name) = (&self.job.source, layout::pack(span.pack));
+        if bytes.is_empty() {
+            let store = source.store().describe();
+            return source.read_elsewhere(&group.id, span.pack, StoreError::NotFound { key: name, store }.into());
+        }
+        let start = (u64::from(group.at.offset) - span.offset) as usize;
+        let short = || Error::refused(Kind::FileRead, format!("'{name}' ended early"));
+        let sealed = bytes.get_mut(start..start + group.at.stored_len as usize).ok_or_else(short)?;
+        source.open(&group.id, &group.at, sealed)
     }
 
     fn group(&mut self, group: &Group, plain: &[u8]) -> Result<()> {

@@ -1,9 +1,13 @@
 //! Removing a stanza from a repository.
 //!
-//! Order: commit records first, so that nothing is visible whose parts go; then what belongs to them; then WAL; the history
-//! last. So after a crash the stanza still exists, without backups, and removing it again takes away the rest. Packs and
-//! reference records stay for garbage collection, which finds that no commit needs them.
+//! Order: sessions that have not ended are fenced, lest one commit into what is gone; then commit records go, so that nothing
+//! is visible whose parts go; then what belongs to them; then WAL; the history last. So after a crash the stanza still exists,
+//! without backups, and removing it again takes away the rest. Packs and reference records stay for garbage collection, which
+//! finds that no commit needs them.
+//!
+//! Fences stay that were put up against others: whom they keep out may only be stalled.
 
+use crate::clock::Clock;
 use crate::lock;
 use crate::observe::{Cancel, Counter, Observer};
 use crate::pg::datadir;
@@ -55,6 +59,7 @@ pub fn delete(
     options: &DeleteOptions<'_>,
     observer: &dyn Observer,
     cancel: &Cancel,
+    clock: &dyn Clock,
 ) -> Result<Deleted> {
     super::check_name(stanza)?;
     match lock::check_stopped(options.lock_path, Some(stanza)) {
@@ -77,13 +82,17 @@ pub fn delete(
     repository.check_writable()?;
     let store = &**repository.store();
     let mut deleted = Deleted::default();
+    for session in repository.unfinished(stanza)? {
+        tracing::warn!("the session that {} began is fenced: it cannot commit any more", session.host);
+        repository.fence_silent(stanza, session.session, clock)?;
+    }
+    let backups = delete_backups(repository, stanza, observer, cancel)?;
+    deleted.objects += backups;
     let mut below = |prefix: &str| -> Result<u64> {
         let removed = delete_below(store, prefix, observer, cancel)?;
         deleted.objects += removed;
         Ok(removed)
     };
-    end_sessions(store, stanza)?;
-    let backups = below(&layout::backups(stanza))?;
     // Only now: without its marker an expired backup would be visible again.
     below(&layout::expired_of(stanza))?;
     below(&format!("{}{stanza}/", layout::EXPIRING))?;
@@ -96,12 +105,30 @@ pub fn delete(
     Ok(deleted)
 }
 
-/// Removes the opening records of sessions that have ended: without their ends they would count as open, and collection would
-/// wait for them.
-fn end_sessions(store: &dyn Store, stanza: &str) -> Result<()> {
-    let mut ended = Vec::new();
-    store.list(&layout::backups(stanza), Depth::All, &mut |l| ended.extend(layout::parse_backup(stanza, &l.key)))?;
-    Ok(ended.into_iter().try_for_each(|session| store.delete(&layout::session_open(session)))?)
+/// Removes commits and what ended sessions by themselves, and signs of life: without their ends sessions would count as open,
+/// and collection would wait for them.
+fn delete_backups(repository: &Repository, stanza: &str, observer: &dyn Observer, cancel: &Cancel) -> Result<u64> {
+    let (store, mut names) = (&**repository.store(), Vec::new());
+    store.list(&layout::backups(stanza), Depth::All, &mut |l| names.push(l.key))?;
+    let mut removed = 0;
+    for name in names {
+        cancel.check()?;
+        if let Some(session) = layout::parse_backup(stanza, &name) {
+            let mut signs = Vec::new();
+            store.list(&layout::session(session), Depth::All, &mut |l| signs.push(l.key))?;
+            for sign in signs {
+                store.delete(&sign)?;
+                removed += 1;
+            }
+            if repository.is_fenced_by_another(stanza, session)? {
+                continue;
+            }
+        }
+        store.delete(&name)?;
+        observer.add(Counter::Files, 1);
+        removed += 1;
+    }
+    Ok(removed)
 }
 
 /// Removes everything below a prefix, level by level, so that only one directory's names are in memory.

@@ -187,9 +187,15 @@ fn append(
 /// Refuses a stanza without history that has backups or WAL: an interrupted removal, or history that was lost.
 fn refuse_leftovers(repository: &Repository, stanza: &str) -> Result<()> {
     for prefix in [layout::backups(stanza), layout::wal_of(stanza)] {
-        let mut found = None;
-        repository.store().list(&prefix, Depth::Children, &mut |l| found = Some(l.key))?;
-        if let Some(found) = found {
+        let mut found = Vec::new();
+        repository.store().list(&prefix, Depth::Children, &mut |l| found.push(l.key))?;
+        for found in found {
+            // These outlive their stanza, see `delete`.
+            if let Some(session) = layout::parse_backup(stanza, &found)
+                && repository.is_fenced_by_another(stanza, session)?
+            {
+                continue;
+            }
             let place = repository.store().describe();
             return Err(Error::refused(
                 Kind::PathNotEmpty,

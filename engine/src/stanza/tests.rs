@@ -5,6 +5,7 @@ use crate::clock::SystemClock;
 use crate::crypto::Unlock;
 use crate::lock;
 use crate::observe::{Cancel, Silent};
+use crate::repository::testing;
 use crate::store::{FaultStore, Listed, MemoryStore, Range, StoreError};
 use std::path::Path;
 
@@ -210,7 +211,7 @@ fn remove(
 ) -> Result<Deleted> {
     let repository = Repository::open(Arc::new(store.clone()), options(1))?;
     let options = DeleteOptions { lock_path, pgdata, when_running: when };
-    delete(&repository, "demo", &options, &Silent, &Cancel::default())
+    delete(&repository, "demo", &options, &Silent, &Cancel::default(), &SystemClock)
 }
 
 #[test]
@@ -260,4 +261,26 @@ fn an_interrupted_removal_leaves_no_backup_without_its_history_and_is_finished_b
         remove(&store, dir.path(), None, WhenRunning::Refuse).unwrap();
         assert_eq!(make(&store, "demo", &PG15).unwrap().change, Change::Created, "step {n}");
     }
+}
+
+#[test]
+fn a_stalled_session_cannot_commit_into_a_stanza_that_was_deleted_and_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    lock::stop(dir.path(), Some("demo")).unwrap();
+    let store = MemoryStore::new();
+    make(&store, "demo", &PG15).unwrap();
+    let repository = Arc::new(Repository::open(Arc::new(store.clone()), options(1)).unwrap());
+    let mut stalled = testing::session(&repository, "demo");
+    stalled.needs_no_wal().unwrap();
+    let fence = layout::backup("demo", stalled.id());
+    testing::session(&repository, "demo").abandon("done", &SystemClock).unwrap();
+    remove(&store, dir.path(), None, WhenRunning::Refuse).unwrap();
+    let left: Vec<_> = store.snapshot().keys().map(str::to_owned).collect();
+    assert!(!left.iter().any(|key| key.starts_with(layout::SESSIONS)), "{left:?}");
+    assert_eq!(left.iter().filter(|key| key.starts_with(layout::BACKUPS)).collect::<Vec<_>>(), [&fence]);
+    assert_eq!(make(&store, "demo", &PG16).unwrap().change, Change::Created);
+    remove(&store, dir.path(), None, WhenRunning::Refuse).unwrap();
+    assert!(store.snapshot().get(&fence).is_some(), "whom it keeps out may still come");
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| testing::commit(stalled, |_| {})));
+    assert!(outcome.is_err() && repository.backups("demo").unwrap().is_empty());
 }

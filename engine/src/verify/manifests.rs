@@ -69,10 +69,21 @@ pub(super) fn walk(
         // Packs of a backup that has gone meanwhile may go too.
         && repository.store().get(&layout::backup(stanza, backup.session), Range::Tail { len: 1 }).is_ok()
     {
-        for pack in refs.packs() {
-            packs.look_for(pack, findings)?;
+        let moved = packs.moved(true, findings)?;
+        let is_moved = |place| moved.is_moved(place, &|_| true, &|pack| packs.is_there(pack));
+        for pack in refs.packs().filter(|pack| !packs.has_all(std::iter::once(*pack))) {
+            if !refs.ordinals(pack).all(|ordinal| is_moved((pack, ordinal))) {
+                packs.look_for(pack, findings)?;
+            }
         }
     }
+    let refs = match refs {
+        Some(mut refs) => {
+            packs.moved(false, findings)?.expand(&mut refs);
+            Some(refs)
+        }
+        None => None,
+    };
     let source = Arc::new(ChunkSource::new(Arc::clone(repository), Arc::clone(index), stanza));
     let (seen, lengths, bases) = (Vec::new(), vec![(u32::MAX, 0); LENGTHS], vec![None; BASES]);
     let (lacking, files) = (None, (0, Vec::new()));

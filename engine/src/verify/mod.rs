@@ -188,7 +188,7 @@ fn catalogue(
 fn used_packs(repository: &Repository, targets: &[Target]) -> Result<Option<HashSet<PackId>>> {
     let mut packs = HashSet::new();
     for target in targets {
-        match repository.read_refs(target.backup.session) {
+        match repository.read_places(target.backup.session) {
             Ok(Some(refs)) => packs.extend(refs.packs()),
             Ok(None) => return Ok(None),
             // The walk meets it again, and tells.

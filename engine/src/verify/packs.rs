@@ -15,7 +15,7 @@ use crate::crypto::{CryptoError, PageHasher};
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::observe::{Cancel, Counter, Observer};
 use crate::pack::{PackContents, PackDomain, parse_footer, scope_tag};
-use crate::repository::{ChunkSource, Repository};
+use crate::repository::{ChunkSource, Repository, Rewritten};
 use crate::store::{Depth, Range, StoreError};
 use crate::{Error, Kind, Result};
 use bases::LostBases;
@@ -70,6 +70,8 @@ pub(super) struct Packs {
     missing: Mutex<HashSet<PackId>>,
     /// Good copies of chunks in packs other than the one the index names: what was stored again lies in two.
     copies: Mutex<HashMap<ChunkId, Vec<(PackId, u16)>>>,
+    /// What was moved, as it was told last.
+    moved: Mutex<Option<Arc<Rewritten>>>,
     /// What deltas cannot be decoded for want of.
     lost_bases: LostBases,
     /// Packs on which nothing more may be built, and packs in which everything was read and is whole.
@@ -112,6 +114,7 @@ impl Packs {
             probed: Mutex::default(),
             missing: Mutex::default(),
             copies: Mutex::default(),
+            moved: Mutex::default(),
             lost_bases: LostBases::default(),
             verdicts: Mutex::default(),
         })
@@ -373,6 +376,30 @@ impl Packs {
             Err(StoreError::NotFound { .. }) if !self.is_first_missing(pack) => Ok(()),
             Err(e) => findings.failure(&name, e.into()),
         }
+    }
+
+    /// What was moved; read anew where something is missing, since it may have been moved just now.
+    pub(super) fn moved(&self, anew: bool, findings: &Findings) -> Result<Arc<Rewritten>> {
+        let mut known = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(moved) if !anew => return Ok(Arc::clone(moved)),
+            told => {
+                let is_first = told.is_none();
+                let (moved, problems) = self.repository.rewritten()?;
+                for (name, e) in problems.into_iter().filter(|_| is_first) {
+                    let detail = "backups can be restored, but garbage collection cannot run without it. Put it back from a \
+                                  copy of the repository; never remove it";
+                    findings.damage(&name, flaw_of(e)?.0, detail);
+                }
+                Ok(Arc::clone(known.insert(Arc::new(moved))))
+            }
+        }
+    }
+
+    /// Whether a pack is there, perhaps since they were listed.
+    pub(super) fn is_there(&self, pack: PackId) -> bool {
+        let range = Range::Tail { len: 1 };
+        self.by_id.contains_key(&pack) || self.repository.store().get(&layout::pack(pack), range).is_ok()
     }
 
     /// True for a pack that was not told of as missing, or too short, before.

@@ -17,6 +17,7 @@ use crate::repo::layout;
 use crate::repo::manifest::{
     Extent, ExtentAt, Leaf, ManifestRoot, PieceReader, PieceWriter, Record, check_path, path_cmp,
 };
+use crate::repo::moves::Moves;
 use crate::repo::pack::{Footer, HEADER_LEN, PackHeader, PackTrailer, TRAILER_LEN};
 use crate::repo::records::{Commit, Drill, Fence, Generation, Heartbeat, Note, SessionOpen, StanzaHistory, Trace};
 use crate::repo::refs::Refs;
@@ -37,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "repo_pack", run: pack },
     Target { name: "repo_pack_footer", run: pack_footer },
     Target { name: "repo_records", run: records },
+    Target { name: "repo_moves", run: moves },
     Target { name: "repo_refs", run: refs },
     Target { name: "repo_role_secrets", run: role_secrets },
     Target { name: "repo_tree_piece", run: tree_piece },
@@ -198,6 +200,15 @@ pub fn refs(bytes: &[u8]) {
     if let Ok(refs) = Refs::decode(bytes) {
         assert_eq!(refs.encode(), bytes);
         let _ = (refs.chunks(), refs.packs().count());
+    }
+}
+
+/// What was moved.
+pub fn moves(bytes: &[u8]) {
+    if let Ok(moves) = Moves::decode(bytes) {
+        assert_eq!(Moves::decode(&moves.encode()).as_ref(), Ok(&moves));
+        let places = moves.sources().filter_map(|pack| moves.find(pack, 0)).count();
+        assert!(places <= moves.chunks() as usize);
     }
 }
 

@@ -68,10 +68,12 @@ pub enum ObjectKind {
     Dictionary = 14,
     /// The record of a drill.
     Drill = 15,
+    /// `moves/<session>`: where chunks lie that were stored once more.
+    Moves = 16,
 }
 
 impl ObjectKind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Session,
         Self::Heartbeat,
         Self::StanzaHistory,
@@ -87,6 +89,7 @@ impl ObjectKind {
         Self::Trace,
         Self::Dictionary,
         Self::Drill,
+        Self::Moves,
     ];
 
     /// The kind with this number, if there is one.

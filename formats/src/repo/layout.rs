@@ -23,6 +23,8 @@ pub const REFS: &str = "refs/";
 pub const SESSIONS: &str = "ses/";
 /// Prefix of all commit and fence records.
 pub const BACKUPS: &str = "backups/";
+/// Prefix of the ends of sessions that rewrite packs.
+pub const MOVES: &str = "moves/";
 /// Prefix of all markers of expired backups.
 pub const EXPIRED: &str = "expired/";
 /// Prefix of what those leave who are about to mark a backup as expired.
@@ -157,6 +159,12 @@ pub fn parse_pin(key: &str) -> Option<(SessionId, PinId)> {
     (pin(session, id) == key).then_some((session, id))
 }
 
+/// Prefix of what is known of a session while it works.
+#[must_use]
+pub fn session(session: SessionId) -> String {
+    format!("{SESSIONS}{session}/")
+}
+
 /// A writer session's opening record.
 #[must_use]
 pub fn session_open(session: SessionId) -> String {
@@ -211,6 +219,25 @@ pub fn backups(stanza: &str) -> String {
 #[must_use]
 pub fn backup(stanza: &str, session: SessionId) -> String {
     format!("{BACKUPS}{stanza}/{session}")
+}
+
+/// What ends a session that rewrites packs: where chunks lie since, or a fence.
+#[must_use]
+pub fn moves(session: SessionId) -> String {
+    format!("{MOVES}{session}")
+}
+
+/// The session in the object key of what ends one that rewrites packs.
+#[must_use]
+pub fn parse_moves(key: &str) -> Option<SessionId> {
+    let session = SessionId::parse(key.strip_prefix(MOVES)?).ok()?;
+    (moves(session) == key).then_some(session)
+}
+
+/// What ends a session: of a stanza, or of none if it rewrites packs.
+#[must_use]
+pub fn end(stanza: &str, session: SessionId) -> String {
+    if stanza.is_empty() { moves(session) } else { backup(stanza, session) }
 }
 
 /// The session in the object key of a commit or fence record.
@@ -388,6 +415,7 @@ mod tests {
         assert_eq!(parse_session_heartbeat(s, &session_heartbeat(s, 9)), Some(9));
         assert_eq!(parse_session_heartbeat(s, &session_open(s)), None);
         assert_eq!(parse_any_backup(&backup("demo", s)), Some(("demo", s)));
+        assert_eq!((parse_moves(&end("", s)), parse_any_backup(&end("demo", s))), (Some(s), Some(("demo", s))));
         assert_eq!(parse_any_expired(&expired("demo", s)), Some(("demo", s)));
         assert_eq!(parse_refs(&refs(s)), Some(s));
         assert_eq!(parse_pin(&pin(s, PinId([5; 16]))), Some((s, PinId([5; 16]))));

@@ -9,6 +9,7 @@ pub mod keyrecord;
 pub mod keyslot;
 pub mod layout;
 pub mod manifest;
+pub mod moves;
 pub mod pack;
 pub mod records;
 pub mod refs;

@@ -47,6 +47,24 @@ impl Refs {
         self.packs.keys().copied()
     }
 
+    /// Adds all that another marks.
+    pub fn union(&mut self, other: &Self) {
+        for (pack, theirs) in &other.packs {
+            let bits = self.packs.entry(*pack).or_default();
+            if bits.len() < theirs.len() {
+                bits.resize(theirs.len(), 0);
+            }
+            bits.iter_mut().zip(theirs).for_each(|(bit, theirs)| *bit |= theirs);
+        }
+    }
+
+    /// The ordinals that are marked of a pack, in order.
+    pub fn ordinals(&self, pack: PackId) -> impl Iterator<Item = u16> + '_ {
+        let bits = self.packs.get(&pack).map_or(&[] as &[u8], Vec::as_slice);
+        // A bitmap has at most 2^16 bits.
+        (0..=u16::MAX).take(bits.len() * 8).filter(|o| bits[usize::from(*o) / 8] & (1 << (o % 8)) != 0)
+    }
+
     /// Number of chunks marked.
     #[must_use]
     pub fn chunks(&self) -> u64 {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use pgkeep_engine::gc::{self, GcOptions, GcReport};
+use pgkeep_engine::gc::{self, GcOptions, GcReport, Rewrite};
 use pgkeep_engine::observe::{Cancel, Silent};
 use pgkeep_engine::repository::{ChunkSource, SILENT_AFTER};
 use pgkeep_engine::store::{Fault, FaultStore, MemoryStore, Snapshot, Store, Verb};
@@ -46,7 +46,8 @@ impl Scenario {
     }
 
     fn collect(&self, store: Arc<dyn Store>) -> pgkeep_engine::Result<GcReport> {
-        gc::run(&*open_with(store, None)?, &GcOptions::default(), &Silent, &Cancel::default(), &*self.world.clock)
+        let options = GcOptions { rewrite: Rewrite::Never, ..GcOptions::default() };
+        gc::run(&open_with(store, None)?, &options, &Silent, &Cancel::default(), &*self.world.clock)
     }
 
     /// Every backup that stays is visible and reads back as it was.

@@ -2,10 +2,10 @@
 //! decides: the real code, with processes that stall or die between any two requests, replies that get lost, lists that are
 //! taken in two halves, and clocks that differ by days.
 //!
-//! After each pack that goes, and at the end, every visible backup and every one in a reader's hands has all its packs; at
-//! the end each chunk is read. A backup that was reported is visible until it is expired.
+//! After each pack or key that goes, and at the end, every chunk of every visible backup, and of those in a reader's hands, is
+//! read. A backup that was reported is visible until it is expired.
 //!
-//! `PGKEEP_TEST_ROUNDS` is how many lives are tried; a failing one names its seed, and `PGKEEP_TEST_SEED=<n> cargo test
+//! `PGKEEP_TEST_LIVES` is how many lives are tried; a failing one names its seed, and `PGKEEP_TEST_SEED=<n> cargo test
 //! --release -p pgkeep-tests --test gc lives` tries that one alone. Ids are random in each run; the order of requests
 //! and all that goes wrong are the seed's.
 
@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use pgkeep_engine::clock::Clock;
 use pgkeep_engine::crypto::Unlock;
-use pgkeep_engine::gc::{self, GcOptions};
+use pgkeep_engine::gc::{self, GcOptions, Rewrite};
 use pgkeep_engine::observe::{Cancel, Silent};
 use pgkeep_engine::pack::PackedChunk;
-use pgkeep_engine::repository::{ChunkSource, OpenOptions, Repository, WriterSession, seal_data};
+use pgkeep_engine::repository::{ChunkSource, OpenOptions, Repository, SILENT_AFTER, WriterSession, seal_data};
 use pgkeep_engine::store::{Depth, Listed, MemoryStore, Put, Range, RetryPolicy, RetryStore, Store, StoreError};
 use pgkeep_formats::id::{ChunkId, SessionId};
 use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
@@ -44,6 +44,8 @@ enum Amiss {
     Sessions,
     /// Markers of expiry are taken back.
     Markers,
+    /// A key goes though packs are sealed with it.
+    Keys,
 }
 
 /// Lets one of several go on at a time.
@@ -196,7 +198,7 @@ impl Store for Seen {
     fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.call(key, || {
             let deleted = self.store.delete(key);
-            if layout::parse_pack(key).is_some() {
+            if layout::parse_pack(key).is_some() || layout::parse_session_key(key).is_some() {
                 self.oracle.check(&self.store, &format!("{} deleted '{key}'", self.me));
             }
             deleted
@@ -228,13 +230,15 @@ impl Clock for Skewed {
 /// What must be true.
 #[derive(Default)]
 struct Oracle {
-    /// Backups that were reported, and what they use.
-    reported: Mutex<BTreeMap<SessionId, Vec<u64>>>,
+    /// What backups hold, and whether they were reported.
+    holds: Mutex<BTreeMap<SessionId, (Vec<u64>, bool)>>,
     /// Backups that somebody meant to expire.
     expired: Mutex<HashSet<SessionId>>,
     /// Backups in readers' hands.
     held: Mutex<HashSet<SessionId>>,
     wrong: Mutex<Option<String>>,
+    /// Packs that were rewritten.
+    rewritten: AtomicU64,
 }
 
 impl Oracle {
@@ -244,42 +248,35 @@ impl Oracle {
         }
     }
 
-    fn judge(&self, store: &MemoryStore) -> Result<(), String> {
-        let repository = open(store).map_err(|e| text(&e))?;
-        let mut visible: HashSet<SessionId> =
-            repository.backups(STANZA).map_err(|e| text(&e))?.into_iter().map(|c| c.session).collect();
-        visible.extend(self.held.lock().unwrap().iter().copied());
-        let snapshot = store.snapshot();
-        for session in visible {
-            let refs = repository.read_refs(session).map_err(|e| text(&e))?.ok_or("no key")?;
-            for pack in refs.packs() {
-                snapshot.get(&layout::pack(pack)).ok_or(format!("backup {session} lacks pack {pack}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// All is read, and what was reported is there.
-    fn end(&self, store: &MemoryStore) -> Result<(), String> {
-        self.judge(store)?;
+    /// What is visible, or in a reader's hands, can be read.
+    fn judge(&self, store: &MemoryStore) -> Result<HashSet<SessionId>, String> {
         let repository = open(store).map_err(|e| text(&e))?;
         let visible: HashSet<SessionId> =
             repository.backups(STANZA).map_err(|e| text(&e))?.into_iter().map(|c| c.session).collect();
         let index = repository.load_index_of_what_is_there().map_err(|e| text(&e))?;
         let source = ChunkSource::new(Arc::clone(&repository), index, STANZA);
-        let expired = self.expired.lock().unwrap();
-        for (session, contents) in self.reported.lock().unwrap().iter().filter(|(s, _)| !expired.contains(*s)) {
-            if !visible.contains(session) {
-                return Err(format!("backup {session} was reported, and is not visible"));
-            }
-            for n in contents {
+        let (holds, held) = (self.holds.lock().unwrap(), self.held.lock().unwrap());
+        for session in visible.union(&held) {
+            for n in &holds.get(session).ok_or("a backup of nobody")?.0 {
                 let found = source.read(&id(&repository, *n)).map_err(|e| format!("backup {session}: {}", text(&e)))?;
                 if found != content(*n) {
                     return Err(format!("backup {session}: content {n} is another"));
                 }
             }
         }
-        Ok(())
+        Ok(visible)
+    }
+
+    /// What was reported is there.
+    fn end(&self, store: &MemoryStore) -> Result<(), String> {
+        let visible = self.judge(store)?;
+        let expired = self.expired.lock().unwrap();
+        let holds = self.holds.lock().unwrap();
+        let mut missing = holds.iter().filter(|(s, (_, reported))| *reported && !expired.contains(*s));
+        match missing.find(|(session, _)| !visible.contains(session)) {
+            Some((session, _)) => Err(format!("backup {session} was reported, and is not visible")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -334,8 +331,9 @@ impl Actor {
             let mut chunks = |each: &mut dyn FnMut(&ChunkId) -> pgkeep_engine::Result<()>| {
                 contents.iter().try_for_each(|n| each(&id(&repository, *n)))
             };
+            self.oracle.holds.lock().unwrap().insert(session.id(), (contents.clone(), false));
             let session = session.commit(&mut chunks, |_, _| record, &self.clock)?.session;
-            self.oracle.reported.lock().unwrap().insert(session, contents);
+            self.oracle.holds.lock().unwrap().insert(session, (contents, true));
         }
         Ok(())
     }
@@ -352,11 +350,19 @@ impl Actor {
     fn collect(&mut self) -> pgkeep_engine::Result<()> {
         for _ in 0..3 {
             let hasty = self.seed.below(2) == 0;
-            let options = match hasty {
-                true => GcOptions { silent_after: Duration::from_secs(20), ..GcOptions::default() },
-                false => GcOptions::default(),
-            };
-            gc::run(&*self.open()?, &options, &Silent, &Cancel::default(), &self.clock)?;
+            let silent_after = if hasty { Duration::from_secs(20) } else { SILENT_AFTER };
+            let rewrite = *self.seed.pick(&[Rewrite::Never, Rewrite::AfterExpiry, Rewrite::Always]);
+            let options = GcOptions { silent_after, rewrite, host: "test", ..GcOptions::default() };
+            let repository = self.open()?;
+            if self.amiss == Amiss::Keys {
+                let mut keys = Vec::new();
+                repository.store().list(layout::SESSION_KEYS, Depth::All, &mut |l| keys.push(l.key))?;
+                if !keys.is_empty() {
+                    repository.store().delete(self.seed.pick::<String>(&keys))?;
+                }
+            }
+            let report = gc::run(&repository, &options, &Silent, &Cancel::default(), &self.clock)?;
+            self.oracle.rewritten.fetch_add(report.rewritten.packs, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -433,8 +439,16 @@ fn record(session: &WriterSession) -> Commit {
     }
 }
 
+/// What happened in a life.
+struct Life {
+    /// Actors that gave up.
+    failed: u64,
+    /// Packs that were rewritten.
+    rewritten: u64,
+}
+
 /// One life; what was wrong with it.
-fn live(number: u64, amiss: Amiss) -> Result<u64, String> {
+fn live(number: u64, amiss: Amiss) -> Result<Life, String> {
     type Part = fn(&mut Actor) -> pgkeep_engine::Result<()>;
     let parts: [Part; 6] = [Actor::write, Actor::write, Actor::collect, Actor::collect, Actor::expire, Actor::read];
     let mut seed = Seed::of(number);
@@ -478,7 +492,7 @@ fn live(number: u64, amiss: Amiss) -> Result<u64, String> {
     if let Some(what) = oracle.wrong.lock().unwrap().take() {
         return Err(what);
     }
-    let mut failed = 0;
+    let mut failed = 0u64;
     for outcome in outcomes {
         failed += u64::from(outcome?.is_err());
     }
@@ -487,10 +501,11 @@ fn live(number: u64, amiss: Amiss) -> Result<u64, String> {
     clock.advance(10 * 24 * 3600);
     for _ in 0..2 {
         let repository = open(&store).map_err(|e| text(&e))?;
-        gc::run(&repository, &GcOptions::default(), &Silent, &Cancel::default(), &*clock).map_err(|e| text(&e))?;
+        let options = GcOptions { rewrite: Rewrite::Always, ..GcOptions::default() };
+        gc::run(&repository, &options, &Silent, &Cancel::default(), &*clock).map_err(|e| text(&e))?;
     }
     oracle.end(&store)?;
-    Ok(failed)
+    Ok(Life { failed, rewritten: oracle.rewritten.load(Ordering::Relaxed) })
 }
 
 #[test]
@@ -500,9 +515,10 @@ fn lives_that_go_wrong_harm_no_backup() {
             .unwrap_or_else(|what| panic!("{what}"));
         return;
     }
-    let rounds = std::env::var("PGKEEP_TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = std::env::var("PGKEEP_TEST_LIVES").ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
     let first = Seed::new().bits() >> 16;
     let (next, failures) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let (failed, rewritten) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -511,8 +527,12 @@ fn lives_that_go_wrong_harm_no_backup() {
                     if n >= rounds || failures.lock().unwrap().len() > 3 {
                         return;
                     }
-                    if let Err(what) = live(first + n, Amiss::Nothing) {
-                        failures.lock().unwrap().push(format!("PGKEEP_TEST_SEED={}: {what}", first + n));
+                    match live(first + n, Amiss::Nothing) {
+                        Err(what) => failures.lock().unwrap().push(format!("PGKEEP_TEST_SEED={}: {what}", first + n)),
+                        Ok(life) => {
+                            failed.fetch_add(life.failed, Ordering::Relaxed);
+                            rewritten.fetch_add(life.rewritten, Ordering::Relaxed);
+                        }
                     }
                 }
             });
@@ -520,11 +540,14 @@ fn lives_that_go_wrong_harm_no_backup() {
     });
     let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let (failed, rewritten) = (failed.into_inner(), rewritten.into_inner());
+    println!("{rounds} lives, {failed} of {} actors gave up, {rewritten} packs rewritten", 6 * rounds);
+    assert!(rounds < 100 || failed > 0 && rewritten > 0, "nothing went wrong, or nothing was rewritten");
 }
 
 #[test]
 fn harm_would_be_seen() {
-    for amiss in [Amiss::Sessions, Amiss::Markers] {
+    for amiss in [Amiss::Sessions, Amiss::Markers, Amiss::Keys] {
         let harmed = (0..AMISS).find_map(|n| live(n, amiss).err());
         let what = harmed.unwrap_or_else(|| panic!("{amiss:?}: no life came to harm"));
         println!("{amiss:?}: {what}");

@@ -1,7 +1,9 @@
 //! What each can do next.
 
-use super::{COLLECTORS, Cast, Collector, End, GENERATIONS, Generation, NEVER, SESSIONS, State, Weakness, has};
+use super::{COLLECTORS, Cast, Collector, End, GENERATIONS, Generation, NEVER, SESSIONS, Start, State, Weakness, has};
 
+/// A writer whose pack is on its way: what it rewrites has been read.
+pub(super) const COPIES: u8 = 3;
 /// A writer that has all its packs.
 pub(super) const COMMITS: u8 = 7;
 /// A writer whose backup was reported.
@@ -16,13 +18,31 @@ pub(super) const HOLDS: u8 = 3;
 #[expect(dead_code, reason = "what it holds is told by Debug")]
 pub(super) enum Step {
     Begin,
-    Write { session: usize, at: u8 },
-    LosesReply { session: usize },
-    Collect { by: usize, at: u8 },
-    Fence { session: usize },
-    Expire { session: usize },
-    TakeMarkerBack { session: usize },
-    Read { at: u8 },
+    Write {
+        session: usize,
+        at: u8,
+    },
+    LosesReply {
+        session: usize,
+    },
+    Collect {
+        by: usize,
+        at: u8,
+    },
+    Fence {
+        session: usize,
+    },
+    Expire {
+        session: usize,
+    },
+    TakeMarkerBack {
+        session: usize,
+    },
+    /// What held a pack expires.
+    LetGo,
+    Read {
+        at: u8,
+    },
 }
 
 type Each<'a> = dyn FnMut(Step, State) + 'a;
@@ -36,7 +56,7 @@ pub(super) fn all(state: &State, cast: &Cast, each: &mut Each<'_>) {
         collect(state, by, cast.weakness, each);
     }
     for (s, session) in state.sessions.iter().enumerate() {
-        if session.open && session.end == End::None && !cast.late {
+        if session.open && session.end == End::None && cast.start == Start::Backup {
             let mut next = *state;
             next.sessions[s].end = End::Fence;
             each(Step::Fence { session: s }, next);
@@ -51,6 +71,9 @@ pub(super) fn all(state: &State, cast: &Cast, each: &mut Each<'_>) {
             (next.sessions[s].expired, next.sessions[s].let_go) = (false, false);
             each(Step::TakeMarkerBack { session: s }, next);
         }
+    }
+    if state.held != 0 {
+        each(Step::LetGo, State { held: 0, ..*state });
     }
     if cast.reader {
         read(state, cast.weakness, each);
@@ -83,7 +106,17 @@ fn write(state: &State, s: usize, cast: &Cast, each: &mut Each<'_>) {
             next.sessions[s].at = 3;
         }),
         // W3: something that is found, or something new.
-        3 => {
+        // G6: what is there is stored again.
+        COPIES if s + cast.rewriters > cast.writers => {
+            let usable = state.index & state.packs & !me.condemned;
+            for p in (0..SESSIONS).filter(|p| has(usable, *p)) {
+                go(&|next| {
+                    let session = &mut next.sessions[s];
+                    (session.moves, session.pack, session.at) = (p as u8 + 1, s as u8, 4);
+                });
+            }
+        }
+        COPIES => {
             let usable = state.index & state.packs & !me.condemned;
             for p in (0..SESSIONS).filter(|p| has(usable, *p)) {
                 go(&|next| (next.sessions[s].pack, next.sessions[s].at) = (p as u8, 6));
@@ -100,7 +133,7 @@ fn write(state: &State, s: usize, cast: &Cast, each: &mut Each<'_>) {
         COMMITS if me.end == End::Fence => go(&fail),
         COMMITS => {
             go(&|next| (next.sessions[s].end, next.sessions[s].at) = (End::Commit, 8));
-            if !me.lost_reply && !cast.late {
+            if !me.lost_reply && cast.start == Start::Backup {
                 let mut next = *state;
                 (next.sessions[s].end, next.sessions[s].lost_reply) = (End::Commit, true);
                 each(Step::LosesReply { session: s }, next);
@@ -119,14 +152,22 @@ fn write(state: &State, s: usize, cast: &Cast, each: &mut Each<'_>) {
 
 fn read(state: &State, weakness: Weakness, each: &mut Each<'_>) {
     let s = usize::from(state.reads);
-    let mut go = |reader: u8, reads: usize, pins: u8| {
-        each(Step::Read { at: state.reader }, State { reader, reads: reads as u8, pins, ..*state });
+    let mut go = |reader: u8, reads: usize, place: usize, pins: u8| {
+        let next = State { reader, reads: reads as u8, place: place as u8, pins, ..*state };
+        each(Step::Read { at: state.reader }, next);
     };
     match state.reader {
-        0 => (0..SESSIONS).filter(|s| state.is_visible(*s, weakness)).for_each(|s| go(1, s, 0)),
-        1 => go(2, s, 1 << s),
-        2 if state.is_visible(s, weakness) || weakness == Weakness::PinsBlindly => go(HOLDS, s, state.pins),
-        2 | HOLDS => go(4, s, 0),
+        0 => {
+            let backups = (0..SESSIONS).filter(|s| state.sessions[*s].moves == 0 && state.is_visible(*s, weakness));
+            backups.for_each(|s| go(1, s, 0, 0));
+        }
+        1 => go(2, s, 0, 1 << s),
+        2 if state.is_visible(s, weakness) || weakness == Weakness::PinsBlindly => {
+            let there = state.copies(state.sessions[s].pack) & state.packs & state.index;
+            (0..SESSIONS).filter(|p| has(there, *p)).for_each(|p| go(HOLDS, s, p, state.pins));
+            go(5, s, 0, 0);
+        }
+        2 | HOLDS => go(5, s, 0, 0),
         _ => {}
     }
 }
@@ -219,6 +260,11 @@ fn open(me: &Collector) -> u8 {
     me.sessions & !(me.commits | me.fences)
 }
 
+fn is_backup(state: &State, s: usize) -> bool {
+    state.sessions[s].moves == 0
+}
+
+/// Commits that count, of backups and of what rewrote.
 fn visible(state: &State, me: &Collector, weakness: Weakness) -> u8 {
     let known = &state.generations[usize::from(me.n)];
     let counts = |s: &usize| {
@@ -227,9 +273,49 @@ fn visible(state: &State, me: &Collector, weakness: Weakness) -> u8 {
     (0..SESSIONS).filter(|s| has(me.commits & !me.expired, *s)).filter(counts).fold(0, |set, s| set | 1 << s)
 }
 
-fn in_use(state: &State, me: &Collector, weakness: Weakness) -> u8 {
+/// Packs that visible and pinned backups name, and those they were rewritten to, as far as any commit tells.
+fn named(state: &State, me: &Collector, weakness: Weakness) -> u8 {
     let backups = visible(state, me, weakness) | (me.pins & me.commits);
-    (0..SESSIONS).filter(|s| has(backups, *s)).fold(0, |set, s| set | 1 << state.sessions[s].pack)
+    let backups = (0..SESSIONS).filter(|s| has(backups, *s) && is_backup(state, *s));
+    let mut named = backups.fold(0, |set, s| set | 1 << state.sessions[s].pack);
+    for _ in 0..SESSIONS {
+        let rewrote = |s: &usize| {
+            let from = || usize::from(state.sessions[*s].moves - 1);
+            has(me.commits, *s)
+                && !is_backup(state, *s)
+                && has(named, from())
+                && (has(me.packs, from()) || weakness != Weakness::TargetsAreFree)
+        };
+        named |= (0..SESSIONS).filter(rewrote).fold(0, |set, s| set | 1 << s);
+    }
+    named
+}
+
+/// Whether what a pack holds lies safely in another.
+fn is_moved(state: &State, me: &Collector, pack: usize, weakness: Weakness) -> bool {
+    let known = &state.generations[usize::from(me.n)];
+    let told = known.catalogue & me.commits;
+    let from = |s: &usize| has(told, *s) && usize::from(state.sessions[*s].moves) == pack + 1;
+    (0..SESSIONS).filter(from).any(|s| {
+        let stays = known.since[s] == NEVER || weakness == Weakness::MovesToCondemned;
+        has(me.packs, s) && stays || is_moved(state, me, s, weakness)
+    })
+}
+
+fn in_use(state: &State, me: &Collector, weakness: Weakness) -> u8 {
+    let named = named(state, me, weakness);
+    let kept = (0..SESSIONS).filter(|p| has(named, *p) && !is_moved(state, me, *p, weakness));
+    kept.fold(state.held, |set, p| set | 1 << p)
+}
+
+/// What rewrote a pack that is gone and that nobody names any more.
+fn obsolete(state: &State, me: &Collector, weakness: Weakness) -> u8 {
+    let named = named(state, me, weakness);
+    let over = |s: &usize| {
+        let from = usize::from(state.sessions[*s].moves) - 1;
+        !has(me.packs, from) && (!has(named, from) || weakness == Weakness::ForgetsMoves)
+    };
+    (0..SESSIONS).filter(|s| has(me.commits, *s) && !is_backup(state, *s)).filter(over).fold(0, |set, s| set | 1 << s)
 }
 
 /// The next generation, if it differs.
@@ -247,7 +333,10 @@ fn plan(state: &State, me: &Collector, weakness: Weakness) -> Option<Generation>
             _ => NEVER,
         };
     }
-    let new = Generation { boundary, catalogue: visible(state, me, weakness), since };
+    // Once it is below the boundary it can be left out for good.
+    let excluded = (0..SESSIONS).filter(|s| state.sessions[*s].generation < boundary).fold(0, |set, s| set | 1 << s);
+    let catalogue = visible(state, me, weakness) & !(obsolete(state, me, weakness) & excluded);
+    let new = Generation { boundary, catalogue, since };
     (new != old).then_some(new)
 }
 

@@ -128,9 +128,11 @@ fn fetch_run(source: &ChunkSource, run: Run<'_>) -> Result<Vec<(ChunkId, Plain)>
         // Something else in the run may be at fault: each chunk has the failure that is its own.
         Err(_) if run.members.len() > 1 => return fetch_singly(source, run),
         Err(error) => {
-            let error = Error::from(error);
-            run.members.into_iter().for_each(|m| m.claim.fail(&error));
-            return Err(error);
+            let mut out = Vec::new();
+            if let Some(member) = run.members.into_iter().next() {
+                land_from_elsewhere(source, member, error.into(), &mut out)?;
+            }
+            return Ok(out);
         }
     };
     let mut out = Vec::new();
@@ -148,14 +150,32 @@ fn fetch_singly(source: &ChunkSource, run: Run<'_>) -> Result<Vec<(ChunkId, Plai
         let span = Range::Span { offset: member.at.offset.into(), len: member.at.stored_len as usize };
         match source.store().get(&layout::pack(member.at.pack.pack), span) {
             Ok(mut sealed) => land(source, member, &mut sealed, &mut out)?,
-            Err(error) => {
-                let error = Error::from(error);
-                member.claim.fail(&error);
-                return Err(error);
-            }
+            Err(error) => land_from_elsewhere(source, member, error.into(), &mut out)?,
         }
     }
     Ok(out)
+}
+
+/// A chunk whose pack could not be read: the pack may have been rewritten since the index was loaded.
+fn land_from_elsewhere(
+    source: &ChunkSource,
+    member: Member<'_>,
+    error: Error,
+    out: &mut Vec<(ChunkId, Plain)>,
+) -> Result<()> {
+    let id = member.claim.id;
+    match source.read_elsewhere(&id, member.at.pack.pack, error) {
+        Ok(plain) => {
+            let plain = Arc::new(plain);
+            member.claim.land(&plain);
+            out.push((id, plain));
+            Ok(())
+        }
+        Err(error) => {
+            member.claim.fail(&error);
+            Err(error)
+        }
+    }
 }
 
 /// Opens a chunk. One that only came along and is damaged is left to whoever asks for it.
