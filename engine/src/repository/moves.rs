@@ -100,26 +100,26 @@ impl Repository {
         Ok(Some(moves))
     }
 
-    /// What was moved, as far as the newest generation tells of it, and names of records that cannot be read. Costs a list, and a
-    /// read for each.
+    /// What was moved, as far as the newest generation tells of it and records can be read. Costs a list, and a read for each.
     ///
     /// # Errors
     /// What the store said.
-    pub(crate) fn rewritten(&self) -> Result<(Rewritten, Vec<(String, Error)>)> {
+    pub(crate) fn rewritten(&self) -> Result<Rewritten> {
         let mut sessions = Vec::new();
         self.store().list(layout::MOVES, Depth::All, &mut |l| sessions.extend(layout::parse_moves(&l.key)))?;
-        let (mut out, mut problems) = (Rewritten::default(), Vec::new());
+        let mut out = Rewritten::default();
         if !sessions.is_empty() {
             let told: HashSet<SessionId> = self.newest_generation()?.catalogue.into_iter().collect();
             for session in sessions.into_iter().filter(|session| told.contains(session)) {
                 match self.read_moves(session) {
                     Ok(moves) => moves.into_iter().for_each(|moves| out.add(moves)),
-                    Err(e) if e.is_damage() || e.kind() == Kind::Crypto => problems.push((layout::moves(session), e)),
+                    // It is told where all records are read.
+                    Err(e) if e.is_damage() || e.kind() == Kind::Crypto => tracing::debug!("{}", e.chain()),
                     Err(e) => return Err(e),
                 }
             }
         }
-        Ok((out, problems))
+        Ok(out)
     }
 
     /// All places of the chunks that a backup uses: those it was written with, and those they were moved to since. What can
@@ -129,7 +129,7 @@ impl Repository {
     /// As [`Self::read_refs`]; what the store or the cipher said of what was moved.
     pub fn read_places(&self, session: SessionId) -> Result<Option<Refs>> {
         let Some(mut refs) = self.read_refs(session)? else { return Ok(None) };
-        self.rewritten()?.0.expand(&mut refs);
+        self.rewritten()?.expand(&mut refs);
         Ok(Some(refs))
     }
 }

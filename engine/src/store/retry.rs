@@ -16,7 +16,7 @@ use std::time::Duration;
 pub struct RetryPolicy {
     /// Tries in all, the first included; 0 counts as 1.
     pub tries: u32,
-    /// No wait begins that would end later than this after the first try began.
+    /// No wait but the first begins that would end later than this after the first try began.
     pub total: Duration,
     /// The wait before the second try; each later one is twice as long.
     pub first_wait: Duration,
@@ -61,7 +61,9 @@ impl RetryStore {
             };
             wait = wait.min(self.policy.longest_wait);
             let spent = self.clock.now().saturating_sub(begun);
-            if tries >= self.policy.tries || spent.saturating_add(wait) > self.policy.total {
+            // An upload that got no answer may have used up all the time by itself, and was tried only once.
+            let is_late = tries > 1 && spent.saturating_add(wait) > self.policy.total;
+            if tries >= self.policy.tries || is_late {
                 return Err(error);
             }
             tracing::debug!(tries, wait = ?wait, error = %error, "trying again");

@@ -69,7 +69,7 @@ pub(super) fn walk(
         // Packs of a backup that has gone meanwhile may go too.
         && repository.store().get(&layout::backup(stanza, backup.session), Range::Tail { len: 1 }).is_ok()
     {
-        let moved = packs.moved(true, findings)?;
+        let moved = packs.moved(true)?;
         let is_moved = |place| moved.is_moved(place, &|_| true, &|pack| packs.is_there(pack));
         for pack in refs.packs().filter(|pack| !packs.has_all(std::iter::once(*pack))) {
             if !refs.ordinals(pack).all(|ordinal| is_moved((pack, ordinal))) {
@@ -79,7 +79,7 @@ pub(super) fn walk(
     }
     let refs = match refs {
         Some(mut refs) => {
-            packs.moved(false, findings)?.expand(&mut refs);
+            packs.moved(false)?.expand(&mut refs);
             Some(refs)
         }
         None => None,

@@ -379,20 +379,12 @@ impl Packs {
     }
 
     /// What was moved; read anew where something is missing, since it may have been moved just now.
-    pub(super) fn moved(&self, anew: bool, findings: &Findings) -> Result<Arc<Rewritten>> {
+    pub(super) fn moved(&self, anew: bool) -> Result<Arc<Rewritten>> {
         let mut known = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
-            Some(moved) if !anew => return Ok(Arc::clone(moved)),
-            told => {
-                let is_first = told.is_none();
-                let (moved, problems) = self.repository.rewritten()?;
-                for (name, e) in problems.into_iter().filter(|_| is_first) {
-                    let detail = "backups can be restored, but garbage collection cannot run without it. Put it back from a \
-                                  copy of the repository; never remove it";
-                    findings.damage(&name, flaw_of(e)?.0, detail);
-                }
-                Ok(Arc::clone(known.insert(Arc::new(moved))))
-            }
+            Some(moved) if !anew => Ok(Arc::clone(moved)),
+            // Records that cannot be read are told of where all records are read.
+            _ => Ok(Arc::clone(known.insert(Arc::new(self.repository.rewritten()?)))),
         }
     }
 

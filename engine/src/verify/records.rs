@@ -16,7 +16,7 @@ use pgkeep_formats::repo::records::{Expired, Generation, Heartbeat, Note, Pin, S
 use std::collections::BTreeSet;
 
 /// What may be at the top of a repository. `packs/`, `idx/`, `backups/`, `stanzas/` and `wal/` are looked into elsewhere.
-const TOP: [&str; 18] = [
+const TOP: [&str; 19] = [
     layout::FORMAT,
     "keys/",
     "sk/",
@@ -27,6 +27,7 @@ const TOP: [&str; 18] = [
     layout::SESSIONS,
     layout::STANZAS,
     "backups/",
+    layout::MOVES,
     layout::EXPIRED,
     layout::EXPIRING,
     "annotations/",
@@ -45,8 +46,8 @@ pub(super) fn check(repository: &Repository, stanzas: &[String], findings: &Find
             findings.warn(format!("'{}' is not part of a repository", l.key));
         }
     })?;
-    let mut prefixes: Vec<String> =
-        ["keys/", "sk/", layout::SESSIONS, layout::GENERATIONS, layout::BAD_PACKS, "pins/"].map(str::to_owned).into();
+    let of_all = ["keys/", "sk/", layout::SESSIONS, layout::GENERATIONS, layout::BAD_PACKS, layout::MOVES, "pins/"];
+    let mut prefixes: Vec<String> = of_all.map(str::to_owned).into();
     prefixes.extend(
         stanzas.iter().flat_map(|s| {
             [layout::expired_of(s), layout::annotations_of(s), layout::traces_of(s), layout::drills_of(s)]
@@ -146,6 +147,9 @@ fn check_one(repository: &Repository, name: &str) -> Result<bool> {
         }
         ["ses", id, "hb", n] if session(id) && number(n, 8) => {
             decoded(Heartbeat::decode(&open(ObjectKind::Heartbeat, Scope::Repo)?).map(drop))
+        }
+        ["moves", id] if layout::parse_moves(name).is_some_and(|session| session.to_string() == id) => {
+            layout::parse_moves(name).map_or(Ok(None), |session| repository.read_moves(session)).map(|_| true)
         }
         ["gen", n] if number(n, 20) => {
             let bytes = open(ObjectKind::Generation, Scope::Repo)?;

@@ -1,6 +1,7 @@
 //! Garbage collection gives space back, and harms no backup: whatever stops it, whoever works beside it.
 
 mod crash;
+mod frozen;
 mod life;
 mod rewrite;
 mod server;

@@ -102,6 +102,35 @@ fn what_expires_gives_its_space_back_and_what_stays_restores() {
     world.ok(["verify"]);
     assert_ne!(first, kept);
     a_clone_of_what_expires_works_on(&world, &label(&run));
+    a_host_that_froze_is_given_up(&world);
+}
+
+/// A backup that stands still for days is given up by another host; when it wakes up it says so, and has changed nothing.
+fn a_host_that_froze_is_given_up(world: &World) {
+    let before = world.labels();
+    let slow = ["--start-fast", "--type=full", "--io-limit=4MiB", "--no-expire-auto", "backup"];
+    let mut running = world.spawn(slow);
+    let sessions = world.sandbox.repo().join("ses");
+    let known = tree::files(&sessions);
+    support::wait_until("a sign of life", || {
+        tree::files(&sessions).keys().any(|p| !known.contains_key(p) && !p.ends_with("open"))
+    });
+    running.signal(rustix::process::Signal::STOP);
+    // By the times of the repository, that was four days ago.
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(4 * 24 * 3600);
+    for path in tree::files(&sessions).keys() {
+        fs::File::open(sessions.join(path)).and_then(|f| f.set_modified(long_ago)).expect("a time");
+    }
+    let collected = collect(world, &[]);
+    assert_eq!(collected["session"]["fenced"].as_array().map(Vec::len), Some(1), "{collected}");
+    running.signal(rustix::process::Signal::CONT);
+    let run = running.wait();
+    assert_eq!(run.code, Some(50), "{run}");
+    assert!(run.says("was fenced by garbage collection after a long silence"), "{run}");
+    assert_eq!(world.labels(), before);
+    world.backup("incr");
+    collect(world, &[]);
+    world.ok(["verify"]);
 }
 
 fn a_clone_of_what_expires_works_on(world: &World, of: &str) {
