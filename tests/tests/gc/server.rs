@@ -77,7 +77,7 @@ fn what_expires_gives_its_space_back_and_what_stays_restores() {
     // Then it goes, with the records of its backups.
     let full = stored(&world);
     let after = collect(&world, &[]);
-    let bytes = |report: &serde_json::Value, what: &str| report["pack"][what].as_u64().expect("a number");
+    let bytes = |report: &Value, what: &str| report["pack"][what].as_u64().expect("a number");
     let removed = after["pack"]["removed"]["size"].as_u64().expect("a number");
     assert!(removed > 0 && stored(&world) == full - removed + bytes(&after, "rewritten-to"), "{after}");
     collect(&world, &[]);
