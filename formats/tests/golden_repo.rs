@@ -293,6 +293,7 @@ fn commit() -> Commit {
         program: "0.1.0".into(),
         online: true,
         copy_start_nanos: TIME as u64 * 1_000_000_000 + 1,
+        keeps_wal: false,
     }
 }
 
@@ -314,6 +315,11 @@ fn offline() -> Commit {
         online: false,
         ..commit()
     }
+}
+
+/// A backup with the WAL that it needs.
+fn keeps_wal() -> Commit {
+    Commit { keeps_wal: true, ..commit() }
 }
 
 fn secrets() -> Vec<u8> {
@@ -366,6 +372,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("trace.bin", trace().encode()),
         ("commit.bin", commit().encode()),
         ("commit-offline.bin", offline().encode()),
+        ("commit-keeps-wal.bin", keeps_wal().encode()),
         ("role-secrets.bin", secrets()),
     ]
 }
@@ -418,6 +425,7 @@ fn samples_are_read_as_what_they_were() {
     is(Trace::decode(&stored("trace.bin")), trace());
     is(Commit::decode(&stored("commit.bin")), commit());
     is(Commit::decode(&stored("commit-offline.bin")), offline());
+    is(Commit::decode(&stored("commit-keeps-wal.bin")), keeps_wal());
     let bytes = stored("role-secrets.bin");
     let found = Secrets::decode(&bytes).unwrap();
     assert_eq!((found.id_key, found.cut_secret, found.scopes.len()), (Some(&[2; 32]), None, 3));
