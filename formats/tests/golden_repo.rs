@@ -191,7 +191,13 @@ fn history() -> StanzaHistory {
 
 fn session() -> SessionOpen {
     let (stanza, purpose, host) = ("main".into(), "backup".into(), "db1 pid 4711".into());
-    SessionOpen { stanza, generation: 3, purpose, host, started: TIME }
+    SessionOpen { stanza, generation: 3, purpose, host, started: TIME, process: String::new() }
+}
+
+/// One that says which process it is.
+fn session_of_process() -> SessionOpen {
+    let process = "8f6c1f0e-6a57-4f57-9d5c-0b8f7c1b2a3d pid:[4026531836] 4711 123456";
+    SessionOpen { process: process.into(), ..session() }
 }
 
 fn fence() -> Fence {
@@ -360,6 +366,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("wal-frames.bin", encode_frames(&FRAMES)),
         ("stanza-history.bin", history().encode()),
         ("session.bin", session().encode()),
+        ("session-of-process.bin", session_of_process().encode()),
         ("fence.bin", fence().encode()),
         ("generation.bin", generation().encode()),
         ("generation-0.bin", Generation::default().encode()),
@@ -412,6 +419,7 @@ fn samples_are_read_as_what_they_were() {
     is(decode_frames(&stored("wal-frames.bin")), FRAMES.to_vec());
     is(StanzaHistory::decode(&stored("stanza-history.bin")), history());
     is(SessionOpen::decode(&stored("session.bin")), session());
+    is(SessionOpen::decode(&stored("session-of-process.bin")), session_of_process());
     is(Fence::decode(&stored("fence.bin")), fence());
     is(Generation::decode(&stored("generation.bin")), generation());
     is(Generation::decode(&stored("generation-0.bin")), Generation::default());

@@ -170,7 +170,15 @@ fn tell(key: u16, report: &ExpireReport, dry_run: bool, ask: Ask<'_>) {
         let has = if dry_run { "would expire" } else { "has expired" };
         tracing::warn!("{dry}repo{key}: the newest backup, {}, {has}", newest.backup.label);
     }
-    for session in &report.fenced {
+    let (dead, silent): (Vec<_>, Vec<_>) = report.fenced.iter().partition(|session| session.is_dead);
+    for session in dead {
+        tracing::info!(
+            "{dry}repo{key}: the backup of {} that began at {} was killed and is given up",
+            session.host,
+            seconds(session.started)
+        );
+    }
+    for session in silent {
         tracing::warn!(
             "{dry}repo{key}: the backup of {} that began at {} gave no sign of life for three days and is given up",
             session.host,
