@@ -48,6 +48,9 @@ fn a_signal_ends_a_backup_and_the_next_one_works() {
     running.wait_for("backup begins after");
     running.kill9();
     assert_eq!(open_sessions(&world).len(), 1);
+    // The server does not notice at once that its client is gone.
+    world.cluster.checkpoint();
+    world.cluster.wait_for("SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')");
     let mut running = world.spawn(["--no-start-fast", "backup"]);
     running.wait_for("backup begins after");
     let run = world.ok(["--dry-run", "expire"]);
