@@ -98,7 +98,7 @@ Commands:
   info              List stanzas, backups and archived WAL.
   manifest          List the files of a backup.
   mount             Serve all backups of a stanza as a read-only tree.
-  repair            Make the chunk index, or stanzas' histories, anew.
+  repair            Make the chunk index, stanzas' histories, or a lost generation anew.
   repo-get          Print a file of a repository, by the name pgBackRest's readers know.
   repo-ls           List a repository's files, by the names pgBackRest's readers know.
   repo-stats        Count what backups hold and what they cost to store.

@@ -230,7 +230,7 @@ fn store_time(repository: &Repository) -> Result<i64> {
 }
 
 /// Backups that readers hold.
-fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<HashSet<SessionId>> {
+pub(super) fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<HashSet<SessionId>> {
     let mut pins = Vec::new();
     repository.store().list(layout::PINS, Depth::All, &mut |l| {
         pins.extend(layout::parse_pin(&l.key).map(|(session, _)| (session, l.key.clone())));
