@@ -432,7 +432,7 @@ fn make_plan(
     start: Option<&BackupStart>,
     standby: Option<Files>,
 ) -> Result<Plan> {
-    let exclude = Exclusions::parse(&options.exclude)?;
+    let exclude = Exclusions::parse(&options.exclude);
     Ok(Plan {
         pgdata: cluster.pgdata.clone(),
         standby,
