@@ -21,6 +21,7 @@ pub fn commit_record(session: &WriterSession, summary: &ManifestSummary, number:
         timeline: 1,
         start: number,
         copy_start_nanos: 0,
+        keeps_wal: false,
         stop: number,
         lsn: None,
         wal: None,

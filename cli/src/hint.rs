@@ -169,6 +169,10 @@ pub fn of(command: Option<Command>, error: &Error) -> &'static [&'static str] {
         (Kind::ArchiveCommandInvalid, _) => {
             &["set archive_command to 'pgkeep --stanza=NAME archive-push %p' and reload the server"]
         }
+        (Kind::Crypto, _) if matches!(root, Error::Crypto(CryptoError::NoSlots { .. })) => &[
+            "put 'keys/' back from a copy of the repository, or is not all of it mounted? Without it nobody can read anything \
+             in it, with a passphrase or without",
+        ],
         (Kind::Crypto, _)
             if matches!(root, Error::Crypto(CryptoError::NoSlotOpens { .. })) || says("no key slot of ") =>
         {
@@ -243,6 +247,9 @@ fn missing(command: Option<Command>, root: &Error, says: &dyn Fn(&str) -> bool) 
         Error::Store(_) => &["run 'verify' to see everything that is missing"],
         _ if says("stop file") => &["run 'stop' first: it keeps archiving and backups away from what is removed"],
         _ if says("chunk") => &["'repair index' looks into all packs for it"],
+        _ if says("has no generation record") => {
+            &["'repair generation' makes one anew, under which every backup is seen again"]
+        }
         _ if says("key of session") || says("generation") => &["run 'verify' to see everything that is missing"],
         _ if command == Some(Command::StanzaCreate) => &[],
         _ if says("stanza '") => &["has 'stanza-create' been run, and are stanza and repository the right ones?"],

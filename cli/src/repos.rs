@@ -2,7 +2,7 @@
 
 use crate::buckets;
 use crate::error::Failure;
-use crate::option::{Cipher, Command, Opt, Pg, Repo, Settings};
+use crate::option::{Cipher, Command, Opt, PGBACKREST, Pg, Repo, Settings};
 use pgkeep_engine::archive::Configured;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::{KeyFile, Passphrase, Unlock};
@@ -252,7 +252,13 @@ fn cache(settings: &Settings, repo: Repo<'_>) -> Option<PathBuf> {
     let found = usable_cache(settings);
     match (&found, settings.command()) {
         (Err(reason), Command::Check | Command::StanzaCreate | Command::Backup) if is_sealed => {
-            tracing::warn!("no cache, so each run derives the repository's key anew, archive-push too: {reason}");
+            let text = format!("no cache, so each run derives the repository's key anew, archive-push too: {reason}");
+            // Who brought a configuration of pgBackRest along never heard of a cache, and everything works.
+            if *settings.program() == PGBACKREST && !settings.is_given(Opt::CachePath) {
+                tracing::info!("{text}");
+            } else {
+                tracing::warn!("{text}");
+            }
         }
         (Err(reason), Command::Backup) if keeps_pages => {
             tracing::warn!("no cache, so no old pages are kept on this host: {reason}");
@@ -274,7 +280,9 @@ fn usable_cache(settings: &Settings) -> Result<PathBuf, String> {
 fn cache_of(path: &Path, user: u32) -> Result<PathBuf, String> {
     let mut builder = std::fs::DirBuilder::new();
     let shown = path.display();
-    builder.recursive(true).mode(0o700).create(path).map_err(|e| format!("cannot create '{shown}': {e}"))?;
+    builder.recursive(true).mode(0o700).create(path).map_err(|e| {
+        format!("cannot create '{shown}': {e}: make it for the user who runs this, or have cache-path name another directory")
+    })?;
     let facts = std::fs::metadata(path).map_err(|e| format!("cannot stat '{shown}': {e}"))?;
     if facts.uid() == user {
         return Ok(path.to_path_buf());

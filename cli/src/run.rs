@@ -66,7 +66,9 @@ fn perform(invocation: &Invocation) -> Status {
 
 fn operate(settings: &Settings, invocation: &Invocation) -> Result<Status, Failure> {
     let cancel = Cancel::default();
-    signal::install(&cancel)?;
+    // A server that recovers takes anything else for the end of the archive.
+    let at_once = if commands::aborts_recovery(&invocation.args) { Status::ABORT_RECOVERY } else { Status::TERM };
+    signal::install(&cancel, at_once)?;
     if let Some(nice) = settings.int(Opt::Priority).and_then(|n| i32::try_from(n).ok()) {
         let refused = |e| Error::refused(Kind::Kernel, format!("cannot set the priority to {nice}: {e}"));
         rustix::process::setpriority_process(None, nice).map_err(refused)?;

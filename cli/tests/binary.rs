@@ -98,7 +98,7 @@ Commands:
   info              List stanzas, backups and archived WAL.
   manifest          List the files of a backup.
   mount             Serve all backups of a stanza as a read-only tree.
-  repair            Make the chunk index, or stanzas' histories, anew.
+  repair            Make the chunk index, stanzas' histories, or a lost generation anew.
   repo-get          Print a file of a repository, by the name pgBackRest's readers know.
   repo-ls           List a repository's files, by the names pgBackRest's readers know.
   repo-stats        Count what backups hold and what they cost to store.
@@ -495,4 +495,36 @@ fn a_file_with_a_secret_for_all_to_read_is_warned_of() {
     assert_eq!(status, 0);
     let remedy = format!("chmod 600 '{}'\n", config.display());
     assert!(error.starts_with("WARN: ") && error.ends_with(&remedy) && !error.contains("hush"), "{error}");
+}
+
+#[test]
+fn a_late_signal_ends_what_does_not_stop() {
+    let host = Host::new();
+    let (pipe, repo) = (host.path("pipe"), host.path("repo"));
+    std::fs::create_dir(&repo).unwrap();
+    assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&pipe).status().unwrap().success());
+    // Nobody ever writes a passphrase into the pipe, so the command waits for one, whoever asks it to stop.
+    let repo = format!("--repo1-path={}", repo.display());
+    let pass = format!("--repo1-cipher-pass-file={}", pipe.display());
+    let mut command =
+        host.command(&["--repo1-cipher-type=aes-256-cbc", &repo, &pass, "--log-level-console=info", "gc"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let pid = child.id().to_string();
+    // Signals are no messages: several may be one, and none is heard before the command listens.
+    while child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
+        // Bit 14 is TERM.
+        if caught.is_some_and(|caught| caught & 1 << 14 != 0) {
+            // It may have ended since.
+            _ = Command::new("kill").args(["-TERM", &pid]).stderr(Stdio::null()).status().unwrap();
+        }
+    }
+    let output = child.wait_with_output().unwrap();
+    let (status, out, _) = told(&output);
+    assert_eq!(status, 63, "{out}");
+    assert!(out.contains("ERROR: [063]: SIGTERM after another one"), "{out}");
+    let log = std::fs::read_to_string(host.path("log/all-gc.log")).unwrap();
+    assert!(log.contains("ERROR: [063]: SIGTERM after another one"), "{log}");
 }

@@ -21,6 +21,7 @@ pub mod lock;
 pub mod observe;
 pub mod pack;
 pub mod pg;
+mod process;
 pub mod repository;
 pub mod restore;
 pub mod size;

@@ -200,7 +200,13 @@ fn history() -> StanzaHistory {
 
 fn session() -> SessionOpen {
     let (stanza, purpose, host) = ("main".into(), "backup".into(), "db1 pid 4711".into());
-    SessionOpen { stanza, generation: 3, purpose, host, started: TIME }
+    SessionOpen { stanza, generation: 3, purpose, host, started: TIME, process: String::new() }
+}
+
+/// One that says which process it is.
+fn session_of_process() -> SessionOpen {
+    let process = "8f6c1f0e-6a57-4f57-9d5c-0b8f7c1b2a3d pid:[4026531836] 4711 123456";
+    SessionOpen { process: process.into(), ..session() }
 }
 
 fn fence() -> Fence {
@@ -302,6 +308,7 @@ fn commit() -> Commit {
         program: "0.1.0".into(),
         online: true,
         copy_start_nanos: TIME as u64 * 1_000_000_000 + 1,
+        keeps_wal: false,
     }
 }
 
@@ -323,6 +330,11 @@ fn offline() -> Commit {
         online: false,
         ..commit()
     }
+}
+
+/// A backup with the WAL that it needs.
+fn keeps_wal() -> Commit {
+    Commit { keeps_wal: true, ..commit() }
 }
 
 fn secrets() -> Vec<u8> {
@@ -364,6 +376,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("wal-frames.bin", encode_frames(&FRAMES)),
         ("stanza-history.bin", history().encode()),
         ("session.bin", session().encode()),
+        ("session-of-process.bin", session_of_process().encode()),
         ("fence.bin", fence().encode()),
         ("generation.bin", generation().encode()),
         ("generation-0.bin", Generation::default().encode()),
@@ -376,6 +389,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("trace.bin", trace().encode()),
         ("commit.bin", commit().encode()),
         ("commit-offline.bin", offline().encode()),
+        ("commit-keeps-wal.bin", keeps_wal().encode()),
         ("role-secrets.bin", secrets()),
     ]
 }
@@ -416,6 +430,7 @@ fn samples_are_read_as_what_they_were() {
     is(decode_frames(&stored("wal-frames.bin")), FRAMES.to_vec());
     is(StanzaHistory::decode(&stored("stanza-history.bin")), history());
     is(SessionOpen::decode(&stored("session.bin")), session());
+    is(SessionOpen::decode(&stored("session-of-process.bin")), session_of_process());
     is(Fence::decode(&stored("fence.bin")), fence());
     is(Generation::decode(&stored("generation.bin")), generation());
     is(Generation::decode(&stored("generation-0.bin")), Generation::default());
@@ -429,6 +444,7 @@ fn samples_are_read_as_what_they_were() {
     is(Trace::decode(&stored("trace.bin")), trace());
     is(Commit::decode(&stored("commit.bin")), commit());
     is(Commit::decode(&stored("commit-offline.bin")), offline());
+    is(Commit::decode(&stored("commit-keeps-wal.bin")), keeps_wal());
     let bytes = stored("role-secrets.bin");
     let found = Secrets::decode(&bytes).unwrap();
     assert_eq!((found.id_key, found.cut_secret, found.scopes.len()), (Some(&[2; 32]), None, 3));

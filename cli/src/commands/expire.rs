@@ -27,12 +27,14 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         check_stopped(settings.lock_path(), settings.stanza())?;
     }
     let ask = ask(settings)?;
-    let mut done = Vec::new();
-    let mut failed = Vec::new();
+    let (mut done, mut failed, mut uncollected) = (Vec::new(), Vec::new(), Vec::new());
     for repo in settings.target_repos() {
         let outcome = repos::open(settings, repo).and_then(|repository| one(context, repo, &repository, ask));
         match outcome {
-            Ok(report) => done.push((repo.key(), report)),
+            Ok((report, collected)) => {
+                done.push((repo.key(), report));
+                uncollected.extend(collected.err().map(|e| (repo.key(), e)));
+            }
             Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => return Err(e.into()),
             Err(e) => failed.push((repo.key(), e)),
         }
@@ -43,20 +45,39 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         _ if settings.flag(Opt::Explain) => render::print(&render::expire::text(&done, &zone::local()))?,
         _ => {}
     }
-    finish(failed, &done, ask)
+    for (key, e) in &uncollected {
+        tracing::error!("repo{key}: gc failed: [{:03}]: {}", e.status().0, repos::chain(e));
+    }
+    match finish(failed, &done, ask) {
+        Ok(_) if !uncollected.is_empty() => {
+            let text = format!("gc failed in {} of {} repositories; expire is complete", uncollected.len(), done.len());
+            Err(Error::refused(Kind::Command, text).into())
+        }
+        other => other,
+    }
 }
 
 /// Retention of the repository that a backup has just been made in, with the options of the backup.
 ///
 /// # Errors
-/// 104 if it failed. The backup is complete all the same, and that is said.
+/// 104 if it failed. The backup is complete all the same, and that is said. What is said and no failure is that space could
+/// not be given back: nothing depends on when that is done.
 pub(super) fn after_backup(
     context: &Context<'_>,
     repo: Repo<'_>,
     repository: &Arc<Repository>,
 ) -> Result<Status, Failure> {
     match one(context, repo, repository, Ask::Rules) {
-        Ok(_) => Ok(Status::OK),
+        Ok((_, Ok(()))) => Ok(Status::OK),
+        Ok((_, Err(e))) => {
+            let key = repo.key();
+            tracing::warn!(
+                "repo{key}: gc failed, and is left to the next run: [{:03}]: {}",
+                e.status().0,
+                repos::chain(&e)
+            );
+            Ok(Status::OK)
+        }
         Err(Failure::Engine(e)) if e.kind() == Kind::LockAcquire => {
             tracing::warn!("repo{}: retention is left to the next backup or expire: {}", repo.key(), repos::chain(&e));
             Ok(Status::OK)
@@ -97,12 +118,10 @@ fn finish(mut failed: Vec<(u16, Failure)>, done: &[(u16, ExpireReport)], ask: As
     }
 }
 
-fn one(
-    context: &Context<'_>,
-    repo: Repo<'_>,
-    repository: &Arc<Repository>,
-    ask: Ask<'_>,
-) -> Result<ExpireReport, Failure> {
+/// What an expire came to, and what the collection behind it did, if that was asked for.
+type Expired = (ExpireReport, Result<(), Failure>);
+
+fn one(context: &Context<'_>, repo: Repo<'_>, repository: &Arc<Repository>, ask: Ask<'_>) -> Result<Expired, Failure> {
     let settings = context.settings;
     let stanza = settings.stanza_name();
     let name = LockName { stanza: stanza.to_owned(), lock_type: LockType::Backup, repo_key: repo.key().into() };
@@ -119,10 +138,13 @@ fn one(
     // Collecting needs no lock.
     drop(lock);
     let gone = report.backups.iter().any(|b| !b.fate.stays());
-    if !dry_run && settings.flag(Opt::GcAuto) {
-        super::gc::after_expire(context, repo, repository, gone)?;
+    if dry_run || !settings.flag(Opt::GcAuto) {
+        return Ok((report, Ok(())));
     }
-    Ok(report)
+    match super::gc::after_expire(context, repo, repository, gone) {
+        Err(Failure::Engine(e)) if e.kind() == Kind::Interrupted => Err(e.into()),
+        collected => Ok((report, collected)),
+    }
 }
 
 /// Whether nothing is to be changed. `backup` has none of these options.
@@ -180,7 +202,15 @@ fn tell(key: u16, report: &ExpireReport, dry_run: bool, ask: Ask<'_>) {
         let has = if dry_run { "would expire" } else { "has expired" };
         tracing::warn!("{dry}repo{key}: the newest backup, {}, {has}", newest.backup.label);
     }
-    for session in &report.fenced {
+    let (dead, silent): (Vec<_>, Vec<_>) = report.fenced.iter().partition(|session| session.is_dead);
+    for session in dead {
+        tracing::info!(
+            "{dry}repo{key}: the backup of {} that began at {} was killed and is given up",
+            session.host,
+            seconds(session.started)
+        );
+    }
+    for session in silent {
         tracing::warn!(
             "{dry}repo{key}: the backup of {} that began at {} gave no sign of life for three days and is given up",
             session.host,

@@ -71,9 +71,17 @@ impl Failures {
 fn named(key: u32, failure: Failure) -> Failure {
     let name = format!("repo{key}");
     match failure {
-        Failure::Engine(e) if !e.chain().contains(&name) => e.during(name).into(),
+        Failure::Engine(e) if !names(&e.chain(), &name) => e.during(name).into(),
         other => other,
     }
+}
+
+/// Whether a text has this name in it, and not only a longer one: `repo1` is not in `repo10`.
+fn names(text: &str, name: &str) -> bool {
+    text.match_indices(name).any(|(at, _)| {
+        let (before, after) = (text.get(..at).unwrap_or_default(), text.get(at + name.len()..).unwrap_or_default());
+        !before.ends_with(|c: char| c.is_alphanumeric()) && !after.starts_with(|c: char| c.is_ascii_digit())
+    })
 }
 
 #[cfg(test)]
@@ -87,6 +95,21 @@ mod tests {
             assert_eq!(all.take(number as u32, failed).unwrap(), None);
         }
         all
+    }
+
+    #[test]
+    fn a_name_is_not_found_in_a_longer_one() {
+        for (text, is_named) in [
+            ("cannot open repo1: no", true),
+            ("option 'repo1-path'", true),
+            ("repo1", true),
+            ("repo10: no", false),
+            ("myrepo1", false),
+        ] {
+            assert_eq!(names(text, "repo1"), is_named, "{text}");
+        }
+        let of_ten = Error::refused(Kind::Checksum, "repo10 differs");
+        assert!(named(1, of_ten.into()).report(None).contains("repo1: repo10 differs"));
     }
 
     #[test]

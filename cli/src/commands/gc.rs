@@ -86,7 +86,12 @@ fn one(
 
 fn tell(key: u16, report: &GcReport, dry_run: bool) {
     let dry = if dry_run { "[DRY-RUN] " } else { "" };
-    for session in &report.fenced {
+    let (dead, silent): (Vec<_>, Vec<_>) = report.fenced.iter().partition(|session| session.is_dead);
+    for session in dead {
+        let (purpose, host, stanza) = (&session.purpose, &session.host, &session.stanza);
+        tracing::info!("{dry}repo{key}: the {purpose} of {host} in stanza '{stanza}' was killed and is given up");
+    }
+    for session in silent {
         tracing::warn!(
             "{dry}repo{key}: the {} of {} in stanza '{}' gave no sign of life for three days and is given up",
             session.purpose,

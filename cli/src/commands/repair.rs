@@ -1,5 +1,6 @@
 //! `repair index`: a new chunk index from the footers of packs, for when index objects are lost or damaged.
 //! `repair history`: entries of stanzas' histories that are lost, from the backups that belong to them.
+//! `repair generation`: another generation record where all are lost, without which no command knows what is visible.
 
 use super::Context;
 use super::failures::Failures;
@@ -8,11 +9,13 @@ use crate::exit::Status;
 use crate::option::{Command, OptionError, Repo, Settings};
 use crate::repos;
 use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::gc;
 use pgkeep_engine::lock::check_stopped;
 use pgkeep_engine::stanza::rebuild_history;
 use pgkeep_engine::store::Depth;
 use pgkeep_engine::{Error, Kind};
 use pgkeep_formats::repo::layout;
+use std::path::Path;
 
 /// Prefix of all stanzas' backups.
 const BACKUPS: &str = "backups/";
@@ -20,15 +23,18 @@ const BACKUPS: &str = "backups/";
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     let what = settings.param(0);
-    if what != "index" && what != "history" {
+    if !["index", "history", "generation"].iter().any(|word| what == Path::new(word)) {
         let message = format!("'{}' is nothing that can be repaired", what.display());
-        return Err(OptionError::new(Status::PARAM_INVALID, message).hint("it is 'index' or 'history'").into());
+        return Err(OptionError::new(Status::PARAM_INVALID, message)
+            .hint("it is 'index', 'history' or 'generation'")
+            .into());
     }
     check_stopped(settings.lock_path(), None)?;
-    if what == "history" {
+    if what != Path::new("index") {
         let mut failures = Failures::among(settings.target_repos().count());
         for repo in settings.target_repos() {
-            failures.take(repo.key(), history(settings, repo))?;
+            let done = if what == Path::new("history") { history(settings, repo) } else { generation(context, repo) };
+            failures.take(repo.key(), done)?;
         }
         failures.end(Command::Repair)?;
         return Ok(Status::OK);
@@ -59,6 +65,25 @@ fn index(context: &Context<'_>, repo: Repo<'_>) -> Result<usize, Failure> {
         rebuilt.superseded.len()
     );
     Ok(rebuilt.unreadable.len())
+}
+
+/// Another generation, if one repository has none.
+fn generation(context: &Context<'_>, repo: Repo<'_>) -> Result<(), Failure> {
+    let (key, repository) = (repo.key(), repos::open(context.settings, repo)?);
+    let Some(made) = gc::refound(&repository, context.cancel, &SystemClock)? else {
+        tracing::info!("repo{key}: there is a generation record");
+        return Ok(());
+    };
+    for error in &made.unreadable {
+        tracing::warn!("repo{key}: passed over: {}", repos::chain(error));
+    }
+    tracing::info!(
+        "repo{key}: made anew: '{}', with {} backups; nothing builds any more on {} packs that none is known to use",
+        layout::generation(made.generation),
+        made.backups,
+        made.condemned
+    );
+    Ok(())
 }
 
 /// The histories of all stanzas of one repository that have backups.

@@ -254,9 +254,9 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::Mount, "mount", "Serve all backups of a stanza as a read-only tree.", Required)
         .takes(&["mountpoint"], 0)
         .ends(&[32, 38, 40, 53, 55, 63, 95, 100, 122]),
-    row(C::Repair, "repair", "Make the chunk index, or stanzas' histories, anew.", Never)
-        .takes(&["index|history"], 0)
-        .ends(&[26, 51, 55, 62, 63, 64, 95, 104]),
+    row(C::Repair, "repair", "Make the chunk index, stanzas' histories, or a lost generation anew.", Never)
+        .takes(&["index|history|generation"], 0)
+        .ends(&[26, 50, 51, 55, 62, 63, 64, 95, 104]),
     row(C::RepoGet, "repo-get", "Print a file of a repository, by the name pgBackRest's readers know.", Optional)
         .takes(&["file"], 0)
         .ends(&[1, 26, 42, 55, 95])

@@ -160,7 +160,7 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, OptionError> {
     let (command, role, params) = command_of(&line)?;
     let mut draft = Draft::new(invocation, command);
     draft.role = role;
-    if command == Command::Completion {
+    if matches!(command, Command::Completion | Command::Help | Command::Version) {
         check_params(command, role, &params)?;
     }
     if matches!(command, Command::Completion | Command::Help | Command::Version) {

@@ -44,7 +44,7 @@ pub fn lines(report: &VerifyReport, verbose: bool) -> Vec<Line> {
     for g in &report.gaps {
         let weight = match g.kind {
             GapKind::Needed => Weight::Error,
-            GapKind::Lost => Weight::Warning,
+            GapKind::Lost | GapKind::Kept => Weight::Warning,
             GapKind::Expired | GapKind::Unused if verbose => Weight::Info,
             GapKind::Expired | GapKind::Unused => continue,
         };
@@ -159,6 +159,7 @@ fn gap(kind: GapKind) -> &'static str {
     match kind {
         GapKind::Needed => "needed by a backup",
         GapKind::Lost => "ends recovery early",
+        GapKind::Kept => "kept by the backup that needs it",
         GapKind::Expired => "left by retention",
         GapKind::Unused => "before all backups",
     }

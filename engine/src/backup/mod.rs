@@ -400,6 +400,7 @@ pub fn run(
         program: options.program.clone(),
         online: start.is_some(),
         copy_start_nanos: copy_start.as_nanos() as u64,
+        keeps_wal: options.archive_copy && start.is_some(),
     };
     let commit = session.commit(
         &mut |each| summary.chunks(&source, each),
@@ -431,7 +432,7 @@ fn make_plan(
     start: Option<&BackupStart>,
     standby: Option<Files>,
 ) -> Result<Plan> {
-    let exclude = Exclusions::parse(&options.exclude)?;
+    let exclude = Exclusions::parse(&options.exclude);
     Ok(Plan {
         pgdata: cluster.pgdata.clone(),
         standby,

@@ -35,6 +35,12 @@ pub enum CryptoError {
         /// The repository.
         store: String,
     },
+    /// There is no slot at all: without one nobody can open anything, whatever he has.
+    #[error("{store} has no key slot: 'keys/slot/' is empty")]
+    NoSlots {
+        /// The repository.
+        store: String,
+    },
     /// The only slots are of kinds this program cannot open.
     #[error("the key slots of {store} are of kind '{kind}', which this program cannot open")]
     SlotNotSupported {

@@ -87,7 +87,7 @@ pub struct ExpireReport {
     pub archives: Vec<ArchiveFate>,
     /// Backups that run somewhere, or were killed.
     pub unfinished: Vec<Unfinished>,
-    /// Of these, those that were fenced because they gave no sign of life.
+    /// Of these, those that were fenced because they gave no sign of life, or their process has ended.
     pub fenced: Vec<Unfinished>,
 }
 
@@ -174,7 +174,7 @@ pub fn run(
     let mut report = ExpireReport::default();
     for session in repository.unfinished(stanza)? {
         cancel.check()?;
-        if session.is_silent(clock.now()) {
+        if session.is_over(clock.now()) {
             if !options.dry_run {
                 repository.fence_silent(stanza, session.session, clock)?;
             }

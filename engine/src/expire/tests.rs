@@ -599,6 +599,7 @@ proptest! {
             started: 0,
             last_seen: 0,
             needs: Needs::From(ARCHIVE.into(), segment(*n)),
+            is_dead: false,
         }).collect();
         let history = in_memory("demo").stanza_history("demo").unwrap();
         let archives = wal::Archives { backups: &backups, fates: &fates, late: &[], unfinished: &unfinished, history: &history };

@@ -33,12 +33,14 @@ mod compact;
 mod leftovers;
 #[cfg(test)]
 mod model;
+mod refound;
 mod report;
 mod rewrite;
 mod survey;
 #[cfg(test)]
 mod tests;
 
+pub use refound::{Refounded, refound};
 pub use report::{Fenced, GcReport, OpenSession, Tally};
 
 use crate::clock::Clock;
@@ -236,8 +238,14 @@ fn sweep(
     marks.live.extend(in_use.packs());
     report.open = now.open.clone();
     let earliest = now.earliest();
+    // Later decisions condemn what this one does, as long as it is there. But for one that was made without knowing of this,
+    // when all were lost: writers build on what it does not condemn.
+    let newest = if options.dry_run { None } else { Some(repository.newest_generation()?) };
+    let condemned_now = newest.filter(|newest| newest.number != decision.number);
+    let condemned_now: Option<HashSet<PackId>> = condemned_now.map(|g| g.condemned.iter().map(|c| c.pack).collect());
     let may_go = |c: &&Condemned| {
         !marks.live.contains(&c.pack)
+            && condemned_now.as_ref().is_none_or(|now| now.contains(&c.pack))
             && survey.packs.contains_key(&c.pack)
             && earliest.is_none_or(|earliest| earliest >= c.since)
     };

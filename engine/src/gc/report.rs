@@ -43,6 +43,8 @@ pub struct OpenSession {
     pub started: i64,
     /// Its last sign of life, by the store's clock; seconds since the Unix epoch.
     pub last_seen: i64,
+    /// Its process ran here and has ended.
+    pub is_dead: bool,
 }
 
 /// A session that was given up, or would be.
@@ -75,7 +77,7 @@ pub struct GcReport {
     pub segments: u64,
     /// Sessions of which all records are gone.
     pub sessions: u64,
-    /// Sessions that were fenced for their silence.
+    /// Sessions that were fenced for their silence, or because their process has ended.
     pub fenced: Vec<Fenced>,
     /// Sessions that have not ended.
     pub open: Vec<OpenSession>,

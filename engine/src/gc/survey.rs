@@ -257,15 +257,17 @@ impl Sessions {
                 Err(e) if e.is_not_found() => continue,
                 other => SessionOpen::decode(&other?.plaintext).map_err(Error::damaged(&name))?,
             };
-            let SessionOpen { stanza, generation, purpose, host, started } = record;
+            let SessionOpen { stanza, generation, purpose, host, started, process } = record;
             let last_seen = seen.get(session).copied().unwrap_or_default();
-            open.push(OpenSession { session: *session, stanza, purpose, host, generation, started, last_seen });
+            let (session, is_dead) = (*session, crate::process::has_ended(&process));
+            open.push(OpenSession { session, stanza, purpose, host, generation, started, last_seen, is_dead });
         }
         Ok(Self { records, ends, open })
     }
 }
 
-/// Fences sessions that have given no sign of life for long, by the clock that stamps objects: this host's may say anything.
+/// Fences sessions whose process has ended, and those that have given no sign of life for long, by the clock that stamps
+/// objects: this host's may say anything.
 pub(super) fn fence_silent(
     repository: &Repository,
     options: &GcOptions<'_>,
@@ -278,7 +280,7 @@ pub(super) fn fence_silent(
     }
     let now = if options.dry_run { clock.now().as_secs() as i64 } else { store_time(repository)? };
     let limit = options.silent_after.as_secs() as i64;
-    for session in open.into_iter().filter(|o| now.saturating_sub(o.last_seen) > limit) {
+    for session in open.into_iter().filter(|o| o.is_dead || now.saturating_sub(o.last_seen) > limit) {
         if !options.dry_run {
             repository.fence_silent(&session.stanza, session.session, clock)?;
         }
@@ -308,7 +310,7 @@ fn store_time(repository: &Repository) -> Result<i64> {
 }
 
 /// Backups that readers hold, and pins that are over for long.
-fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<(HashSet<SessionId>, Vec<String>)> {
+pub(super) fn pinned(repository: &Repository, clock: &dyn Clock) -> Result<(HashSet<SessionId>, Vec<String>)> {
     let mut old = Vec::new();
     let mut pins = Vec::new();
     repository.store().list(layout::PINS, Depth::All, &mut |l| {

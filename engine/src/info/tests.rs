@@ -84,6 +84,7 @@ fn sample() -> Commit {
         timeline: 1,
         start: 1_704_067_200,
         copy_start_nanos: 0,
+        keeps_wal: false,
         stop: 1_704_067_210,
         lsn: Some((0x200_0028, 0x200_0130)),
         wal: Some(("000000010000000000000002".into(), "000000010000000000000002".into())),
@@ -208,6 +209,17 @@ fn wal_that_recovery_from_the_newest_backup_lacks_is_shown_until_another_covers_
     put(2, &[0x1D, 0x1E, 0x21]);
     let former = hole(1, 0x1D, 0x1D, false);
     assert_eq!(missing(&repo, None), [former.clone(), hole(2, 0x1F, 0x20, false)]);
+    // A backup that keeps its WAL itself gets as far as to what is missing behind that.
+    repo.backup("demo", |c| {
+        (c.label, c.stop, c.keeps_wal) = ("20240106-000000F".into(), c.stop + 20, true);
+        c.wal = Some((segment(1, 0x19), segment(1, 0x1B)));
+    });
+    repo.store.delete(&layout::wal("demo", "15-1", &segment(1, 0x1A))).unwrap();
+    repo.store.delete(&layout::wal("demo", "15-1", &segment(1, 0x1B))).unwrap();
+    assert_eq!(missing(&repo, None), [former.clone(), hole(2, 0x1F, 0x20, false)]);
+    repo.store.delete(&layout::wal("demo", "15-1", &segment(1, 0x1C))).unwrap();
+    assert_eq!(missing(&repo, None)[..2], [hole(1, 0x1C, 0x1C, false), hole(1, 0x1C, 0x1D, false)]);
+    put(1, &[0x1A, 0x1B, 0x1C]);
     // Nobody can tell where a timeline without history comes from.
     repo.store.delete(&layout::wal("demo", "15-1", "00000002.history")).unwrap();
     assert_eq!(missing(&repo, None), [former]);

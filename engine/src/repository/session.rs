@@ -98,6 +98,7 @@ impl WriterSession {
                 purpose: purpose.to_owned(),
                 host: host.to_owned(),
                 started: clock.now().as_secs() as i64,
+                process: crate::process::own(),
             };
             let name = layout::session_open(session);
             let bytes = sealer.seal_object(ObjectKind::Session, &Scope::Repo, &name, &[], &open.encode())?;

@@ -4,7 +4,8 @@
 //! start, and says which WAL it needs as soon as it knows. So of a session that came into being after this was listed, the
 //! WAL begins behind that of every backup that was visible before.
 //!
-//! Whether a session is still alive cannot be known. A silent one can be fenced, after which it cannot commit; that is safe
+//! Whether a session is still alive can be known only beside its process, on the same kernel: if that has ended without a word,
+//! the session is over. Of others it cannot be known. A silent one can be fenced, after which it cannot commit; that is safe
 //! whatever the clocks say: a backup that was only slow fails, and says why.
 
 use super::Repository;
@@ -38,6 +39,8 @@ pub struct Unfinished {
     pub last_seen: i64,
     /// The WAL it needs.
     pub needs: Needs,
+    /// Its process ran here and has ended.
+    pub is_dead: bool,
 }
 
 /// The WAL that a backup will need which has not ended.
@@ -57,6 +60,12 @@ impl Unfinished {
     pub fn is_silent(&self, now: Duration) -> bool {
         let silence = (now.as_secs() as i64).saturating_sub(self.last_seen);
         silence > SILENT_AFTER.as_secs() as i64
+    }
+
+    /// Whether nobody need wait for it: its process has ended, or it is silent.
+    #[must_use]
+    pub fn is_over(&self, now: Duration) -> bool {
+        self.is_dead || self.is_silent(now)
     }
 }
 
@@ -108,7 +117,9 @@ impl Repository {
                 Heartbeat { without_wal: true, .. } => Needs::Nothing,
                 _ => Needs::Unknown,
             };
-            out.push(Unfinished { session, host: open.host, started: open.started, last_seen: signs.last_seen, needs });
+            let is_dead = crate::process::has_ended(&open.process);
+            let (host, started, last_seen) = (open.host, open.started, signs.last_seen);
+            out.push(Unfinished { session, host, started, last_seen, needs, is_dead });
         }
         Ok(out)
     }
@@ -120,7 +131,7 @@ impl Repository {
     pub fn fence_silent(&self, stanza: &str, session: SessionId, clock: &dyn Clock) -> Result<()> {
         self.check_writable()?;
         let by = SessionSealer::new(Arc::clone(self.keyring()))?.session();
-        fence(self, stanza, session, by, "it gave no sign of life", clock)
+        fence(self, stanza, session, by, "it gave no sign of life, or its process has ended", clock)
     }
 
     /// Reads a heartbeat.

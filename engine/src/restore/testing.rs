@@ -150,6 +150,7 @@ pub fn back_up_tree(repository: &Arc<Repository>, stanza: &str, root: &Path, opt
         program: "test".to_owned(),
         online: options.lsn.is_some(),
         copy_start_nanos: 0,
+        keeps_wal: false,
     };
     session.commit(&mut |each| summary.chunks(&source, each), finish, &SystemClock)
 }

@@ -101,7 +101,7 @@ impl<'a> Copier<'a> {
             }
         };
         // A segment may be missing in the source too, or have been removed here before this session said that it needs it.
-        if let Some((first, last)) = &backup.wal
+        if let Some((first, last)) = backup.wal.as_ref().filter(|_| !backup.keeps_wal)
             && let Err(e) = self.check_wal(backup, archive_id, first, last)
         {
             if let Err(fence) = session.abandon("its WAL is not there", self.clock) {

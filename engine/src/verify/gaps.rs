@@ -4,7 +4,8 @@
 //! read from the descendant, which begins with a copy of it. On each path the numbers between the first and the last
 //! segment that is archived or needed should all be there. Runs that are not are holes. Retention makes holes on
 //! purpose: it keeps of an older backup just what makes it consistent, so such a hole begins directly behind a
-//! backup's last segment and ends directly before a later backup's first one.
+//! backup's last segment and ends directly before a later backup's first one. A backup that keeps the WAL it needs among its
+//! files gets past holes there: its server takes from `pg_wal` what the archive lacks.
 
 use super::report::GapKind;
 use crate::repository::wal::path::{Part, is_on_path, path, timeline_at};
@@ -38,6 +39,8 @@ pub(super) struct Need {
     pub(super) timeline: u32,
     pub(super) first: u64,
     pub(super) last: u64,
+    /// It has them among its own files.
+    pub(super) is_kept: bool,
 }
 
 /// A hole, on one timeline.
@@ -104,10 +107,14 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
     };
     let end = needs.iter().map(|n| n.last).max();
     let mut judged = Vec::new();
-    for hole in holes(&covered, Some((oldest, end.unwrap_or(oldest)))) {
-        let needed: Vec<&&Need> = needs.iter().filter(|n| n.first <= hole.1 && hole.0 <= n.last).collect();
+    let kept: Vec<&Need> = needs.iter().copied().filter(|n| n.is_kept).collect();
+    for hole in holes(&covered, Some((oldest, end.unwrap_or(oldest)))).flat_map(|hole| cut(hole, &kept)) {
+        let meets = |n: &&&Need| n.first <= hole.1 && hole.0 <= n.last;
+        let needed: Vec<&&Need> = needs.iter().filter(|n| !n.is_kept).filter(meets).collect();
         let kind = if !needed.is_empty() {
             GapKind::Needed
+        } else if kept.iter().any(|n| meets(&n)) {
+            GapKind::Kept
         } else if hole.1 < oldest {
             GapKind::Unused
         } else if beside.iter().any(|n| n.last + 1 == hole.0) && beside.iter().any(|n| n.first == hole.1 + 1) {
@@ -128,8 +135,10 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
     for need in needs {
         // The first hole behind a backup ends its window; if retention made it, that is as it should be.
         let Some((hole, kind)) = judged.iter().find(|(hole, _)| hole.0 > need.last) else { continue };
-        if *kind != GapKind::Expired && covered.iter().any(|c| c.0 > hole.1) {
-            let cost = Cost::Window { timeline, reaches: at(hole.0 - 1), resumes: at(hole.1 + 1) };
+        if *kind != GapKind::Expired
+            && let Some((resumes, _)) = covered.iter().find(|c| c.0 > hole.1)
+        {
+            let cost = Cost::Window { timeline, reaches: at(hole.0 - 1), resumes: at(*resumes) };
             gaps.costs.entry(need.backup).or_default().insert(cost);
         }
     }
@@ -153,6 +162,14 @@ fn holes(covered: &[(u64, u64)], wanted: Option<(u64, u64)>) -> impl Iterator<It
     out.into_iter()
 }
 
+/// A hole in pieces, none of which is partly in and partly out of what one of these backups keeps.
+fn cut(hole: (u64, u64), kept: &[&Need]) -> Vec<(u64, u64)> {
+    let ends = kept.iter().flat_map(|n| [n.first, n.last.saturating_add(1)]);
+    let starts: BTreeSet<u64> = ends.filter(|n| hole.0 < *n && *n <= hole.1).chain([hole.0]).collect();
+    let behind = starts.iter().skip(1).map(|next| next - 1).chain([hole.1]);
+    starts.iter().copied().zip(behind).collect()
+}
+
 fn split(parts: &[Part], (first, last): (u64, u64)) -> impl Iterator<Item = Hole> {
     parts.iter().filter_map(move |p| {
         let hole = Hole { timeline: p.timeline, first: first.max(p.first), last: last.min(p.last) };
@@ -163,8 +180,9 @@ fn split(parts: &[Part], (first, last): (u64, u64)) -> impl Iterator<Item = Hole
 /// A hole seen from several paths is as bad as the worst of them says.
 fn note(parts: &[Part], hole: (u64, u64), kind: GapKind, gaps: &mut Gaps) {
     let rank = |k: GapKind| match k {
-        GapKind::Needed => 3,
-        GapKind::Lost => 2,
+        GapKind::Needed => 4,
+        GapKind::Lost => 3,
+        GapKind::Kept => 2,
         GapKind::Expired => 1,
         GapKind::Unused => 0,
     };

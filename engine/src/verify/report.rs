@@ -102,6 +102,9 @@ pub enum GapKind {
     Needed,
     /// Recovery from a backup to what is archived behind it is impossible.
     Lost,
+    /// The backup that needs it to become consistent keeps it itself, and no other one does. No damage to that backup; the
+    /// windows of earlier ones end before it.
+    Kept,
     /// It lies between the end of one backup and the start of a later one, exactly as retention leaves it. No damage.
     Expired,
     /// It lies before all backups. No damage.
@@ -198,7 +201,7 @@ impl VerifyReport {
     /// True if everything is there and whole.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let harmless = |g: &WalGap| matches!(g.kind, GapKind::Expired | GapKind::Unused);
+        let harmless = |g: &WalGap| matches!(g.kind, GapKind::Kept | GapKind::Expired | GapKind::Unused);
         self.damage_total == 0
             && self.gaps.iter().all(harmless)
             && self.backups.iter().all(|b| b.problems.is_empty() && b.windows.is_empty())

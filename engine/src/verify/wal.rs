@@ -259,7 +259,8 @@ fn need(backup: &Backup, number: usize, size: WalSegmentSize) -> Option<Need> {
     let (start, stop) = (WalSegment::parse(start, size).ok()?, WalSegment::parse(stop, size).ok()?);
     let (timeline, first, last) = (start.timeline.0, start.number, stop.number);
     let is_range = start.timeline == stop.timeline && first <= last;
-    is_range.then_some(Need { backup: number, timeline, first, last })
+    let is_kept = backup.keeps_wal;
+    is_range.then_some(Need { backup: number, timeline, first, last, is_kept })
 }
 
 fn name(timeline: u32, number: u64, size: WalSegmentSize) -> String {

@@ -84,6 +84,8 @@ pub struct SessionOpen {
     pub host: String,
     /// Seconds since the Unix epoch.
     pub started: i64,
+    /// The process, for others on its kernel; empty if it is not told.
+    pub process: String,
 }
 
 impl SessionOpen {
@@ -93,6 +95,9 @@ impl SessionOpen {
         let mut w = FieldsWriter::new(VERSION);
         w.text(1, &self.stanza).int(3, self.generation).text(5, &self.purpose).text(6, &self.host);
         w.int(8, self.started.max(0) as u64);
+        w.maybe(10, Some(&self.process).filter(|p| !p.is_empty()), |w, process| {
+            w.bytes(process.as_bytes());
+        });
         w.finish()
     }
 
@@ -108,6 +113,7 @@ impl SessionOpen {
             purpose: f.text(5)?,
             host: f.text_maybe(6)?.unwrap_or_default(),
             started: time(f.int_or(8, 0)?)?,
+            process: f.text_maybe(10)?.unwrap_or_default(),
         })
     }
 }
@@ -233,6 +239,7 @@ mod tests {
             purpose: "backup".into(),
             host: "db1:77".into(),
             started: 9,
+            process: "boot pid:[1] 7 9".into(),
         };
         assert_eq!(SessionOpen::decode(&s.encode()), Ok(s));
         let f = Fence { by: SessionId([1; 16]), reason: "silent".into(), created: 3 };

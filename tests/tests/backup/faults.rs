@@ -167,6 +167,21 @@ fn a_lost_index_is_made_anew_and_lost_packs_are_stored_again() {
     world.ok(["verify"]);
     world.restore_to(&world.sandbox.dir("again"), ["--type=none"]);
 
+    // Without any generation nobody knows which backups count; another one shows them all.
+    let labels = world.labels();
+    for object in objects(&world, "gen") {
+        fs::remove_file(object).unwrap();
+    }
+    let run = world.expect(55, ["--start-fast", "backup"]);
+    assert!(run.says("has no generation record") && run.says("hint: 'repair generation'"), "{run}");
+    let repair = || world.sandbox.run_ok(["--log-level-console=info", "repair", "generation"]);
+    let run = repair();
+    assert!(run.says("made anew: 'gen/") && run.says("with 2 backups; nothing builds any more on 0 packs"), "{run}");
+    assert!(repair().says("there is a generation record"));
+    assert_eq!(world.labels(), labels);
+    world.ok(["verify"]);
+    world.backup("incr");
+
     // All packs are gone: nothing can be restored any more, and that is said; the next backup is whole.
     for object in objects(&world, "packs") {
         fs::remove_file(object).unwrap();
@@ -183,4 +198,13 @@ fn a_lost_index_is_made_anew_and_lost_packs_are_stored_again() {
     assert!(support::world::data(&restored) == data);
     restored.amcheck();
     world.expect(96, ["repair", "everything"]);
+    // Its keys are something else than a wrong passphrase.
+    fs::rename(world.sandbox.repo().join("keys"), world.path("keys")).unwrap();
+    let run = world.expect(95, ["verify"]);
+    assert!(
+        run.says("has no key slot") && run.says("put 'keys/' back") && !run.says("passphrase or key file"),
+        "{run}"
+    );
+    fs::rename(world.path("keys"), world.sandbox.repo().join("keys")).unwrap();
+    world.ok(["check"]);
 }

@@ -36,12 +36,42 @@ fn a_signal_ends_a_backup_and_the_next_one_works() {
     world.cluster.pgbench_init(2);
     let mut running = world.spawn(["--no-start-fast", "backup"]);
     running.wait_for("backup begins after");
+    // Whoever signals the group and the process, as a terminal and a supervisor do, means one.
+    running.signal(Signal::INT);
     running.signal(Signal::TERM);
     let run = running.wait();
     assert_eq!(run.code, Some(63), "{run}");
     assert_eq!(world.labels(), Vec::<String>::new());
+    assert_eq!(open_sessions(&world), Vec::<String>::new());
+    // What was killed says nothing; its host knows.
+    let mut running = world.spawn(["--no-start-fast", "backup"]);
+    running.wait_for("backup begins after");
+    running.kill9();
+    assert_eq!(open_sessions(&world).len(), 1);
+    // The server does not notice at once that its client is gone.
+    world.cluster.checkpoint();
+    world.cluster.wait_for("SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')");
+    let mut running = world.spawn(["--no-start-fast", "backup"]);
+    running.wait_for("backup begins after");
+    let run = world.ok(["--dry-run", "expire"]);
+    assert!(run.says("was killed and is given up") && run.says("has not ended"), "{run}");
+    assert_eq!(open_sessions(&world).len(), 2);
+    world.cluster.checkpoint();
+    let run = running.wait();
+    assert!(run.code == Some(0) && run.says("was killed and is given up"), "{run}");
+    assert_eq!(open_sessions(&world), Vec::<String>::new());
     world.backup("full");
-    assert_eq!(world.labels().len(), 1);
+    assert_eq!(world.labels().len(), 2);
+}
+
+/// Sessions that have begun and not ended, by the names of their records.
+fn open_sessions(world: &World) -> Vec<String> {
+    let names = |dir: &str| -> Vec<String> {
+        let entries = fs::read_dir(world.sandbox.repo().join(dir));
+        entries.into_iter().flatten().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let ended = names("backups/demo");
+    names("ses").into_iter().filter(|session| !ended.contains(session)).collect()
 }
 
 #[test]

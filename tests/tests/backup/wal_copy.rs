@@ -30,11 +30,22 @@ fn a_backup_that_keeps_its_wal_needs_no_archive() {
         let listed = world.ok(["manifest"]).stdout;
         assert!(listed.contains("pg_wal") && !listed.contains("pg_wal/0000"), "{listed}");
         world.ok(["verify"]);
+        world.mark(2);
+        world.archive_now();
 
         for name in &names {
             fs::remove_file(world.sandbox.repo().join(layout::wal("demo", &format!("{major}-1"), name))).unwrap();
         }
         let label = backup["label"].as_str().unwrap();
+        // The archive has lost it, and nobody needs it from there.
+        let verified = world.ok(["--output=text", "verify"]).stdout;
+        assert!(verified.contains("kept by the backup that needs it"), "{verified}");
+        world.ok(["check"]);
+        let mut past = world.restore("past", [format!("--set={label}")]);
+        past.start();
+        past.wait_promoted();
+        assert_eq!(world::marks(&past), [1, 2]);
+        past.stop(Mode::Fast);
         let mut alone = world.restore("alone", ["--type=none", &format!("--set={label}")]);
         target.start();
         target.wait_promoted();

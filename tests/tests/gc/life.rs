@@ -419,6 +419,7 @@ fn record(session: &WriterSession) -> Commit {
         timeline: 1,
         start: 1,
         copy_start_nanos: 0,
+        keeps_wal: false,
         stop: 2,
         lsn: None,
         wal: None,

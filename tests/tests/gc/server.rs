@@ -103,6 +103,7 @@ fn what_expires_gives_its_space_back_and_what_stays_restores() {
     assert_ne!(first, kept);
     a_clone_of_what_expires_works_on(&world, &label(&run));
     a_host_that_froze_is_given_up(&world);
+    what_fails_fails_neither_retention_nor_a_backup(&world);
 }
 
 /// A backup that stands still for days is given up by another host; when it wakes up it says so, and has changed nothing.
@@ -131,6 +132,24 @@ fn a_host_that_froze_is_given_up(world: &World) {
     world.backup("incr");
     collect(world, &[]);
     world.ok(["verify"]);
+}
+
+/// One backup is there, and two more are made; of the newest nobody can tell any more what it uses.
+fn what_fails_fails_neither_retention_nor_a_backup(world: &World) {
+    world.backup("full");
+    let refs = world.sandbox.repo().join("refs");
+    let before = tree::files(&refs);
+    world.backup("full");
+    let new = tree::files(&refs).into_keys().find(|name| !before.contains_key(name)).expect("a record");
+    fs::remove_file(refs.join(new)).expect("it can be removed");
+    let run = world.expect(104, ["expire", "--repo1-retention-full=2", "--gc-auto", "--output=json"]);
+    assert!(run.says("repo1: gc failed: [055]") && run.says("expire is complete"), "{run}");
+    assert_eq!(run.json()[0]["repo"], 1, "{run}");
+    assert_eq!(world.labels().len(), 2);
+    let run = world.ok(["--start-fast", "--type=full", "--repo1-retention-full=2", "--gc-auto", "backup"]);
+    assert!(run.messages("WARN").iter().any(|m| m.starts_with("repo1: gc failed, and is left to the next run: [055]")));
+    assert_eq!(world.labels().len(), 2);
+    assert!(world.labels().contains(&label(&run)));
 }
 
 fn a_clone_of_what_expires_works_on(world: &World, of: &str) {

@@ -210,7 +210,9 @@ fn command_lines_have_their_status() {
         ("backup --help", 0),
         ("--version", 0),
         ("version --output=num", 0),
-        ("help backup delta x", 0),
+        ("version x", 96),
+        ("help backup delta", 0),
+        ("help backup delta x", 96),
     ] {
         assert_eq!(host.status(args), status, "{args}");
     }

@@ -79,7 +79,7 @@ impl Keyring {
     /// a warning. A passphrase costs one run of Argon2 a slot tried, unless `cache` has its result.
     ///
     /// # Errors
-    /// [`CryptoError::NoSlotOpens`]; [`CryptoError::SlotNotSupported`] if there are slots, all of a kind this
+    /// [`CryptoError::NoSlots`]; [`CryptoError::NoSlotOpens`]; [`CryptoError::SlotNotSupported`] if there are slots, all of a kind this
     /// program cannot open.
     pub fn open_slots(
         repo: RepoId,
@@ -109,6 +109,7 @@ impl Keyring {
             Some(slot) if parsed.iter().all(|slot| not_supported(&slot)) => {
                 Err(CryptoError::SlotNotSupported { store, kind: slot.header.kind.name() })
             }
+            _ if slots.is_empty() => Err(CryptoError::NoSlots { store }),
             _ => Err(CryptoError::NoSlotOpens { store }),
         }
     }

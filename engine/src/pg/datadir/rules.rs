@@ -5,7 +5,6 @@
 //! said so. A directory whose content is left out stays itself: the server wants to find it.
 
 use super::WalkOptions;
-use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::path::{Fork, PathClass, classify};
 use std::collections::HashSet;
 
@@ -31,11 +30,10 @@ pub struct Exclusions {
 
 impl Exclusions {
     /// Reads values of the option `exclude`: paths relative to the data directory. A trailing `/` leaves out
-    /// the content of a directory and keeps the directory.
-    ///
-    /// # Errors
-    /// [`Kind::OptionInvalidValue`] for a path that is empty, absolute, or has empty, `.` or `..` parts.
-    pub fn parse<T: AsRef<str>>(values: &[T]) -> Result<Self> {
+    /// the content of a directory and keeps the directory. One that is absolute, or has empty, `.` or `..` parts, leaves out
+    /// nothing, as with pgBackRest, and that is warned of.
+    #[must_use]
+    pub fn parse<T: AsRef<str>>(values: &[T]) -> Self {
         let mut all = Self::default();
         for value in values {
             let value = value.as_ref();
@@ -44,12 +42,12 @@ impl Exclusions {
                 None => (value, &mut all.whole),
             };
             if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-                let message = format!("'{value}' is not a path relative to the data directory, for option 'exclude'");
-                return Err(Error::refused(Kind::OptionInvalidValue, message));
+                tracing::warn!("exclude '{value}' leaves nothing out: it is no path relative to the data directory");
+                continue;
             }
             set.insert(path.as_bytes().to_vec());
         }
-        Ok(all)
+        all
     }
 }
 

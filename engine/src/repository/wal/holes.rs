@@ -52,10 +52,12 @@ impl Repository {
         let Some(backup) = own.max_by_key(|b| b.stop) else { return Ok(Vec::new()) };
         let Some((size, start, stop)) = range_of(backup) else { return Ok(Vec::new()) };
         let mut present = Present::new();
-        let from = start.name(size);
+        // What it keeps itself it needs no archive for: the server takes that from 'pg_wal' and goes on with the archive.
+        let first = if backup.keeps_wal { stop.next() } else { start };
+        let from = first.name(size);
         self.wal_list(stanza, archive_id, WalRange { from: Some(&from), to: None }, &mut |entry| {
             if let Some(segment) = SegmentName::parse(&entry.name).ok().and_then(|name| name.segment(size).ok())
-                && segment.number >= start.number
+                && segment.number >= first.number
             {
                 present.entry(segment.timeline.0).or_default().push((segment.number, entry.modified));
             }
@@ -69,7 +71,7 @@ impl Repository {
             let history = if is_own { None } else { self.history(stanza, archive_id, TimelineId(timeline)) };
             let parts = path(timeline, history.as_ref(), size);
             if is_on_path(&parts, start.timeline.0, start.number, stop.number) {
-                found.extend(holes(&present, &parts, start, stop, backup.stop));
+                found.extend(holes(&present, &parts, first, stop, backup.stop));
             }
         }
         found.retain(|hole| before.is_none_or(|before| hole.proof <= before));
@@ -122,8 +124,8 @@ impl Hole {
     }
 }
 
-/// What is missing on a path, from `start` to its last segment; on the backup's own timeline to `stop` at least. On another
-/// one the segment of the stop may be the one that is written now.
+/// What is missing on a path, from `start` to its last segment; on the backup's own timeline to `stop` at least, if that is
+/// not before `start`. On another one the segment of the stop may be the one that is written now.
 fn holes(present: &Present, parts: &[Part], start: WalSegment, stop: WalSegment, ended: i64) -> Vec<Hole> {
     let mut found = Vec::new();
     let at = |number: u64| (timeline_at(parts, number), number);

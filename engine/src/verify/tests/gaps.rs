@@ -29,7 +29,7 @@ fn history(own: u32, parents: &[(u32, u64)]) -> (u32, TimelineHistory) {
 }
 
 fn need(backup: usize, timeline: u32, first: u64, last: u64) -> Need {
-    Need { backup, timeline, first, last }
+    Need { backup, timeline, first, last, is_kept: false }
 }
 
 fn hole(timeline: u32, first: u64, last: u64) -> Hole {
@@ -97,6 +97,27 @@ fn a_needed_hole_is_split_by_backup() {
     assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 4, 7), GapKind::Needed)]));
     assert_eq!(gaps.costs[&0], BTreeSet::from([Cost::Consistency(hole(1, 4, 5))]));
     assert_eq!(gaps.costs[&1], BTreeSet::from([Cost::Consistency(hole(1, 4, 7))]));
+}
+
+#[test]
+fn a_backup_that_keeps_its_wal_gets_past_holes_in_it() {
+    let kept = |backup, first, last| Need { is_kept: true, ..need(backup, 1, first, last) };
+    let window = |reaches, resumes| Cost::Window { timeline: 1, reaches: (1, reaches), resumes: (1, resumes) };
+    // The one before it does not get further than to the hole.
+    let wal = present(&[(1, &[1, 2, 3, 7, 8])]);
+    let gaps = find(&wal, &[need(0, 1, 1, 2), kept(1, 4, 6)], &[], &BTreeMap::new(), SIZE);
+    assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 4, 6), GapKind::Kept)]));
+    assert_eq!(gaps.costs, BTreeMap::from([(0, BTreeSet::from([window(3, 7)]))]));
+    // What is missing behind it ends its recovery there, and another may need what it keeps.
+    let wal = present(&[(1, &[3, 9])]);
+    let gaps = find(&wal, &[kept(0, 3, 6)], &[], &BTreeMap::new(), SIZE);
+    assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 4, 6), GapKind::Kept), (hole(1, 7, 8), GapKind::Lost)]));
+    assert_eq!(gaps.costs, BTreeMap::from([(0, BTreeSet::from([window(6, 9)]))]));
+    let gaps = find(&wal, &[kept(0, 3, 6), need(1, 1, 6, 7)], &[], &BTreeMap::new(), SIZE);
+    assert_eq!(gaps.holes, BTreeMap::from([(hole(1, 4, 6), GapKind::Needed), (hole(1, 7, 8), GapKind::Needed)]));
+    assert_eq!(gaps.costs[&1], BTreeSet::from([Cost::Consistency(hole(1, 6, 6)), Cost::Consistency(hole(1, 7, 7))]));
+    let gaps = find(&present(&[]), &[kept(0, 3, 6)], &[], &BTreeMap::new(), SIZE);
+    assert_eq!((gaps.holes, gaps.costs), (BTreeMap::from([(hole(1, 3, 6), GapKind::Kept)]), BTreeMap::new()));
 }
 
 proptest! {

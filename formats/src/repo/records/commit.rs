@@ -135,6 +135,8 @@ pub struct Commit {
     /// the standby had not got yet, is as it was at its start.
     /// Nanoseconds since the Unix epoch.
     pub copy_start_nanos: u64,
+    /// Whether the segments of `wal` are among its files, so that it becomes consistent without the archive.
+    pub keeps_wal: bool,
 }
 
 impl Commit {
@@ -199,6 +201,9 @@ impl Commit {
             })
         });
         w.text(46, &self.program).int(47, self.online.into()).int(48, self.copy_start_nanos);
+        w.maybe(50, self.keeps_wal.then_some(1), |w, yes| {
+            w.varint(yes);
+        });
         w.finish()
     }
 
@@ -263,6 +268,7 @@ impl Commit {
             program: f.text_maybe(46)?.unwrap_or_default(),
             online: f.int(47)? != 0,
             copy_start_nanos: f.int_or(48, 0)?,
+            keeps_wal: f.int_or(50, 0)? != 0,
         })
     }
 }
@@ -303,6 +309,7 @@ mod tests {
             program: "0.1.0".into(),
             online: true,
             copy_start_nanos: 1 << 60,
+            keeps_wal: true,
         };
         assert_eq!(Commit::decode(&commit.encode()), Ok(commit.clone()));
         let bare = Commit { prior: None, lsn: None, wal: None, ..commit };
