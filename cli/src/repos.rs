@@ -2,7 +2,7 @@
 
 use crate::buckets;
 use crate::error::Failure;
-use crate::option::{Cipher, Command, Opt, PGBACKREST, Pg, Repo, Settings};
+use crate::option::{Cipher, Command, Opt, PGBACKREST, Pg, Program, Repo, Settings};
 use pgkeep_engine::archive::Configured;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::crypto::{KeyFile, Passphrase, Unlock};
@@ -253,11 +253,9 @@ fn cache(settings: &Settings, repo: Repo<'_>) -> Option<PathBuf> {
     match (&found, settings.command()) {
         (Err(reason), Command::Check | Command::StanzaCreate | Command::Backup) if is_sealed => {
             let text = format!("no cache, so each run derives the repository's key anew, archive-push too: {reason}");
-            // Who brought a configuration of pgBackRest along never heard of a cache, and everything works.
-            if *settings.program() == PGBACKREST && !settings.is_given(Opt::CachePath) {
-                tracing::info!("{text}");
-            } else {
-                tracing::warn!("{text}");
+            match is_told_aside(settings.program(), settings.is_given(Opt::CachePath)) {
+                true => tracing::info!("{text}"),
+                false => tracing::warn!("{text}"),
             }
         }
         (Err(reason), Command::Backup) if keeps_pages => {
@@ -267,6 +265,11 @@ fn cache(settings: &Settings, repo: Repo<'_>) -> Option<PathBuf> {
         (Ok(_), _) => {}
     }
     found.ok()
+}
+
+/// Who brought a configuration of pgBackRest along never heard of a cache, and without one everything works.
+fn is_told_aside(program: &Program, is_given: bool) -> bool {
+    *program == PGBACKREST && !is_given
 }
 
 /// The cache directory, made if need be; or why it is not ours to use.
@@ -324,6 +327,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_that_nobody_asked_for_is_no_warning_under_the_other_name() {
+        assert!(is_told_aside(&PGBACKREST, false));
+        assert!(!is_told_aside(&PGBACKREST, true) && !is_told_aside(&crate::option::PGKEEP, false));
+    }
 
     #[test]
     fn a_cache_of_somebody_else_is_named_with_its_owner_and_what_to_do() {

@@ -89,6 +89,24 @@ fn what_another_repository_lacks_is_copied_once_and_comes_back_from_there() {
     let after = world.ok(["--output=json", "repo-sync", "1", "2"]).json();
     assert_eq!(after["backup"].as_array().map(Vec::len), Some(0), "{after}");
 
+    // A backup that keeps the WAL it needs goes there without any of the archive.
+    world.ok(["--archive-copy", "--start-fast", "--type=full", "backup"]);
+    let backup = world.backups().pop().unwrap();
+    let label = backup["label"].as_str().unwrap();
+    for end in ["start", "stop"] {
+        let name = backup["archive"][end].as_str().unwrap();
+        for repo in [world.sandbox.repo().to_owned(), world.path("repo2")] {
+            let object = repo.join(layout::wal(STANZA, &format!("{}-1", majors()[0]), name));
+            assert!(fs::remove_file(object).is_ok() || backup["archive"]["start"] == backup["archive"]["stop"]);
+        }
+    }
+    world.ok([&format!("--set={label}"), "repo-sync", "1", "2"]);
+    assert!(labels(&world, 2).contains(&label.to_owned()));
+    let mut cluster = world.restore("alone", ["--repo=2", &format!("--set={label}"), "--type=none"]);
+    cluster.start();
+    assert_eq!(world::marks(&cluster), [1, 2, 3]);
+    cluster.stop(Mode::Fast);
+
     for (code, args) in [(96, ["repo-sync", "1", "1"]), (96, ["repo-sync", "1", "7"]), (96, ["repo-sync", "one", "2"])]
     {
         let run = world.expect(code, args);
