@@ -34,6 +34,7 @@ pub(super) struct Owners {
 pub(super) fn run(
     repository: &Repository,
     doomed: &HashSet<PackId>,
+    fenced: &HashSet<SessionId>,
     report: &mut GcReport,
     observer: &dyn Observer,
     cancel: &Cancel,
@@ -47,7 +48,7 @@ pub(super) fn run(
     // Reading the index costs what it holds: only where something is to change.
     let is_small = |size: &u64| *size < (SMALL * ENTRY_BYTES) as u64;
     let join = segments.iter().filter(|(_, size)| is_small(size)).count() > SEGMENTS_MAX;
-    if doomed.is_empty() && !join {
+    if doomed.is_empty() && !join && !names_what_is_gone(repository, &segments, fenced)? {
         return Ok(None);
     }
     let mut owners = Owners::default();
@@ -101,4 +102,32 @@ pub(super) fn run(
         repository.store().delete(&name)?;
     }
     Ok(Some(owners))
+}
+
+/// Whether a session that was fenced has named packs that are gone: it was stalled, and went on when they had been collected.
+fn names_what_is_gone(
+    repository: &Repository,
+    segments: &[(String, u64)],
+    fenced: &HashSet<SessionId>,
+) -> Result<bool> {
+    let mut named = HashSet::new();
+    for (name, _) in segments {
+        if !layout::parse_index_segment(name).is_some_and(|(session, ..)| fenced.contains(&session)) {
+            continue;
+        }
+        match repository.index_payload(name) {
+            Ok((payload, _)) => {
+                let view = IndexView::parse(&payload).map_err(Error::damaged(name))?;
+                named.extend(view.packs().iter().map(|facts| facts.pack));
+            }
+            Err(e) if e.is_not_found() || e.is_damage() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if !named.is_empty() {
+        repository.store().list(layout::PACKS, Depth::All, &mut |l| {
+            layout::parse_pack(&l.key).map(|pack| named.remove(&pack));
+        })?;
+    }
+    Ok(!named.is_empty())
 }

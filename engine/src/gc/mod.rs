@@ -259,7 +259,7 @@ fn sweep(
         report.deleted = doomed.iter().filter_map(|p| survey.packs.get(p)).copied().collect();
         return Ok(in_use);
     }
-    let owners = compact::run(repository, &doomed, report, observer, cancel)?;
+    let owners = compact::run(repository, &doomed, &marks.fenced(), report, observer, cancel)?;
     observer.begin("delete packs", doomed.iter().filter_map(|p| survey.packs.get(p)).sum());
     for pack in &doomed {
         cancel.check()?;

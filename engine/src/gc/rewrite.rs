@@ -8,11 +8,12 @@
 //!
 //! Memory: a pack, the one that is written, and some 40 bytes for each chunk that is moved.
 
-use super::survey::Survey;
-use super::{GcOptions, GcReport};
+use super::survey::{self, Survey};
+use super::{GcOptions, GcReport, OpenSession};
 use crate::clock::Clock;
+use crate::crypto::ChunkOpener;
 use crate::observe::{Cancel, Counter, Observer};
-use crate::pack::{FinishedPack, PackContents, PackedChunk, parse_footer};
+use crate::pack::{FinishedPack, PackContents, PackedChunk, parse_footer, read_footer};
 use crate::repository::{Repository, WriterSession, put_new, seal_data};
 use crate::store::{Depth, Range};
 use crate::{Error, Kind, Result};
@@ -21,6 +22,7 @@ use pgkeep_formats::repo::envelope::ChunkHead;
 use pgkeep_formats::repo::index::{DOMAIN_DATA, IndexView};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::moves::Moves;
+use pgkeep_formats::repo::pack::Footer;
 use pgkeep_formats::repo::records::Generation;
 use pgkeep_formats::repo::refs::Refs;
 use std::collections::{HashMap, HashSet};
@@ -53,41 +55,77 @@ pub(super) fn run(
         report.rewritten_to = packs.iter().map(|(_, live)| live).sum();
         return Ok(false);
     }
-    if packs.is_empty() {
+    if packs.is_empty() || !can_read(repository, &packs, survey)? {
         return Ok(false);
     }
     let session = WriterSession::begin(repository, "", REWRITE, options.host, clock)?;
+    // Two at once would store the same twice, and neither copy could go.
+    let others = |open: &OpenSession| open.purpose == REWRITE && open.session != session.id();
+    if survey::open_sessions(repository)?.iter().any(others) {
+        tracing::info!("packs are being rewritten elsewhere, and are left to that");
+        session.abandon("another rewrites", clock)?;
+        return Ok(false);
+    }
     let moves = Moves::new(session.id(), session.generation());
     let mut mover = Mover { repository, session, moves, copied: HashMap::new(), pending: Vec::new(), bytes: 0 };
     observer.begin("rewrite packs", packs.iter().map(|(_, live)| live).sum());
     let (mut done, mut outcome) = (Vec::new(), Ok(()));
     for (pack, live) in &packs {
         let size = survey.packs.get(pack).copied().unwrap_or(0);
-        outcome =
-            cancel.check().and_then(|()| mover.session.keep_alive()).and_then(|()| mover.pack(*pack, size, in_use));
-        match &outcome {
-            Ok(()) => done.push(size),
-            // Another collector was quicker, or it is damaged: nothing has changed.
-            Err(e) if e.is_not_found() || e.is_damage() || e.kind() == Kind::Crypto => {
-                tracing::warn!("'{}' stays as it is: {}", layout::pack(*pack), e.chain());
-                outcome = Ok(());
-            }
-            Err(_) => break,
+        outcome = cancel.check().and_then(|()| mover.session.keep_alive());
+        if outcome.is_err() {
+            break;
         }
+        // Another collector was quicker, or it cannot be read: nothing has changed.
+        let source = match mover.read(*pack, size) {
+            Ok(source) => source,
+            Err(e) if e.concerns_the_run() => {
+                outcome = Err(e);
+                break;
+            }
+            Err(e) => {
+                tracing::warn!("'{}' stays as it is: {}", layout::pack(*pack), e.chain());
+                continue;
+            }
+        };
+        outcome = mover.copy(*pack, source, in_use);
+        if outcome.is_err() {
+            break;
+        }
+        done.push(size);
         observer.add(Counter::Done, *live);
     }
     observer.end();
-    let outcome = outcome.and_then(|()| mover.finish_pack());
-    if outcome.is_err() || mover.moves.is_empty() {
+    // What was moved so far stands, whatever ended it.
+    let finished = mover.finish_pack();
+    if finished.is_err() || mover.moves.is_empty() {
         // What is stored already is garbage that the next run collects.
         mover.session.abandon("nothing was moved", clock)?;
-        return outcome.map(|()| false);
+        return finished.and(outcome).map(|()| false);
     }
     let Mover { session, moves, bytes, .. } = mover;
     session.commit_moves(&moves, clock)?;
     report.rewritten = done.into_iter().collect();
     report.rewritten_to = bytes;
-    Ok(true)
+    outcome.map(|()| true)
+}
+
+/// Whether the key at hand opens data, without which nothing can be moved.
+fn can_read(repository: &Repository, packs: &[(PackId, u64)], survey: &Survey) -> Result<bool> {
+    for (pack, _) in packs {
+        let size = survey.packs.get(pack).copied().unwrap_or(0);
+        let opened = read_footer(repository, *pack, size).and_then(|(facts, _)| repository.data_opener(facts.session));
+        match opened {
+            Ok(_) => return Ok(true),
+            Err(e) if e.concerns_the_run() => return Err(e),
+            Err(e) if e.kind() == Kind::Crypto => {
+                tracing::info!("packs that are partly dead stay, as this key does not open data: {}", e.chain());
+                return Ok(false);
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(false)
 }
 
 /// Packs that are worth it, and how many of their bytes are in use: those first that give back most for what they cost.
@@ -106,7 +144,8 @@ fn candidates(
             names.push(l.key);
         }
     })?;
-    let (mut live, mut counted) = (HashMap::<PackId, u64>::new(), Refs::default());
+    // Bytes of chunks in use, and of all.
+    let (mut live, mut counted) = (HashMap::<PackId, (u64, u64)>::new(), Refs::default());
     for name in names {
         cancel.check()?;
         let payload = match repository.index_payload(&name) {
@@ -118,23 +157,23 @@ fn candidates(
         let view = IndexView::parse(&payload).map_err(Error::damaged(&name))?;
         for entry in view.iter() {
             let Some(facts) = view.pack_of(&entry).filter(|f| f.domain == DOMAIN_DATA) else { continue };
-            let bytes = live.entry(facts.pack).or_default();
-            if open.contains(&facts.session) || !in_use.contains(facts.pack, entry.ordinal) {
-                // An open session's are as good as used.
-                *bytes += if open.contains(&facts.session) { facts.size } else { 0 };
-            } else if !counted.contains(facts.pack, entry.ordinal) {
-                counted.insert(facts.pack, entry.ordinal);
-                *bytes += u64::from(entry.stored_len);
+            if open.contains(&facts.session) || counted.contains(facts.pack, entry.ordinal) {
+                continue;
+            }
+            counted.insert(facts.pack, entry.ordinal);
+            let (used, all) = live.entry(facts.pack).or_default();
+            *all += u64::from(entry.stored_len);
+            if in_use.contains(facts.pack, entry.ordinal) {
+                *used += u64::from(entry.stored_len);
             }
         }
     }
-    let worth = |(pack, live): &(PackId, u64)| {
-        let size = survey.packs.get(pack).copied().unwrap_or(0);
-        *live > 0 && live * 100 <= size * LIVE_PERCENT && !condemned.contains(pack)
+    let worth = |(pack, (used, all)): &(PackId, (u64, u64))| {
+        *used > 0 && used * 100 <= all * LIVE_PERCENT && survey.packs.contains_key(pack) && !condemned.contains(pack)
     };
-    let mut packs: Vec<(PackId, u64)> = live.into_iter().filter(worth).collect();
-    let share = |(pack, live): &(PackId, u64)| live * 1000 / survey.packs.get(pack).copied().unwrap_or(1).max(1);
-    packs.sort_by_key(|p| (share(p), p.0));
+    let mut found: Vec<(PackId, (u64, u64))> = live.into_iter().filter(worth).collect();
+    found.sort_by_key(|(pack, (used, all))| (used * 1000 / (*all).max(1), *pack));
+    let mut packs: Vec<(PackId, u64)> = found.into_iter().map(|(pack, (used, _))| (pack, used)).collect();
     let mut left = BYTES_MAX.max(survey.packs.values().sum::<u64>() / SHARE);
     packs.retain(|(_, live)| match left.checked_sub(*live) {
         Some(rest) => {
@@ -144,6 +183,14 @@ fn candidates(
         None => false,
     });
     Ok(packs)
+}
+
+/// A pack that was read.
+struct Source {
+    bytes: Vec<u8>,
+    footer: Footer,
+    contents: PackContents,
+    opener: Arc<ChunkOpener>,
 }
 
 /// Stores chunks once more.
@@ -169,13 +216,12 @@ enum Copied {
 }
 
 impl Mover<'_> {
-    /// All of a pack that is in use. If it fails, what was moved so far stands.
-    fn pack(&mut self, pack: PackId, size: u64, in_use: &Refs) -> Result<()> {
-        if self.session.shuns(pack) {
-            let text = format!("nothing can be built on '{}'", layout::pack(pack));
-            return Err(Error::refused(Kind::Checksum, text));
-        }
+    /// A pack's bytes, and what they hold.
+    fn read(&self, pack: PackId, size: u64) -> Result<Source> {
         let name = layout::pack(pack);
+        if self.session.shuns(pack) {
+            return Err(Error::refused(Kind::Checksum, format!("nothing can be built on '{name}'")));
+        }
         let mut bytes = self.repository.store().get(&name, Range::Whole)?;
         if bytes.len() as u64 != size {
             let text = format!("'{name}' has {} bytes instead of {size}", bytes.len());
@@ -183,7 +229,13 @@ impl Mover<'_> {
         }
         let (facts, footer) = parse_footer(self.repository, pack, &mut bytes)?;
         let contents = PackContents::of_bytes(self.repository, pack, footer.clone(), &mut bytes)?;
-        let opener = self.repository.data_opener(facts.session)?;
+        Ok(Source { bytes, footer, contents, opener: self.repository.data_opener(facts.session)? })
+    }
+
+    /// All of a pack that is in use. A chunk that cannot be opened stays where it is.
+    fn copy(&mut self, pack: PackId, source: Source, in_use: &Refs) -> Result<()> {
+        let Source { mut bytes, footer, contents, opener } = source;
+        let name = layout::pack(pack);
         for ordinal in in_use.ordinals(pack) {
             let damaged =
                 || Error::refused(Kind::Format, format!("'{name}' has no chunk {ordinal}, which a backup uses"));
@@ -204,7 +256,13 @@ impl Mover<'_> {
             let (kind, encoding, plain_len) = (entry.kind, entry.encoding, entry.plain_len);
             let head = ChunkHead { kind: kind.as_u8(), encoding: encoding.as_u8(), id: entry.id, plain_len };
             let place = entry.offset as usize..entry.offset as usize + entry.stored_len as usize;
-            let encoded = opener.open_chunk(&head, bytes.get_mut(place).ok_or_else(damaged)?)?;
+            let encoded = match opener.open_chunk(&head, bytes.get_mut(place).unwrap_or_default()) {
+                Ok(encoded) => encoded,
+                Err(e) => {
+                    tracing::warn!("chunk {} stays in '{name}': {e}", entry.id);
+                    continue;
+                }
+            };
             let sealed = seal_data(self.session.sealer(), entry.id, kind, encoding, plain_len, encoded)?;
             let chunk = PackedChunk { id: entry.id, kind, encoding, plain_len };
             let copied = if encoding.is_delta() { Copied::AsDelta } else { Copied::Pending(self.pending.len()) };
@@ -230,6 +288,11 @@ impl Mover<'_> {
         put_new(&**self.repository.store(), &layout::pack(pack.facts.pack), &pack.bytes)?;
         self.session.note_durable(pack)?;
         self.bytes += pack.facts.size;
+        // A place that is told wrong would cost what was there.
+        if !pack.entries.iter().map(|entry| entry.id).eq(self.pending.iter().map(|(id, _)| *id)) {
+            let text = format!("'{}' does not hold what was put into it", layout::pack(pack.facts.pack));
+            return Err(Error::refused(Kind::Assert, text));
+        }
         for (ordinal, (id, from)) in (0..=u16::MAX).zip(self.pending.drain(..)) {
             let place = (pack.facts.pack, ordinal);
             from.into_iter().for_each(|from| self.moves.insert(from, place));

@@ -53,6 +53,12 @@ impl Marks {
         Ok(began)
     }
 
+    /// Sessions that ended with a fence, of which records are there yet.
+    pub(super) fn fenced(&self) -> HashSet<SessionId> {
+        let ended = self.commits.iter().chain(&self.rewriters);
+        ended.filter(|(_, began)| began.is_none()).map(|(session, _)| *session).collect()
+    }
+
     /// Chunks in use, where they lie: what a decision tells to be moved to a pack that is there, and not condemned by it,
     /// is in use there only. A pack to which something was moved is in use as long as a backup uses it, wherever else it lies:
     /// another collector may go by a decision by which it can be found nowhere else.
@@ -223,6 +229,11 @@ impl Survey {
                 .filter(waits)
                 .any(|s| self.expired.contains_key(s))
     }
+}
+
+/// Sessions that have not ended.
+pub(super) fn open_sessions(repository: &Repository) -> Result<Vec<OpenSession>> {
+    Ok(Sessions::list(repository)?.open)
 }
 
 /// Sessions and their ends.

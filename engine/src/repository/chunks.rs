@@ -1,19 +1,20 @@
 //! Reading chunks: from its place in a pack to checked plaintext.
 
 use super::bases::{DecodedBases, InFlight};
+use super::moved::Gone;
 use super::{BaseCache, Repository};
 use crate::chunk::{Decoder, delta};
 use crate::crypto::{ChunkOpener, Scope};
 use crate::index::{ChunkAt, ChunkIndex};
 use crate::store::{Range, Store};
 use crate::{Error, Kind, Result};
-use pgkeep_formats::id::{ChunkId, PackId, SessionId};
+use pgkeep_formats::id::{ChunkId, SessionId};
 use pgkeep_formats::repo::chunk::ChunkKind;
 use pgkeep_formats::repo::envelope::ChunkHead;
 use pgkeep_formats::repo::index::DOMAIN_DATA;
 use pgkeep_formats::repo::layout;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -32,8 +33,8 @@ thread_local! {
 pub struct ChunkSource {
     repository: Arc<Repository>,
     pub(super) index: RwLock<Arc<dyn ChunkIndex>>,
-    /// Packs that were gone when the index was loaded anew because of them.
-    pub(super) gone: Mutex<HashSet<PackId>>,
+    /// Packs that were missed.
+    pub(super) gone: Mutex<Gone>,
     stanza: String,
     meta_openers: Mutex<HashMap<SessionId, Arc<ChunkOpener>>>,
     pub(super) bases: DecodedBases,
@@ -126,7 +127,9 @@ impl ChunkSource {
     pub fn open(&self, id: &ChunkId, at: &ChunkAt, blob: &mut [u8]) -> Result<Vec<u8>> {
         let failure = match self.unseal(id, at, blob).and_then(|encoded| self.decode(id, at, encoded)) {
             // A delta's footer tells what it needs.
-            Err(e) if e.is_not_found() => return self.read_elsewhere(id, at.pack.pack, e),
+            Err(e) if e.is_not_found() || e.kind() == Kind::FileMissing => {
+                return self.read_elsewhere(id, at.pack.pack, e);
+            }
             Err(e) => e,
             opened => return opened,
         };

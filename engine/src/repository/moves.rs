@@ -121,15 +121,4 @@ impl Repository {
         }
         Ok(out)
     }
-
-    /// All places of the chunks that a backup uses: those it was written with, and those they were moved to since. What can
-    /// be read of what was moved is followed.
-    ///
-    /// # Errors
-    /// As [`Self::read_refs`]; what the store or the cipher said of what was moved.
-    pub fn read_places(&self, session: SessionId) -> Result<Option<Refs>> {
-        let Some(mut refs) = self.read_refs(session)? else { return Ok(None) };
-        self.rewritten()?.expand(&mut refs);
-        Ok(Some(refs))
-    }
 }

@@ -547,8 +547,10 @@ impl WriterSession {
     /// # Errors
     /// What the store or the cipher said.
     pub fn abandon(mut self, reason: &str, clock: &dyn Clock) -> Result<()> {
-        self.publish()?;
-        fence(&self.repository, &self.stanza, self.id(), self.id(), reason, clock)
+        // Whatever became of that, nobody is to wait for this session.
+        let published = self.publish();
+        fence(&self.repository, &self.stanza, self.id(), self.id(), reason, clock)?;
+        published
     }
 }
 

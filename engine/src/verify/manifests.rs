@@ -69,12 +69,8 @@ pub(super) fn walk(
         // Packs of a backup that has gone meanwhile may go too.
         && repository.store().get(&layout::backup(stanza, backup.session), Range::Tail { len: 1 }).is_ok()
     {
-        let moved = packs.moved(true)?;
-        let is_moved = |place| moved.is_moved(place, &|_| true, &|pack| packs.is_there(pack));
-        for pack in refs.packs().filter(|pack| !packs.has_all(std::iter::once(*pack))) {
-            if !refs.ordinals(pack).all(|ordinal| is_moved((pack, ordinal))) {
-                packs.look_for(pack, findings)?;
-            }
+        for pack in packs.lost(refs)? {
+            packs.look_for(pack, findings)?;
         }
     }
     let refs = match refs {
@@ -135,6 +131,10 @@ impl Walk<'_> {
             Ok(())
         });
         if let Err(e) = told {
+            // Its pack was rewritten since it was read.
+            if e.is_not_found() && self.source.read(id).is_ok() {
+                return Ok(Some(at));
+            }
             let (name, (flaw, detail)) = (layout::pack(at.pack.pack), flaw_of(e)?);
             // Its scan has told.
             if !self.findings.concerns(&name) {

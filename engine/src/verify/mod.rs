@@ -186,10 +186,13 @@ fn catalogue(
 
 /// The packs of some backups, by their reference records; none if that cannot be told, and then all are read.
 fn used_packs(repository: &Repository, targets: &[Target]) -> Result<Option<HashSet<PackId>>> {
-    let mut packs = HashSet::new();
+    let (mut packs, moved) = (HashSet::new(), repository.rewritten()?);
     for target in targets {
-        match repository.read_places(target.backup.session) {
-            Ok(Some(refs)) => packs.extend(refs.packs()),
+        match repository.read_refs(target.backup.session) {
+            Ok(Some(mut refs)) => {
+                moved.expand(&mut refs);
+                packs.extend(refs.packs());
+            }
             Ok(None) => return Ok(None),
             // The walk meets it again, and tells.
             Err(e) => return report::flaw_of(e).map(|_| None),

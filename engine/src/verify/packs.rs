@@ -23,6 +23,7 @@ use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::index::{DOMAIN_DATA, PackFacts};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::pack::{Footer, FooterEntry};
+use pgkeep_formats::repo::refs::Refs;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -72,6 +73,8 @@ pub(super) struct Packs {
     copies: Mutex<HashMap<ChunkId, Vec<(PackId, u16)>>>,
     /// What was moved, as it was told last.
     moved: Mutex<Option<Arc<Rewritten>>>,
+    /// Packs that were not listed, and whether they were there later.
+    asked: Mutex<HashMap<PackId, bool>>,
     /// What deltas cannot be decoded for want of.
     lost_bases: LostBases,
     /// Packs on which nothing more may be built, and packs in which everything was read and is whole.
@@ -115,6 +118,7 @@ impl Packs {
             missing: Mutex::default(),
             copies: Mutex::default(),
             moved: Mutex::default(),
+            asked: Mutex::default(),
             lost_bases: LostBases::default(),
             verdicts: Mutex::default(),
         })
@@ -388,10 +392,33 @@ impl Packs {
         }
     }
 
-    /// Whether a pack is there, perhaps since they were listed.
+    /// Whether a pack is there, perhaps since they were listed. One that cannot be asked for is told of elsewhere.
     pub(super) fn is_there(&self, pack: PackId) -> bool {
-        let range = Range::Tail { len: 1 };
-        self.by_id.contains_key(&pack) || self.repository.store().get(&layout::pack(pack), range).is_ok()
+        if self.by_id.contains_key(&pack) {
+            return true;
+        }
+        let known = |asked: &HashMap<PackId, bool>| asked.get(&pack).copied();
+        if let Some(known) = known(&self.asked.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return known;
+        }
+        let found = self.repository.store().get(&layout::pack(pack), Range::Tail { len: 1 });
+        let is_there = !matches!(found, Err(StoreError::NotFound { .. }));
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(pack, is_there);
+        is_there
+    }
+
+    /// Packs of these that are missing and that no move explains.
+    pub(super) fn lost(&self, refs: &Refs) -> Result<Vec<PackId>> {
+        let mut missing: Vec<PackId> = refs.packs().filter(|pack| !self.by_id.contains_key(pack)).collect();
+        for anew in [false, true] {
+            if missing.is_empty() {
+                break;
+            }
+            let moved = self.moved(anew)?;
+            let is_moved = |place| moved.is_moved(place, &|_| true, &|pack| self.is_there(pack));
+            missing.retain(|pack| !refs.ordinals(*pack).all(|ordinal| is_moved((*pack, ordinal))));
+        }
+        Ok(missing)
     }
 
     /// True for a pack that was not told of as missing, or too short, before.
