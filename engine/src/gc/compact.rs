@@ -39,12 +39,7 @@ pub(super) fn run(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Option<Owners>> {
-    let mut segments = Vec::new();
-    repository.store().list(layout::INDEX, Depth::All, &mut |l| {
-        if layout::parse_index_segment(&l.key).is_some() {
-            segments.push((l.key, l.size));
-        }
-    })?;
+    let segments: Vec<(String, u64)> = repository.index_segments()?.into_iter().map(|l| (l.key, l.size)).collect();
     // Reading the index costs what it holds: only where something is to change.
     let is_small = |size: &u64| *size < (SMALL * ENTRY_BYTES) as u64;
     let join = segments.iter().filter(|(_, size)| is_small(size)).count() > SEGMENTS_MAX;

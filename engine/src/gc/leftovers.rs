@@ -66,19 +66,15 @@ pub(super) fn remove(
     now.old_pins.iter().try_for_each(|name| repository.unpin(name))?;
     // Of a removal that was interrupted, or of a stanza that was deleted.
     for (session, stanza) in now.expired.iter().filter(|(session, _)| !now.ends.contains_key(session)) {
-        match repository.store().get(&layout::backup(stanza, *session), Range::Tail { len: 1 }) {
-            Err(StoreError::NotFound { .. }) => repository.store().delete(&layout::expired(stanza, *session))?,
-            Err(e) => return Err(e.into()),
-            Ok(_) => {}
+        if !repository.is_there(&layout::backup(stanza, *session))? {
+            repository.store().delete(&layout::expired(stanza, *session))?;
         }
     }
     let orphans = |session: &&SessionId| !now.ends.contains_key(*session) && !now.sessions.contains_key(*session);
     for session in refs.iter().filter(orphans) {
         // Made since sessions were listed, or left by a removal that was interrupted.
-        match repository.store().get(&layout::session_open(*session), Range::Tail { len: 1 }) {
-            Err(StoreError::NotFound { .. }) => repository.store().delete(&layout::refs(*session))?,
-            Err(e) => return Err(e.into()),
-            Ok(_) => {}
+        if !repository.is_there(&layout::session_open(*session))? {
+            repository.store().delete(&layout::refs(*session))?;
         }
     }
     match owners {

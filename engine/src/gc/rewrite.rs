@@ -15,7 +15,7 @@ use crate::crypto::ChunkOpener;
 use crate::observe::{Cancel, Counter, Observer};
 use crate::pack::{FinishedPack, PackContents, PackedChunk, parse_footer, read_footer};
 use crate::repository::{Repository, WriterSession, put_new, seal_data};
-use crate::store::{Depth, Range};
+use crate::store::{Listed, Range};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId, SessionId};
 use pgkeep_formats::repo::envelope::ChunkHead;
@@ -100,8 +100,8 @@ pub(super) fn run(
     let finished = mover.finish_pack();
     if finished.is_err() || mover.moves.is_empty() {
         // What is stored already is garbage that the next run collects.
-        mover.session.abandon("nothing was moved", clock)?;
-        return finished.and(outcome).map(|()| false);
+        let abandoned = mover.session.abandon("nothing was moved", clock);
+        return outcome.and(finished).and(abandoned).map(|()| false);
     }
     let Mover { session, moves, bytes, .. } = mover;
     session.commit_moves(&moves, clock)?;
@@ -138,15 +138,9 @@ fn candidates(
 ) -> Result<Vec<(PackId, u64)>> {
     let condemned: HashSet<PackId> = decision.condemned.iter().map(|c| c.pack).collect();
     let open: HashSet<SessionId> = survey.open.iter().map(|o| o.session).collect();
-    let mut names = Vec::new();
-    repository.store().list(layout::INDEX, Depth::All, &mut |l| {
-        if layout::parse_index_segment(&l.key).is_some() {
-            names.push(l.key);
-        }
-    })?;
     // Bytes of chunks in use, and of all.
     let (mut live, mut counted) = (HashMap::<PackId, (u64, u64)>::new(), Refs::default());
-    for name in names {
+    for Listed { key: name, .. } in repository.index_segments()? {
         cancel.check()?;
         let payload = match repository.index_payload(&name) {
             Ok((payload, _)) => payload,
@@ -237,9 +231,10 @@ impl Mover<'_> {
         let Source { mut bytes, footer, contents, opener } = source;
         let name = layout::pack(pack);
         for ordinal in in_use.ordinals(pack) {
-            let damaged =
-                || Error::refused(Kind::Format, format!("'{name}' has no chunk {ordinal}, which a backup uses"));
-            let entry = footer.entries.get(usize::from(ordinal)).ok_or_else(damaged)?;
+            let Some(entry) = footer.entries.get(usize::from(ordinal)) else {
+                tracing::warn!("'{name}' has no chunk {ordinal}, which a backup uses: see 'verify'");
+                continue;
+            };
             match self.copied.get(&entry.id) {
                 None => {}
                 Some(Copied::At(to, at)) => {

@@ -59,6 +59,13 @@ impl Marks {
         ended.filter(|(_, began)| began.is_none()).map(|(session, _)| *session).collect()
     }
 
+    /// Every place of what backups use, those it was moved to among them.
+    fn named(&self) -> Refs {
+        let mut named = self.used.clone();
+        self.moved.expand(&mut named);
+        named
+    }
+
     /// Chunks in use, where they lie: what a decision tells to be moved to a pack that is there, and not condemned by it,
     /// is in use there only. A pack to which something was moved is in use as long as a backup uses it, wherever else it lies:
     /// another collector may go by a decision by which it can be found nowhere else.
@@ -66,8 +73,7 @@ impl Marks {
         let told: HashSet<SessionId> = decision.catalogue.iter().copied().collect();
         let condemned: HashSet<PackId> = decision.condemned.iter().map(|c| c.pack).collect();
         let is_safe = |pack: PackId| packs.contains_key(&pack) && !condemned.contains(&pack);
-        let mut named = self.used.clone();
-        self.moved.expand(&mut named);
+        let named = self.named();
         let mut out = Refs::default();
         for pack in named.packs() {
             let here =
@@ -80,9 +86,10 @@ impl Marks {
     /// Sessions that moved what is gone from where it was, and that no backup names there any more: below `boundary` they can
     /// be forgotten.
     pub(super) fn obsolete(&self, packs: &BTreeMap<PackId, u64>, boundary: u64) -> HashSet<SessionId> {
-        let mut named = self.used.clone();
-        self.moved.expand(&mut named);
-        let named: HashSet<PackId> = named.packs().collect();
+        if self.moved.is_empty() {
+            return HashSet::new();
+        }
+        let named: HashSet<PackId> = self.named().packs().collect();
         let is_over = |moves: &&Moves| {
             moves.generation < boundary && moves.sources().all(|p| !packs.contains_key(&p) && !named.contains(&p))
         };

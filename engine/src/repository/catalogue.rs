@@ -5,7 +5,7 @@
 
 use super::Repository;
 use crate::crypto::Scope;
-use crate::store::{Depth, Range, StoreError};
+use crate::store::Depth;
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::SessionId;
 use pgkeep_formats::repo::envelope::ObjectKind;
@@ -129,11 +129,7 @@ impl Repository {
     /// # Errors
     /// What the store said.
     pub(crate) fn is_over(&self, stanza: &str, session: SessionId) -> Result<bool> {
-        let is_there = |name: &str| match self.store.get(name, Range::Tail { len: 1 }) {
-            Err(StoreError::NotFound { .. }) => Ok(false),
-            found => found.map(|_| true),
-        };
-        Ok(is_there(&layout::expired(stanza, session))? || !is_there(&layout::backup(stanza, session))?)
+        Ok(self.is_there(&layout::expired(stanza, session))? || !self.is_there(&layout::backup(stanza, session))?)
     }
 
     /// Whether another has ended a session, so that its process may be alive without knowing that it is over. What cannot be

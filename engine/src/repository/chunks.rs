@@ -99,7 +99,7 @@ impl ChunkSource {
     /// # Errors
     /// `FileMissing` if the index does not know it; what the index said.
     pub fn locate(&self, id: &ChunkId) -> Result<ChunkAt> {
-        let index = Arc::clone(&self.index.read().unwrap_or_else(PoisonError::into_inner));
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         index.lookup(id)?.ok_or_else(|| {
             let place = self.repository.store.describe();
             Error::refused(Kind::FileMissing, format!("chunk {id} is in no pack of {place}"))

@@ -9,7 +9,7 @@ use crate::index::{
     ChunkAt, ChunkIndex, ChunkIndexMut, CombinedIndex, IndexError, MemoryIndex, SegmentSet, SegmentSource,
     in_full_first,
 };
-use crate::store::{Depth, Range};
+use crate::store::{Depth, Listed, Range};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::{ChunkId, PackId};
 use pgkeep_formats::repo::envelope::ObjectKind;
@@ -114,17 +114,23 @@ impl Repository {
         Ok(Arc::new(WhatIsThere { index, all }))
     }
 
-    fn load_index_once(
-        self: &Arc<Self>,
-        condemned: HashSet<PackId>,
-        head: Arc<dyn ChunkIndexMut>,
-    ) -> Result<RepositoryIndex> {
+    /// The segments there are, superseded ones among them.
+    pub(crate) fn index_segments(&self) -> Result<Vec<Listed>> {
         let mut listed = Vec::new();
         self.store.list(layout::INDEX, Depth::All, &mut |l| {
             if layout::parse_index_segment(&l.key).is_some() {
                 listed.push(l);
             }
         })?;
+        Ok(listed)
+    }
+
+    fn load_index_once(
+        self: &Arc<Self>,
+        condemned: HashSet<PackId>,
+        head: Arc<dyn ChunkIndexMut>,
+    ) -> Result<RepositoryIndex> {
+        let mut listed = self.index_segments()?;
         listed.sort_by_key(|l| std::cmp::Reverse(l.modified));
         let wanted: Vec<(String, u64)> = listed.into_iter().map(|l| (l.key, l.size)).collect();
         let Some(dir) = self.cache() else {

@@ -275,6 +275,14 @@ impl Repository {
         Ok(generation)
     }
 
+    /// Whether an object is there.
+    pub(crate) fn is_there(&self, name: &str) -> Result<bool> {
+        match self.store.get(name, Range::Tail { len: 1 }) {
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            found => Ok(found.map(|_| true)?),
+        }
+    }
+
     /// An opener for a session's data chunks; asks the store once a session.
     pub(crate) fn data_opener(&self, session: SessionId) -> Result<Arc<ChunkOpener>> {
         if let Some(found) = self.openers.lock().unwrap_or_else(PoisonError::into_inner).get(&session) {

@@ -34,6 +34,11 @@ impl Rewritten {
         self.all.insert(moves.session, moves);
     }
 
+    /// True if nothing was moved.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// What these sessions moved.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Moves> {
         self.all.values()

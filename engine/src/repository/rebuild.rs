@@ -45,12 +45,7 @@ impl Repository {
     pub fn rebuild_index(&self, observer: &dyn Observer, cancel: &Cancel) -> Result<Rebuilt> {
         self.check_writable()?;
         // The order matters: what was published before this list is in packs of the next one.
-        let mut superseded = Vec::new();
-        self.store.list(layout::INDEX, Depth::All, &mut |l| {
-            if layout::parse_index_segment(&l.key).is_some() {
-                superseded.push(l.key);
-            }
-        })?;
+        let superseded = self.index_segments()?.into_iter().map(|l| l.key).collect();
         let mut packs = Vec::new();
         self.store
             .list(layout::PACKS, Depth::All, &mut |l| packs.extend(layout::parse_pack(&l.key).zip(Some(l.size))))?;

@@ -401,8 +401,7 @@ impl Packs {
         if let Some(known) = known(&self.asked.lock().unwrap_or_else(PoisonError::into_inner)) {
             return known;
         }
-        let found = self.repository.store().get(&layout::pack(pack), Range::Tail { len: 1 });
-        let is_there = !matches!(found, Err(StoreError::NotFound { .. }));
+        let is_there = self.repository.is_there(&layout::pack(pack)).unwrap_or(true);
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(pack, is_there);
         is_there
     }

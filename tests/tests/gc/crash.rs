@@ -1,21 +1,22 @@
 //! A collection that is stopped after any of its mutations, or loses any reply, leaves every visible backup whole, and the
 //! next one comes to the same end.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pgkeep_engine::gc::{self, GcOptions, GcReport, Rewrite};
 use pgkeep_engine::observe::{Cancel, Silent};
-use pgkeep_engine::repository::{ChunkSource, SILENT_AFTER};
+use pgkeep_engine::repository::SILENT_AFTER;
 use pgkeep_engine::store::{Fault, FaultStore, MemoryStore, Snapshot, Store, Verb};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::BackupType;
-use support::offline::{Ledger, STANZA, Tree, World, invariants, open, open_with, read_back, text};
+use support::offline::{Ledger, STANZA, Tree, World, invariants, open, open_with, text};
+
+use crate::kept::{self, Kept, reader};
 
 struct Scenario {
     world: World,
-    /// What the backups hold that stay.
-    stay: BTreeMap<String, Tree>,
+    stay: Kept,
     base: Snapshot,
 }
 
@@ -31,7 +32,7 @@ impl Scenario {
         world.cluster.churn_more();
         world.backup_to(killed, None, BackupType::Incr).expect_err("a killed backup");
         let going = open(&world.store).unwrap().backups(STANZA).unwrap();
-        let mut stay = BTreeMap::new();
+        let mut stay = Kept::new();
         for kind in [BackupType::Full, BackupType::Incr] {
             world.cluster.update("base/5/16386", &[1, 3]);
             let made = world.backup(kind).commit.label;
@@ -50,19 +51,8 @@ impl Scenario {
         gc::run(&open_with(store, None)?, &options, &Silent, &Cancel::default(), &*self.world.clock)
     }
 
-    /// Every backup that stays is visible and reads back as it was.
     fn check(&self, store: &MemoryStore, when: &str) {
-        let repository = open(store).expect("the repository must open");
-        let visible = repository.backups(STANZA).expect("the backups must be listed");
-        let labels: BTreeSet<&String> = visible.iter().map(|c| &c.label).collect();
-        assert_eq!(labels, self.stay.keys().collect(), "{when}");
-        let index = repository.load_index_to_read().expect("the index must load");
-        let source = Arc::new(ChunkSource::new(Arc::clone(&repository), index, STANZA));
-        let mut seen = HashMap::new();
-        for commit in &visible {
-            let tree = read_back(&source, commit, &mut seen).unwrap_or_else(|e| panic!("{when}: {}", text(&e)));
-            assert_eq!(self.stay[&commit.label].differences(&tree), Vec::<String>::new(), "{when}: {}", commit.label);
-        }
+        kept::check(&self.stay, &reader(store), when);
     }
 
     /// After two collections without trouble nothing is left but what the backups need.

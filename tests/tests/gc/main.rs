@@ -2,6 +2,7 @@
 
 mod crash;
 mod frozen;
+mod kept;
 mod life;
 mod rewrite;
 mod server;

@@ -1,17 +1,20 @@
 //! Packs of which much is dead are rewritten: the space comes back, and every backup stays as it was, for those who read
 //! meanwhile as well, wherever the collection stops.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgkeep_engine::gc::{self, GcOptions, GcReport, Rewrite};
 use pgkeep_engine::observe::{Cancel, Silent};
-use pgkeep_engine::repository::{ChunkSource, SILENT_AFTER};
+use pgkeep_engine::repository::SILENT_AFTER;
+use pgkeep_engine::restore::{self, Env, RestoreOptions};
 use pgkeep_engine::store::{Depth, Fault, FaultStore, MemoryStore, Snapshot, Store, Verb};
 use pgkeep_engine::verify::{self, VerifyOptions};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::BackupType;
-use support::offline::{Ledger, STANZA, Tree, World, invariants, open, open_with, read_back, text};
+use support::offline::{HookedStore, Ledger, STANZA, Tree, World, invariants, open, open_with, text};
+
+use crate::kept::{self, Kept, reader};
 
 const TABLE: &str = "base/5/20000";
 /// Pages of it: 8 MiB.
@@ -19,7 +22,7 @@ const PAGES: u32 = 1024;
 
 struct Scenario {
     world: World,
-    stay: BTreeMap<String, Tree>,
+    stay: Kept,
     base: Snapshot,
 }
 
@@ -31,12 +34,12 @@ impl Scenario {
         let first = world.backup(BackupType::Full).commit.session;
         let most: Vec<u32> = (0..PAGES / 4 * 3).collect();
         world.cluster.update(TABLE, &most);
-        let mut stay = BTreeMap::new();
+        let mut stay = Kept::new();
         for n in 0..3 {
-            let label = world.backup(BackupType::Incr).commit.label;
-            stay.insert(label, Tree::of_files(world.cluster.path()));
             let some: Vec<u32> = (PAGES / 4 * 3 + n * 40..).take(30).collect();
             world.cluster.edit(TABLE, &some);
+            let label = world.backup(BackupType::Incr).commit.label;
+            stay.insert(label, Tree::of_files(world.cluster.path()));
         }
         assert!(open(&world.store).unwrap().mark_expired(STANZA, first, "test", 1).unwrap());
         let base = world.store.snapshot();
@@ -51,23 +54,6 @@ impl Scenario {
         let options = GcOptions { rewrite: Rewrite::Always, host: "test", ..GcOptions::default() };
         gc::run(&open_with(store, None)?, &options, &Silent, &Cancel::default(), &*self.world.clock)
     }
-
-    fn check(&self, source: &Arc<ChunkSource>, when: &str) {
-        let visible = source.repository().backups(STANZA).expect("the backups must be listed");
-        let labels: Vec<&String> = visible.iter().map(|c| &c.label).collect();
-        assert_eq!(labels, self.stay.keys().collect::<Vec<_>>(), "{when}");
-        let mut seen = HashMap::new();
-        for commit in &visible {
-            let tree = read_back(source, commit, &mut seen).unwrap_or_else(|e| panic!("{when}: {}", text(&e)));
-            assert_eq!(self.stay[&commit.label].differences(&tree), Vec::<String>::new(), "{when}: {}", commit.label);
-        }
-    }
-}
-
-fn source(store: &MemoryStore) -> Arc<ChunkSource> {
-    let repository = open(store).expect("the repository must open");
-    let index = repository.load_index_of_what_is_there().expect("the index must load");
-    Arc::new(ChunkSource::new(repository, index, STANZA))
 }
 
 fn sizes(store: &MemoryStore, prefix: &str) -> Vec<u64> {
@@ -91,16 +77,16 @@ fn what_is_in_use_is_moved_and_the_rest_goes() {
     let scenario = Scenario::new();
     let store = scenario.fork();
     let before = stored(&store);
-    let reader = source(&store);
+    let early = reader(&store);
     let report = scenario.collect(Arc::new(store.clone())).expect("a collection");
     assert!(report.rewritten.packs > 0 && report.deleted.packs >= report.rewritten.packs, "{report:?}");
     assert!(report.rewritten_to * 2 < report.rewritten.bytes, "{report:?}");
     let after = stored(&store);
     println!("{before} bytes before, {after} after; {report:?}");
     assert!(after + report.rewritten.bytes / 2 < before, "{before} {after}");
-    scenario.check(&source(&store), "afterwards");
+    kept::check(&scenario.stay, &reader(&store), "afterwards");
     // Who has the old index misses packs, and finds where the chunks are now.
-    scenario.check(&reader, "for a reader");
+    kept::check(&scenario.stay, &early, "for a reader");
     invariants(&store, &scenario.stay, &mut Ledger::default());
     verified(&store, "afterwards");
     // Nothing is left to do.
@@ -142,7 +128,7 @@ fn stopped_anywhere_it_harms_nothing_and_is_done_by_the_next() {
     let (steps, end) = (counted.mutations(), stored(&store));
     println!("{steps} mutations");
     let settle = |store: &MemoryStore, when: &str| {
-        scenario.check(&source(store), when);
+        kept::check(&scenario.stay, &reader(store), when);
         // Who was stopped may be alive; then it is given up.
         scenario.world.clock.advance(SILENT_AFTER.as_secs() + 1);
         for _ in 0..3 {
@@ -166,4 +152,37 @@ fn stopped_anywhere_it_harms_nothing_and_is_done_by_the_next() {
         drop(scenario.collect(Arc::clone(&losing) as _));
         settle(&store, &format!("reply {n} lost"));
     }
+}
+
+/// A restore and a verification in the middle of which packs are rewritten that they have not read yet.
+#[test]
+fn who_reads_meanwhile_finds_what_was_moved() {
+    let scenario = Arc::new(Scenario::new());
+    let beside = |store: &MemoryStore| {
+        let (store, scenario, done) = (store.clone(), Arc::clone(&scenario), Arc::new(AtomicBool::new(false)));
+        let base = store.clone();
+        let is_done = Arc::clone(&done);
+        let hook = move |verb: Verb, key: &str| {
+            if verb == Verb::Get && layout::parse_pack(key).is_some() && !done.swap(true, Ordering::SeqCst) {
+                let report = scenario.collect(Arc::new(store.clone())).expect("a collection");
+                assert!(report.rewritten.packs > 0 && report.deleted.packs > 0, "{report:?}");
+            }
+        };
+        (open_with(Arc::new(HookedStore::new(&base, hook)), None).unwrap(), is_done)
+    };
+
+    let (repository, is_done) = beside(&scenario.fork());
+    let target = scenario.world.path("restored");
+    let mut options = RestoreOptions { process_max: 2, ..RestoreOptions::new(STANZA, &target) };
+    options.maps.tablespace_all = Some(scenario.world.path("tablespaces"));
+    let env = Env { observer: &Silent, cancel: &Cancel::default(), clock: &*scenario.world.clock };
+    restore::run(&[repository], &options, &env).unwrap_or_else(|e| panic!("{}", text(&e)));
+    assert!(is_done.load(Ordering::SeqCst));
+    let content = |root: &std::path::Path| std::fs::read(root.join(TABLE)).unwrap();
+    assert!(content(&target) == content(scenario.world.cluster.path()));
+
+    let (repository, is_done) = beside(&scenario.fork());
+    let options = VerifyOptions { jobs: 2, ..VerifyOptions::default() };
+    let report = verify::run(&repository, &options, &Silent, &Cancel::default()).unwrap();
+    assert!(is_done.load(Ordering::SeqCst) && report.is_clean(), "{report:?}");
 }

@@ -63,6 +63,16 @@ fn tries_are_bounded() {
 }
 
 #[test]
+fn what_took_all_the_time_at_once_is_tried_once_more() {
+    let b = bench(RetryPolicy { total: Duration::ZERO, ..POLICY });
+    b.fault.fail(Verb::Put, 1, Fault::Transient);
+    assert_eq!(b.store.put_if_absent("a", b"1").expect("second try"), Put::Created);
+    (1..=2).for_each(|k| b.fault.fail(Verb::Put, k, Fault::Transient));
+    b.store.put_if_absent("b", b"1").expect_err("both failed");
+    assert_eq!(b.store.put_if_absent("b", b"1").expect("no fault is left over"), Put::Created);
+}
+
+#[test]
 fn time_is_bounded() {
     let policy = RetryPolicy { tries: 1000, total: Duration::from_secs(10), ..POLICY };
     let b = bench(policy);
