@@ -89,7 +89,9 @@ fn what_another_repository_lacks_is_copied_once_and_comes_back_from_there() {
     let after = world.ok(["--output=json", "repo-sync", "1", "2"]).json();
     assert_eq!(after["backup"].as_array().map(Vec::len), Some(0), "{after}");
 
-    // A backup that keeps the WAL it needs goes there without any of the archive.
+    // A backup that keeps the WAL it needs goes there without any of the archive. Its label is the second it began in: not
+    // the one of the backup that the other repository just took.
+    thread::sleep(Duration::from_secs(1));
     world.ok(["--archive-copy", "--start-fast", "--type=full", "backup"]);
     let backup = world.backups().pop().unwrap();
     let label = backup["label"].as_str().unwrap();

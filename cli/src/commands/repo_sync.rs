@@ -77,6 +77,9 @@ fn tell(report: &SyncReport, from: Repo<'_>, to: Repo<'_>, dry_run: bool) {
             "backup {label} is of a cluster that the stanza of repo{to} never had: it stays on repo{from} only"
         );
     }
+    for label in &report.namesakes {
+        tracing::warn!("each repository has a backup {label} of its own, taken in the same second: none is copied");
+    }
     for e in &report.unreadable {
         tracing::error!("repo{from}: a backup is passed over, as its record cannot be read: {}", e.chain());
     }
@@ -90,7 +93,7 @@ fn value(report: &SyncReport, from: Repo<'_>, to: Repo<'_>) -> Value {
         "to": to.key(),
         "backup": backups.collect::<Vec<_>>(),
         "wal": report.wal,
-        "skipped": report.strange,
+        "skipped": report.strange.iter().chain(&report.namesakes).collect::<Vec<_>>(),
         "unreadable": report.unreadable.len(),
     })
 }

@@ -48,6 +48,8 @@ pub struct SyncReport {
     pub unreadable: Vec<Error>,
     /// Labels of backups of clusters that the other repository's stanza never had.
     pub strange: Vec<String>,
+    /// Labels under which the other repository has another backup, taken in the same second.
+    pub namesakes: Vec<String>,
 }
 
 /// One backup that was copied.
@@ -81,13 +83,15 @@ pub fn run(
     from.annotate(options.stanza, &mut theirs)?;
     let ours = to.backups(options.stanza)?;
     let mut report = SyncReport { unreadable, ..SyncReport::default() };
-    let missing = missing(from, &theirs, &ours, options.set)?;
+    let missing = missing(from.key(), &theirs, &ours, options.set)?;
     let (missing, strange): (Vec<&Backup>, Vec<&Backup>) =
         missing.into_iter().partition(|b| clusters.contains_key(&b.history_id));
     report.strange = strange.iter().map(|b| b.label.clone()).collect();
+    if options.set.is_none() {
+        report.namesakes = namesakes(&theirs, &ours);
+    }
 
-    let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
-    let common = newest_common(&theirs, &has);
+    let common = newest_common(&theirs, &ours);
     for (id, (archive_from, archive_to)) in &clusters {
         let floor = common.into_iter().chain(missing.iter().copied()).filter(|b| b.history_id == *id);
         let floor = floor.filter_map(|b| b.wal.as_ref().map(|(first, _)| segment(first))).min();
@@ -141,23 +145,26 @@ fn is_same(a: &Backup, b: &Backup) -> bool {
     facts(a) == facts(b)
 }
 
-fn missing<'b>(from: &Repository, theirs: &'b [Backup], ours: &[Backup], set: Option<&str>) -> Result<Vec<&'b Backup>> {
-    for their in theirs {
-        if let Some(our) = ours.iter().find(|b| b.label == their.label)
-            && !is_same(their, our)
-        {
-            let text = format!("both repositories have a backup {}, and they are not the same one", their.label);
+/// Labels under which either repository has a backup of its own: one that began in the same second. None goes where the other
+/// lies, as a label names one backup.
+fn namesakes(theirs: &[Backup], ours: &[Backup]) -> Vec<String> {
+    let is_other = |b: &&Backup| ours.iter().any(|our| our.label == b.label && !is_same(b, our));
+    theirs.iter().filter(is_other).map(|b| b.label.clone()).collect()
+}
+
+fn missing<'b>(from: u32, theirs: &'b [Backup], ours: &[Backup], set: Option<&str>) -> Result<Vec<&'b Backup>> {
+    if let Some(set) = set {
+        let Some(their) = theirs.iter().find(|b| b.label == set) else {
+            let text = format!("backup set {set} does not exist on repo{from}");
+            return Err(Error::refused(Kind::BackupSetInvalid, text));
+        };
+        if ours.iter().any(|b| b.label == set && !is_same(their, b)) {
+            let text = format!("both repositories have a backup {set}, and they are not the same one");
             return Err(Error::refused(Kind::BackupSetInvalid, text));
         }
     }
-    if let Some(set) = set
-        && !theirs.iter().any(|b| b.label == set)
-    {
-        let text = format!("backup set {set} does not exist on repo{}", from.key());
-        return Err(Error::refused(Kind::BackupSetInvalid, text));
-    }
     let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
-    let common = newest_common(theirs, &has).map(|b| b.stop);
+    let common = newest_common(theirs, ours).map(|b| b.stop);
     let oldest = ours.iter().map(|b| b.stop).min();
     let is_wanted = |b: &&Backup| match set {
         Some(set) => b.label == set,
@@ -167,8 +174,9 @@ fn missing<'b>(from: &Repository, theirs: &'b [Backup], ours: &[Backup], set: Op
 }
 
 /// The newest backup that both have.
-fn newest_common<'b>(theirs: &'b [Backup], has: &HashSet<&str>) -> Option<&'b Backup> {
-    theirs.iter().filter(|b| has.contains(b.label.as_str())).max_by_key(|b| b.stop)
+fn newest_common<'b>(theirs: &'b [Backup], ours: &[Backup]) -> Option<&'b Backup> {
+    let is_common = |b: &&Backup| ours.iter().any(|our| our.label == b.label && is_same(b, our));
+    theirs.iter().filter(is_common).max_by_key(|b| b.stop)
 }
 
 /// Place of a WAL file in the order of segments, whatever its timeline.
@@ -219,4 +227,26 @@ fn wal(
     });
     observer.end();
     copied
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::testing::blank;
+
+    #[test]
+    fn a_label_that_each_has_for_a_backup_of_its_own_is_passed_over_and_stops_nothing() {
+        let backup = |label: &str, stop, lsn| Backup { label: label.to_owned(), stop, lsn: Some((1, lsn)), ..blank() };
+        let (first, theirs) = (backup("20260101-000000F", 10, 2), backup("20260102-000000F", 20, 3));
+        let (ours, last) = (backup("20260102-000000F", 20, 4), backup("20260103-000000F", 30, 5));
+        let all = [first.clone(), theirs.clone(), last.clone()];
+        let has = [first.clone(), ours.clone()];
+        assert_eq!(namesakes(&all, &has), [theirs.label.as_str()]);
+        assert_eq!(missing(1, &all, &has, None).unwrap(), [&last]);
+        assert_eq!(newest_common(&all, &has), Some(&first));
+        assert_eq!(missing(1, &all, &has, Some(&last.label)).unwrap(), [&last]);
+        for refused in [theirs.label.as_str(), "20260104-000000F"] {
+            assert_eq!(missing(1, &all, &has, Some(refused)).unwrap_err().kind(), Kind::BackupSetInvalid);
+        }
+    }
 }
