@@ -1,6 +1,6 @@
 //! Promise: what `repo-sync` shows in the other repository is whole, under the other one's keys, whatever ended it early.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, path::Path, thread, time::Duration};
 
 use pgkeep_formats::repo::layout;
 use support::{Cluster, Mode, Sandbox, World, majors, tree, world, world::STANZA};
@@ -68,7 +68,8 @@ fn what_another_repository_lacks_is_copied_once_and_comes_back_from_there() {
     let again = world.ok(["--output=json", "repo-sync", "1", "2"]).json();
     assert_eq!((again["backup"].as_array().map(Vec::len), again["wal"].as_u64()), (Some(0), Some(0)), "{again}");
     world.mark(2);
-    let label = world.backup("incr");
+    world.ok(["--repo=1", "--start-fast", "--type=incr", "backup"]);
+    let label = labels(&world, 1).pop().unwrap();
     let more = world.ok(["--output=json", "repo-sync", "repo1", "repo2"]).json();
     let (size, stored) = (more["backup"][0]["size"].as_u64().unwrap(), more["backup"][0]["stored"].as_u64().unwrap());
     assert!(more["backup"][0]["label"] == label && stored * 10 < size, "{more}");
@@ -92,7 +93,7 @@ fn what_another_repository_lacks_is_copied_once_and_comes_back_from_there() {
     // A backup that keeps the WAL it needs goes there without any of the archive. Its label is the second it began in: not
     // the one of the backup that the other repository just took.
     thread::sleep(Duration::from_secs(1));
-    world.ok(["--archive-copy", "--start-fast", "--type=full", "backup"]);
+    world.ok(["--repo=1", "--archive-copy", "--start-fast", "--type=full", "backup"]);
     let backup = world.backups().pop().unwrap();
     let label = backup["label"].as_str().unwrap();
     for end in ["start", "stop"] {
@@ -115,6 +116,48 @@ fn what_another_repository_lacks_is_copied_once_and_comes_back_from_there() {
         assert!(run.says("repo"), "{run}");
     }
     world.expect(75, ["--set=20200101-000000F", "repo-sync", "1", "2"]);
+}
+
+#[test]
+fn one_backup_is_for_all_repositories_and_one_that_fails_catches_up() {
+    let world = two_backups();
+    add_second(&world);
+    // What is new gets what the label builds on; deltas stay deltas.
+    world.mark(2);
+    world.backup("incr");
+    assert_eq!(labels(&world, 1).len(), 3);
+    assert_eq!(labels(&world, 2), labels(&world, 1));
+    let packs = |repo: &Path| tree::files(&repo.join("packs")).into_values().sum::<u64>();
+    let (theirs, ours) = (packs(&world.sandbox.repo()), packs(&world.path("repo2")));
+    assert!(theirs > 0 && ours * 10 < theirs * 11, "{ours} bytes of {theirs}");
+
+    let missing = world.path("missing").display().to_string();
+    let (first, second) = (format!("--repo1-path={missing}"), format!("--repo2-path={missing}"));
+    for (key, away) in [(2, &second), (1, &first)] {
+        let run = world.expect(104, [away.as_str(), "--start-fast", "--type=incr", "backup"]);
+        assert!(run.says(&format!("repo{key} cannot be used")) && run.says(&missing), "{run}");
+        let (with, without) = (labels(&world, 3 - key), labels(&world, key));
+        assert_eq!(with[..with.len() - 1], without, "repository {key} was away");
+        world.mark(2 + key as u32);
+        world.backup("incr");
+        assert_eq!(labels(&world, 1), labels(&world, 2));
+    }
+    for key in ["--repo=1", "--repo=2"] {
+        world.ok([key, "verify"]);
+        let mut cluster = restored(&world, &format!("all{}", &key[7..]), &[key]);
+        cluster.start();
+        cluster.wait_promoted();
+        assert_eq!(world::marks(&cluster), [1, 2, 3, 4]);
+        cluster.stop(Mode::Fast);
+    }
+
+    // Nothing can be used, or the server cannot: one status, and nothing anywhere.
+    let all = labels(&world, 1);
+    let other = second.replace("missing", "missing too");
+    let run = world.expect(55, [first.as_str(), other.as_str(), "backup"]);
+    assert!(run.says("repo1") && run.says("repo2"), "{run}");
+    world.expect(56, ["--pg1-port=1", "backup"]);
+    assert_eq!((labels(&world, 1), labels(&world, 2)), (all.clone(), all));
 }
 
 #[test]

@@ -1,26 +1,36 @@
-//! `backup`.
+//! `backup`: into one repository, or into all that are configured (`backup/several.rs`).
 
-use super::Context;
+mod several;
+
+use super::{Context, expire};
 use crate::error::Failure;
 use crate::exit::Status;
-use crate::option::{Opt, Pg, Settings};
+use crate::option::{Opt, Pg, Repo, Settings};
 use crate::size::{cpus, human_size};
 use crate::{VERSION, repos, zone};
 use pgkeep_engine::backup::{self, BackupOptions, Deltas, Place, StandbyUse};
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::limit::Limits;
-use pgkeep_engine::{Error, Kind};
-use pgkeep_formats::repo::records::BackupType;
+use pgkeep_engine::repository::Repository;
+use pgkeep_formats::repo::records::{BackupType, Commit};
 use std::num::NonZero;
+use std::sync::Arc;
 
 /// Number of the cluster that is always configured.
 const FIRST: u16 = 1;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
-    let repo = settings.target_repos().next();
-    let repo = repo.ok_or_else(|| Error::refused(Kind::OptionRequired, "no repository is configured"))?;
+    let targets: Vec<Repo<'_>> = settings.target_repos().collect();
+    let &[repo] = targets.as_slice() else { return several::run(context, &targets) };
     let repository = repos::open(settings, repo)?;
+    take(context, repo, &repository)?;
+    expire::after_backup(context, repo, &repository)
+}
+
+/// Backs up into one repository.
+fn take(context: &Context<'_>, repo: Repo<'_>, repository: &Arc<Repository>) -> Result<Commit, Failure> {
+    let settings = context.settings;
     let options = BackupOptions {
         stanza: settings.stanza_name().to_owned(),
         key: FIRST,
@@ -62,7 +72,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         zone: zone::local(),
     };
     let began = std::time::Instant::now();
-    let report = backup::run(&repository, &options, context.observer, context.cancel, &SystemClock)?;
+    let report = backup::run(repository, &options, context.observer, context.cancel, &SystemClock)?;
     let commit = &report.commit;
     let seconds = began.elapsed().as_secs_f64();
     tracing::info!(
@@ -74,11 +84,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         report.files,
         seconds
     );
-    if settings.flag(Opt::ExpireAuto) {
-        super::expire::after_backup(context, repo, &repository)
-    } else {
-        Ok(Status::OK)
-    }
+    Ok(report.commit)
 }
 
 /// The clusters beside the first.

@@ -57,7 +57,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     }
 }
 
-/// Retention of the repository that a backup has just been made in, with the options of the backup.
+/// Retention of the repository that a backup has just been made in, with the options of the backup, unless `expire-auto` is off.
 ///
 /// # Errors
 /// 104 if it failed. The backup is complete all the same, and that is said. What is said and no failure is that space could
@@ -67,6 +67,9 @@ pub(super) fn after_backup(
     repo: Repo<'_>,
     repository: &Arc<Repository>,
 ) -> Result<Status, Failure> {
+    if !context.settings.flag(Opt::ExpireAuto) {
+        return Ok(Status::OK);
+    }
     match one(context, repo, repository, Ask::Rules) {
         Ok((_, Ok(()))) => Ok(Status::OK),
         Ok((_, Err(e))) => {

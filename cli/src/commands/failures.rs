@@ -38,6 +38,24 @@ impl Failures {
         }
     }
 
+    /// Whether something is known of this repository.
+    pub(super) fn has(&self, key: impl Into<u32>) -> bool {
+        let key = key.into();
+        self.all.iter().any(|(known, _)| *known == key)
+    }
+
+    /// Whether nothing has failed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Tells each, a line for a repository.
+    pub(super) fn tell(&self, command: Command) {
+        for (key, failure) in &self.all {
+            tracing::error!("repo{key}: {}", failure.report(Some(command)));
+        }
+    }
+
     /// Forgets repositories that lack the backup asked for: one need not be in all of them.
     pub(super) fn forgive_lack(&mut self) {
         self.all.retain(|(_, failure)| failure.status() != Status::of(Kind::BackupSetInvalid));
@@ -53,9 +71,7 @@ impl Failures {
             let named = |(key, failure)| if is_one { failure } else { named(key, failure) };
             return self.all.pop().map_or(Ok(()), |failed| Err(named(failed)));
         }
-        for (key, failure) in &self.all {
-            tracing::error!("repo{key}: {}", failure.report(Some(command)));
-        }
+        self.tell(command);
         let text = format!("{} failed in {} repositories", command.name(), self.all.len());
         let kind = |f: &Failure| match f {
             Failure::Engine(e) => e.kind(),

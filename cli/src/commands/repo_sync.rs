@@ -9,9 +9,11 @@ use crate::repos;
 use crate::size::human_size;
 use pgkeep_engine::clock::SystemClock;
 use pgkeep_engine::lock::{Lock, LockName, LockType, check_stopped};
-use pgkeep_engine::sync::{self, SyncOptions, SyncReport};
+use pgkeep_engine::repository::Repository;
+use pgkeep_engine::sync::{self, SyncOptions, SyncReport, Which};
 use pgkeep_engine::{Error, Kind};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
@@ -21,26 +23,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         return Err(OptionError::new(Status::PARAM_INVALID, text).into());
     }
     let dry_run = settings.flag(Opt::DryRun);
-    let stanza = settings.stanza_name();
-    let _lock = match dry_run {
-        true => None,
-        false => {
-            check_stopped(settings.lock_path(), Some(stanza))?;
-            let (stanza, repo_key) = (stanza.to_owned(), to.key().into());
-            let name = LockName { stanza, lock_type: LockType::Backup, repo_key };
-            Some(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?)
-        }
-    };
-    let options = SyncOptions {
-        stanza,
-        set: settings.text(Opt::Set),
-        dry_run,
-        process_max: settings.process_max(),
-        compress_level: settings.compress_level().unwrap_or(3),
-        host: &repos::host(),
-    };
     let (source, target) = (repos::open(settings, from)?, repos::open(settings, to)?);
-    let report = sync::run(&source, &target, &options, context.observer, context.cancel, &SystemClock)?;
+    let which = settings.text(Opt::Set).map_or(Which::Wanted, Which::Only);
+    let report = copy(context, &source, &target, &Ask { to, which, dry_run })?;
     if settings.text(Opt::Output) == Some("json") {
         render::print(&json::to_text(value(&report, from, to)))?;
     }
@@ -50,6 +35,43 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         return Err(Error::refused(Kind::FileInvalid, text).into());
     }
     Ok(Status::OK)
+}
+
+/// What to copy, and where to.
+pub(super) struct Ask<'a> {
+    pub(super) to: Repo<'a>,
+    pub(super) which: Which<'a>,
+    pub(super) dry_run: bool,
+}
+
+/// Copies under the lock of a backup of the other repository.
+pub(super) fn copy(
+    context: &Context<'_>,
+    source: &Arc<Repository>,
+    target: &Arc<Repository>,
+    ask: &Ask<'_>,
+) -> Result<SyncReport, Failure> {
+    let settings = context.settings;
+    let stanza = settings.stanza_name();
+    let _lock = match ask.dry_run {
+        true => None,
+        false => {
+            check_stopped(settings.lock_path(), Some(stanza))?;
+            let (stanza, repo_key) = (stanza.to_owned(), ask.to.key().into());
+            let name = LockName { stanza, lock_type: LockType::Backup, repo_key };
+            Some(Lock::acquire(settings.lock_path(), &name, &repos::exec_id())?)
+        }
+    };
+    let options = SyncOptions {
+        stanza,
+        which: ask.which,
+        deltas: ask.to.text(Opt::RepoDelta) != Some("off"),
+        dry_run: ask.dry_run,
+        process_max: settings.process_max(),
+        compress_level: settings.compress_level().unwrap_or(3),
+        host: &repos::host(),
+    };
+    Ok(sync::run(source, target, &options, context.observer, context.cancel, &SystemClock)?)
 }
 
 /// The repository that a parameter names: its number, with or without `repo` in front.

@@ -56,7 +56,7 @@ fn part(time: i64, zone: &TimeZone, letter: char) -> Result<String> {
 }
 
 /// Label of the full that a backup belongs to.
-pub(super) fn full_of(label: &str) -> &str {
+pub(crate) fn full_of(label: &str) -> &str {
     label.split_once('_').map_or(label, |(full, _)| full)
 }
 

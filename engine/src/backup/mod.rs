@@ -40,6 +40,7 @@ mod wal_copy;
 
 use self::cluster::Cluster;
 use self::finish::{Wal, late_entries, links};
+pub(crate) use self::label::full_of;
 use self::old_pages::OldPages;
 pub use self::old_pages::{BASE_CACHE_BYTES, DeltaMode, Deltas};
 use self::plan::{Plan, Survey};
@@ -218,7 +219,7 @@ pub fn run(
         };
         // A label that cannot be had is better known before hours of copying.
         let now = clock.now();
-        let full = prior.map(|p| label::full_of(&p.label));
+        let full = prior.map(|p| full_of(&p.label));
         let start_time = start.as_ref().map_or(now, |s| s.time).as_secs() as i64;
         let label = label::make(backup_type, full, start_time, &options.zone, &existing)?;
         if let (Some(found), Some(start), Some(connection)) = (&mut standby, &start, &mut connection) {

@@ -21,6 +21,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 /// Checked plaintext of a chunk.
 pub type Plain = Arc<Vec<u8>>;
 
+/// A chunk as it is encoded at a place.
+pub(crate) type EncodedAt = (ChunkAt, Vec<u8>);
+
 thread_local! {
     static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
     /// Old pages of the delta that is decoded: half a megabyte each time, which is not worth asking the system for anew.
@@ -116,6 +119,25 @@ impl ChunkSource {
         match self.repository.store.get(&layout::pack(at.pack.pack), range) {
             Ok(mut blob) => self.open(id, &at, &mut blob),
             Err(e) => self.read_elsewhere(id, at.pack.pack, e.into()),
+        }
+    }
+
+    /// As [`Self::read`], and how the chunk is encoded where it lies, unless it was not to be had from there.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn read_encoded(&self, id: &ChunkId) -> Result<(Vec<u8>, Option<EncodedAt>)> {
+        let at = self.locate(id)?;
+        let range = Range::Span { offset: at.offset.into(), len: at.stored_len as usize };
+        let read = || {
+            let mut blob = self.repository.store.get(&layout::pack(at.pack.pack), range)?;
+            let encoded = self.unseal(id, &at, &mut blob)?;
+            Ok::<_, Error>((self.decode(id, &at, encoded)?, encoded.to_vec()))
+        };
+        match read() {
+            Ok((plain, encoded)) => Ok((plain, Some((at, encoded)))),
+            // What can be done about it is done there, and what cannot is said.
+            Err(_) => Ok((self.read(id)?, None)),
         }
     }
 

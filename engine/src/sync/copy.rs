@@ -1,21 +1,24 @@
 //! One backup, chunk by chunk: read and checked under the keys of one repository, named and sealed under those of the other.
 //!
 //! Of a file that is as it was in an earlier backup that both have, the other repository's extents are taken over, and nothing
-//! is read. Memory: [`BATCH`] chunks at a time, the names of up to [`NAMES_MAX`] chunks, and a pack.
+//! is read; of one that has changed, the chunks that the earlier backup has. What is new is not compressed again, and a delta
+//! stays one where the other repository has the chunks it was encoded against, in full: names are of plaintext, so those have
+//! other names there and the same pages. Memory: [`BATCH`] chunks at a time, the names of up to [`NAMES_MAX`] chunks, and a
+//! pack.
 
 use super::SyncOptions;
+use super::carry::{Carried, Hand};
+use super::twins::{Twins, place};
 use crate::chunk::Encoder;
 use crate::clock::Clock;
-use crate::crypto::{PageHasher, SessionSealer};
 use crate::index::ChunkIndex;
 use crate::observe::{Cancel, Counter, Observer};
 use crate::pack::{FinishedPack, PackedChunk};
 use crate::repository::manifests::{BuiltEntry, FileRecord, Manifest, ManifestBuilder, ManifestSummary};
-use crate::repository::{BACKUP, Backup, ChunkSource, Repository, RepositoryIndex, WriterSession, put_new, seal_data};
+use crate::repository::{BACKUP, Backup, ChunkSource, Repository, WriterSession, put_new};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::id::ChunkId;
 use pgkeep_formats::pg::wal::{WalSegment, WalSegmentSize};
-use pgkeep_formats::repo::chunk::{ChunkKind, Encoding};
 use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Content, Extent, ExtentAt, INLINE_BYTES_MAX};
 use pgkeep_formats::repo::records::Commit;
@@ -46,22 +49,6 @@ pub(super) struct Copier<'a> {
     page: usize,
     /// By the source's name: the other repository's.
     names: HashMap<ChunkId, ChunkId>,
-}
-
-/// A chunk on its way.
-struct Carried {
-    theirs: ChunkId,
-    ours: ChunkId,
-    kind: ChunkKind,
-    plain_len: u32,
-    /// Encoded and sealed, with the hashes of its pages; none if the other repository has it.
-    new: Option<(Encoding, Vec<u8>, Vec<u64>)>,
-}
-
-/// An earlier backup that both repositories have.
-struct Twins {
-    theirs: Arc<Manifest>,
-    ours: Arc<Manifest>,
 }
 
 impl<'a> Copier<'a> {
@@ -162,14 +149,26 @@ impl<'a> Copier<'a> {
             session.keep_alive()?;
             let built = self.entry(&manifest, &record);
             self.observer.add(Counter::Done, record.entry.size);
+            let twin = match &twins {
+                Some(twins) if !record.extents.is_empty() => twins.find(&record.entry.path)?,
+                _ => None,
+            };
             if built.inline.as_ref().is_some_and(|bytes| bytes.len() > INLINE_BYTES_MAX) {
                 late.push(built);
-            } else if !record.extents.is_empty()
-                && let Some(twins) = &twins
-                && twins.have(&manifest, &record)?
+            } else if let Some(twin) = &twin
+                && twin.is_as_in(&manifest, &record)?
             {
                 builder.add_unchanged(session, built)?;
             } else {
+                self.make_room(record.extents.len());
+                if let Some(twin) = &twin {
+                    twin.names(&mut |theirs, ours| {
+                        if session.knows(&ours)? {
+                            self.names.insert(theirs, ours);
+                        }
+                        Ok(())
+                    })?;
+                }
                 let extents = self.extents(session, &mut builder, &manifest, &record)?;
                 builder.add(session, BuiltEntry { extents, ..built })?;
             }
@@ -241,15 +240,10 @@ impl<'a> Copier<'a> {
         let mut out = Vec::with_capacity(record.extents.len());
         // Each stretch names no more chunks than a batch has.
         for stretch in record.extents.chunks(BATCH) {
-            if self.names.len() + BATCH > NAMES_MAX {
-                self.names.clear();
-            }
+            self.make_room(BATCH);
             let mut ids = Vec::with_capacity(stretch.len());
             for extent in stretch {
-                ids.push(match extent.at {
-                    ExtentAt::Zero => None,
-                    ExtentAt::Chunk { ordinal, offset } => Some((manifest.chunk_id(ordinal)?, offset)),
-                });
+                ids.push(place(manifest, extent)?);
             }
             let mut unknown: Vec<ChunkId> = ids.iter().flatten().map(|(id, _)| *id).collect();
             unknown.sort_unstable();
@@ -271,6 +265,13 @@ impl<'a> Copier<'a> {
         Ok(out)
     }
 
+    /// Forgets all names if there would be too many.
+    fn make_room(&mut self, more: usize) {
+        if self.names.len() + more > NAMES_MAX {
+            self.names.clear();
+        }
+    }
+
     /// Copies chunks, a batch at most.
     fn carry(&mut self, session: &mut WriterSession, ids: &[ChunkId]) -> Result<()> {
         let hand = Hand {
@@ -280,6 +281,8 @@ impl<'a> Copier<'a> {
             sealer: Arc::clone(session.sealer()),
             hasher: self.to.keyring().page_hasher()?,
             page: self.page,
+            names: &self.names,
+            deltas: self.options.deltas,
             level: self.options.compress_level,
             cancel: self.cancel,
         };
@@ -287,17 +290,19 @@ impl<'a> Copier<'a> {
             let encoder = || Encoder::new(hand.level);
             ids.par_iter().map_init(encoder, |encoder, id| hand.carry(encoder, id)).collect::<Result<Vec<Carried>>>()
         })?;
-        for Carried { theirs, ours, kind, plain_len, new } in carried {
+        for Carried { theirs, ours, kind, plain_len, new, learned } in carried {
             // Two of the source's may be one here.
-            if let Some((encoding, sealed, hashes)) = new
+            if let Some(new) = new
                 && !session.knows(&ours)?
             {
                 self.observer.add(Counter::New, plain_len.into());
-                let chunk = PackedChunk { id: ours, kind, encoding, plain_len };
-                if let Some(pack) = session.add_data(chunk, &sealed, &[], &hashes)? {
+                let chunk = PackedChunk { id: ours, kind, encoding: new.encoding, plain_len };
+                if let Some(pack) = session.add_data(chunk, &new.bytes, &new.bases, &new.hashes)? {
                     self.upload(session, &pack)?;
                 }
             }
+            self.make_room(learned.len() + 1);
+            self.names.extend(learned);
             self.names.insert(theirs, ours);
         }
         Ok(())
@@ -313,72 +318,4 @@ impl<'a> Copier<'a> {
 fn source(repository: &Arc<Repository>, stanza: &str) -> Result<Arc<ChunkSource>> {
     let index = repository.load_index_of_what_is_there()?;
     Ok(Arc::new(ChunkSource::new(Arc::clone(repository), index, stanza)))
-}
-
-/// What each thread needs to copy a chunk.
-struct Hand<'a> {
-    source: &'a ChunkSource,
-    to: &'a Repository,
-    index: Arc<RepositoryIndex>,
-    sealer: Arc<SessionSealer>,
-    hasher: PageHasher,
-    page: usize,
-    level: i32,
-    cancel: &'a Cancel,
-}
-
-impl Hand<'_> {
-    fn carry(&self, encoder: &mut Result<Encoder>, id: &ChunkId) -> Result<Carried> {
-        self.cancel.check()?;
-        let kind = self.source.locate(id)?.kind;
-        // Checked against its name: what is damaged there is not carried on.
-        let plain = self.source.read(id)?;
-        let (ours, plain_len) = (self.to.keyring().chunk_id(kind.as_u8(), &plain)?, plain.len() as u32);
-        if self.index.knows(self.to, &ours)? {
-            return Ok(Carried { theirs: *id, ours, kind, plain_len, new: None });
-        }
-        let encoder = encoder.as_mut().map_err(|e| Error::refused(e.kind(), e.chain()))?;
-        let (encoding, encoded) = encoder.encode(&plain)?;
-        let sealed = seal_data(&self.sealer, ours, kind, encoding, plain_len, encoded)?;
-        let hashes = match kind {
-            ChunkKind::Relation if plain.len().is_multiple_of(self.page) => {
-                plain.chunks(self.page).map(|p| self.hasher.hash(p)).collect()
-            }
-            _ => Vec::new(),
-        };
-        Ok(Carried { theirs: *id, ours, kind, plain_len, new: Some((encoding, sealed, hashes)) })
-    }
-}
-
-impl Twins {
-    /// Whether both have this file as it is.
-    fn have(&self, manifest: &Manifest, record: &FileRecord) -> Result<bool> {
-        let path = &record.entry.path;
-        let (Some(theirs), Some(ours)) = (self.theirs.find(path)?, self.ours.find(path)?) else { return Ok(false) };
-        let size = record.entry.size;
-        let unit = |r: &FileRecord| match r.entry.content {
-            Content::Extents { unit, .. } => Some(unit),
-            _ => None,
-        };
-        let is_alike = theirs.entry.size == size
-            && ours.entry.size == size
-            && unit(&theirs) == unit(record)
-            && unit(&ours) == unit(record)
-            && theirs.entry.bad_pages == record.entry.bad_pages
-            && ours.entry.bad_pages == record.entry.bad_pages
-            && theirs.extents.len() == record.extents.len();
-        if !is_alike {
-            return Ok(false);
-        }
-        for (was, is) in theirs.extents.iter().zip(&record.extents) {
-            let place = |manifest: &Manifest, extent: &Extent| match extent.at {
-                ExtentAt::Zero => Ok(None),
-                ExtentAt::Chunk { ordinal, offset } => manifest.chunk_id(ordinal).map(|id| Some((id, offset))),
-            };
-            if was.units != is.units || place(&self.theirs, was)? != place(manifest, is)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
 }

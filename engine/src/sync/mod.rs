@@ -8,8 +8,11 @@
 //! have, and than the oldest one there, are copied, unless one is asked for by its label, and WAL from the start of those on. Before a backup becomes
 //! visible the WAL it needs is looked for in the other repository once more.
 
+mod carry;
 mod copy;
+mod twins;
 
+use crate::backup::full_of;
 use crate::clock::Clock;
 use crate::observe::{Cancel, Counter, Observer};
 use crate::repository::wal::{WalFile, WalPut, WalRange};
@@ -25,8 +28,10 @@ use std::sync::Arc;
 pub struct SyncOptions<'a> {
     /// The stanza; both repositories must have it.
     pub stanza: &'a str,
-    /// Only this backup, whatever retention thinks of it.
-    pub set: Option<&'a str>,
+    /// Which backups.
+    pub which: Which<'a>,
+    /// Whether what is stored as a delta may be one there.
+    pub deltas: bool,
     /// Only find out what would be copied.
     pub dry_run: bool,
     /// Workers.
@@ -35,6 +40,17 @@ pub struct SyncOptions<'a> {
     pub compress_level: i32,
     /// This host and process, for messages.
     pub host: &'a str,
+}
+
+/// Which backups of those that the other repository lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// All that retention there may still want.
+    Wanted,
+    /// This one, whatever retention thinks of it.
+    Only(&'a str),
+    /// One just taken, what its label builds on, and what was taken since the newest one there.
+    New(&'a str),
 }
 
 /// What was copied, or would be.
@@ -83,11 +99,11 @@ pub fn run(
     from.annotate(options.stanza, &mut theirs)?;
     let ours = to.backups(options.stanza)?;
     let mut report = SyncReport { unreadable, ..SyncReport::default() };
-    let missing = missing(from.key(), &theirs, &ours, options.set)?;
+    let missing = missing(from.key(), &theirs, &ours, options.which)?;
     let (missing, strange): (Vec<&Backup>, Vec<&Backup>) =
         missing.into_iter().partition(|b| clusters.contains_key(&b.history_id));
     report.strange = strange.iter().map(|b| b.label.clone()).collect();
-    if options.set.is_none() {
+    if !matches!(options.which, Which::Only(_)) {
         report.namesakes = namesakes(&theirs, &ours);
     }
 
@@ -152,8 +168,8 @@ fn namesakes(theirs: &[Backup], ours: &[Backup]) -> Vec<String> {
     theirs.iter().filter(is_other).map(|b| b.label.clone()).collect()
 }
 
-fn missing<'b>(from: u32, theirs: &'b [Backup], ours: &[Backup], set: Option<&str>) -> Result<Vec<&'b Backup>> {
-    if let Some(set) = set {
+fn missing<'b>(from: u32, theirs: &'b [Backup], ours: &[Backup], which: Which<'_>) -> Result<Vec<&'b Backup>> {
+    if let Which::Only(set) | Which::New(set) = which {
         let Some(their) = theirs.iter().find(|b| b.label == set) else {
             let text = format!("backup set {set} does not exist on repo{from}");
             return Err(Error::refused(Kind::BackupSetInvalid, text));
@@ -166,9 +182,12 @@ fn missing<'b>(from: u32, theirs: &'b [Backup], ours: &[Backup], set: Option<&st
     let has: HashSet<&str> = ours.iter().map(|b| b.label.as_str()).collect();
     let common = newest_common(theirs, ours).map(|b| b.stop);
     let oldest = ours.iter().map(|b| b.stop).min();
-    let is_wanted = |b: &&Backup| match set {
-        Some(set) => b.label == set,
-        None => common.max(oldest).is_none_or(|known| b.stop > known),
+    let newest = ours.iter().map(|b| b.stop).max();
+    let is_wanted = |b: &&Backup| match which {
+        Which::Wanted => common.max(oldest).is_none_or(|known| b.stop > known),
+        Which::Only(set) => b.label == set,
+        // Without its full a backup restores all the same, but retention would not know what to count it to.
+        Which::New(set) => full_of(&b.label) == full_of(set) || newest.is_some_and(|newest| b.stop > newest),
     };
     Ok(theirs.iter().filter(|b| !has.contains(b.label.as_str())).filter(is_wanted).collect())
 }
@@ -242,11 +261,17 @@ mod tests {
         let all = [first.clone(), theirs.clone(), last.clone()];
         let has = [first.clone(), ours.clone()];
         assert_eq!(namesakes(&all, &has), [theirs.label.as_str()]);
-        assert_eq!(missing(1, &all, &has, None).unwrap(), [&last]);
+        assert_eq!(missing(1, &all, &has, Which::Wanted).unwrap(), [&last]);
         assert_eq!(newest_common(&all, &has), Some(&first));
-        assert_eq!(missing(1, &all, &has, Some(&last.label)).unwrap(), [&last]);
+        assert_eq!(missing(1, &all, &has, Which::Only(&last.label)).unwrap(), [&last]);
+        // One that was just taken brings what came since the newest one there, and what its label builds on.
+        let (old, more) =
+            (backup("20260101-000000F_20260101-120000I", 15, 9), backup("20260101-000000F_20260104-000000I", 40, 8));
+        let all = [first.clone(), old.clone(), theirs.clone(), last.clone(), more.clone()];
+        assert_eq!(missing(1, &all, &has, Which::New(&more.label)).unwrap(), [&old, &last, &more]);
+        assert_eq!(missing(1, &all, &[], Which::New(&more.label)).unwrap(), [&first, &old, &more]);
         for refused in [theirs.label.as_str(), "20260104-000000F"] {
-            assert_eq!(missing(1, &all, &has, Some(refused)).unwrap_err().kind(), Kind::BackupSetInvalid);
+            assert_eq!(missing(1, &all, &has, Which::Only(refused)).unwrap_err().kind(), Kind::BackupSetInvalid);
         }
     }
 }
