@@ -12,6 +12,7 @@ pub mod error;
 pub mod exit;
 pub mod hint;
 pub mod log;
+mod made;
 mod mounts;
 pub mod option;
 mod pattern;

@@ -278,8 +278,8 @@ fn usable_cache(settings: &Settings) -> Result<PathBuf, String> {
     cache_of(path, rustix::process::geteuid().as_raw())
 }
 
-/// Whoever restores as root must not leave files there that keep the server's own user out; without a cache everything
-/// works, only slower.
+/// Whoever restores as root must not leave files there that keep the server's own user out, so a cache of another user is not
+/// used, without which everything works, only slower; one that root makes is handed over at the end (`made.rs`).
 fn cache_of(path: &Path, user: u32) -> Result<PathBuf, String> {
     let mut builder = std::fs::DirBuilder::new();
     let shown = path.display();

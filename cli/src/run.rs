@@ -6,6 +6,7 @@ use crate::commands::{self, Context};
 use crate::error::Failure;
 use crate::exit::Status;
 use crate::log;
+use crate::made::Made;
 use crate::option::{self, Command, Def, Invocation, Level, Notice, Opt, Settings, Source, Value};
 use crate::render::progress;
 use crate::signal;
@@ -36,6 +37,7 @@ fn perform(invocation: &Invocation) -> Status {
         }
     };
     let settings = &loaded.settings;
+    let made = Made::before(settings);
     log::init(settings);
     // Who started this process in the background has told them.
     if !settings.flag(Opt::ReadyPipe) {
@@ -43,6 +45,7 @@ fn perform(invocation: &Invocation) -> Status {
     }
     announce(settings, &begin_line(settings));
     let outcome = operate(settings, invocation);
+    made.hand_over();
     let (status, end) = match outcome {
         Ok(status) => (status, completed(settings, begun.elapsed())),
         Err(failure) => {

@@ -86,6 +86,11 @@ fn retention_takes_what_it_should_and_what_stays_restores() {
         drop(restored);
 
         // An incremental goes alone, on request; the last full does not.
+        world.expect(32, ["expire", "--set=20200101"]);
+        // That there is no such backup is not said of what cannot be looked at.
+        let away = format!("--repo2-path={}", world.path("away").display());
+        let unknown = world.expect(104, [away.as_str(), "expire", "--set=20200101-000000F"]);
+        assert!(unknown.says("repo2: ") && unknown.says("away"), "{unknown}");
         let refused = world.expect(104, ["expire", "--set=20200101-000000F"]);
         assert!(
             refused.messages("ERROR").iter().any(|m| m.contains("[075]") && m.contains("does not exist")),

@@ -23,10 +23,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
     check_stopped(settings.lock_path(), settings.stanza())?;
     let label = settings.text(Opt::Set).unwrap_or_default();
-    if !is_label(label) {
-        let text = format!("'{label}' is not valid for option 'set': not the label of a backup");
-        return Err(Error::refused(Kind::OptionInvalidValue, text).into());
-    }
+    check_label(label)?;
     let pin = settings.text(Opt::PinUntil).map(|text| pin(text, &zone::local())).transpose()?;
     if pin.is_none() && settings.pairs(Opt::Annotation).is_empty() {
         return Err(
@@ -107,6 +104,15 @@ fn one(context: &Context<'_>, repo: Repo<'_>, label: &str, pin: Option<Pin>) -> 
         if changed { "has new annotations" } else { "has these annotations already" }
     );
     Ok(true)
+}
+
+/// Refuses what cannot be the label of a backup.
+pub(super) fn check_label(text: &str) -> Result<(), Error> {
+    if is_label(text) {
+        return Ok(());
+    }
+    let text = format!("'{text}' is not valid for option 'set': not the label of a backup");
+    Err(Error::refused(Kind::OptionInvalidValue, text))
 }
 
 /// Whether a text has the form of a label: that of a full, `20261122-113000F`, or with a stamp of its own behind it and `D`

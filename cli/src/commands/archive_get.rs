@@ -5,6 +5,9 @@
 //! the server stop; `wait` tries until it is known. `restore` writes what the kind of recovery needs. Nothing may come
 //! between the server and that status, so `run` asks [`aborts_recovery`] whatever went wrong, and wherever.
 //!
+//! A standby is told that a file is absent if some repository is sure of it and others cannot be asked: it does not end its
+//! recovery for that, but follows its primary, and asks again.
+//!
 //! The server of a clone is looked at first, see `archive_get/of_clone.rs`. With `archive-async` segments mostly lie in the
 //! spool when they are asked for, see `archive_get/ahead.rs`; whatever goes wrong there, the repositories are asked as without.
 
@@ -51,7 +54,21 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
         // Either was logged.
         GetOutcome::Found { .. } | GetOutcome::Queued { .. } => Ok(Status::OK),
         GetOutcome::NotFound => Ok(Status::ABSENT),
+        GetOutcome::Unsure { asked, message, .. } => {
+            let asked: Vec<_> = asked.iter().map(|key| format!("repo{key}")).collect();
+            tracing::warn!(
+                "a standby goes on without '{}', which is not in {}: {message}",
+                options.name,
+                asked.join(", ")
+            );
+            Ok(Status::ABSENT)
+        }
     }
+}
+
+/// Whether the server that asks is a standby, as it is when this runs in its data directory.
+fn is_standby(options: &GetOptions) -> bool {
+    options.pg_path.join("standby.signal").exists()
 }
 
 /// True for the arguments of an `archive-get` whose failures shall stop the server. Looks at the words alone: the options
@@ -77,6 +94,12 @@ fn get(context: &Context<'_>, options: &GetOptions) -> Result<GetOutcome, Failur
             Some(outcome) => Ok(outcome),
             None => Ok(archive::get(&repos::configured(context.settings)?, options)?),
         });
+        let outcome = match outcome {
+            Ok(GetOutcome::Unsure { kind, message, .. }) if !is_standby(options) => {
+                Err(Error::refused(kind, message).into())
+            }
+            other => other,
+        };
         match outcome {
             Err(e) if context.settings.text(Opt::OnError) == Some("wait") => {
                 tracing::warn!(

@@ -99,7 +99,7 @@ fn finish(mut failed: Vec<(u16, Failure)>, done: &[(u16, ExpireReport)], ask: As
     if matches!(ask, Ask::Set(_)) && !done.is_empty() {
         // It is enough that one repository has it.
         failed.retain(|(key, e)| match e {
-            Failure::Engine(e) if e.to_string().ends_with("does not exist") => {
+            Failure::Engine(e) if e.kind() == Kind::BackupSetInvalid && e.to_string().ends_with("does not exist") => {
                 tracing::warn!("repo{key}: {e}");
                 false
             }
@@ -162,7 +162,10 @@ fn ask(settings: &Settings) -> Result<Ask<'_>, Failure> {
         return Err(Error::refused(Kind::OptionInvalid, text).into());
     }
     Ok(match (settings.text(Opt::Set), settings.text(Opt::ArchiveExpireBefore)) {
-        (Some(label), _) => Ask::Set(label),
+        (Some(label), _) => {
+            super::annotate::check_label(label)?;
+            Ask::Set(label)
+        }
         (_, Some(segment)) => Ask::WalBefore(segment),
         _ if settings.flag(Opt::Oldest) => Ask::Oldest,
         _ => Ask::Rules,

@@ -8,9 +8,11 @@ use crate::size::human_size;
 use crate::{repos, zone};
 use pgkeep_engine::archive::spool::Spool;
 use pgkeep_engine::clock::SystemClock;
+use pgkeep_engine::repository::Repository;
 use pgkeep_engine::restore::recovery::{OnError, RecoveryOptions, RecoveryType, TargetAction};
 use pgkeep_engine::restore::{self, DatabaseOptions, Env, MapOptions, RestoreOptions};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let settings = context.settings;
@@ -24,6 +26,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let repositories = repos::usable(settings)?;
     empty_spool(settings);
     let recovery = recovery(settings);
+    tell_who_is_not_asked(settings, &repositories, &recovery);
     let paths = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| (k.clone(), PathBuf::from(v))).collect();
     let options = RestoreOptions {
         stanza: settings.stanza_name().to_owned(),
@@ -73,6 +76,24 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     Ok(Status::OK)
 }
 
+/// A server that is to recover to an end does not take for the end what only some repositories say.
+fn tell_who_is_not_asked(settings: &Settings, usable: &[Arc<Repository>], recovery: &RecoveryOptions) {
+    let kind = recovery.recovery_type;
+    let is_used = |key: u16| usable.iter().any(|r| r.key() == u32::from(key));
+    let lacking = settings.target_repos().find(|repo| !is_used(repo.key()));
+    if let (Some(repo), Some(first)) = (lacking, usable.first())
+        && kind.reads_archive()
+        && kind != RecoveryType::Standby
+    {
+        tracing::warn!(
+            "recovery will stop at the first WAL file that no other repository has, as long as repo{} cannot be asked: to go \
+             without it, restore with --repo={}",
+            repo.key(),
+            first.key()
+        );
+    }
+}
+
 /// Removes what processes of `archive-async` have left for the stanza: it is about a cluster that is no more.
 ///
 /// Nothing depends on it, since nothing there is believed about other files than those it was said of.
@@ -94,10 +115,17 @@ pub(super) fn recovery(settings: &Settings) -> RecoveryOptions {
         action: action.filter(|_| settings.is_given(Opt::TargetAction)),
         exclusive: settings.flag(Opt::TargetExclusive),
         timeline: settings.text(Opt::TargetTimeline).map(str::to_owned),
-        settings: settings.pairs(Opt::RecoveryOption).to_vec(),
-        archive_mode_off: settings.text(Opt::ArchiveMode) == Some("off"),
+        settings: recovery_settings(settings, recovery_type),
+        archive_mode_off: settings.text(Opt::ArchiveMode) == Some("off")
+            && (recovery_type != RecoveryType::Preserve || settings.is_said(Opt::ArchiveMode)),
         ..RecoveryOptions::of(recovery_type)
     }
+}
+
+/// Settings that go with the type: those of a configuration file are for the types that read the archive.
+fn recovery_settings(settings: &Settings, recovery_type: RecoveryType) -> Vec<(String, String)> {
+    let is_for_others = !recovery_type.reads_archive() && !settings.is_said(Opt::RecoveryOption);
+    if is_for_others { Vec::new() } else { settings.pairs(Opt::RecoveryOption).to_vec() }
 }
 
 /// The `restore_command` of a recovery. A target must be reached, so not knowing must stop the server; a standby can wait.

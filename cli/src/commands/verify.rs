@@ -53,6 +53,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     if settings.is_given(Opt::Set) && has_set {
         failures.forgive_lack();
     }
+    if let (false, Some(first)) = (failures.is_empty(), damaged.first().or(lacking.first())) {
+        failures.tell(Command::Verify);
+        let text = format!("not all repositories can be read, and {first} is not whole");
+        return Err(Error::refused(Kind::Command, text).into());
+    }
     failures.end(Command::Verify)?;
     match (damaged.as_slice(), lacking.as_slice()) {
         ([], []) => Ok(Status::OK),

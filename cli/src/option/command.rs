@@ -221,7 +221,7 @@ pub static COMMANDS: &[CommandDef] = &[
     row(C::ArchivePush, "archive-push", "Store one WAL file in the archive.", Required)
         .takes(&["wal-path"], 0)
         .ahead(&["wal-directory"])
-        .ends(&[28, 44, 45, 55, 62, 82, 95, 100, 103, 104])
+        .ends(&[28, 44, 45, 46, 55, 62, 82, 95, 100, 103, 104])
         .fileless(),
     row(C::Backup, "backup", "Back up a cluster.", Required)
         .ends(&[26, 28, 38, 41, 45, 50, 51, 53, 55, 56, 57, 58, 62, 63, 64, 68, 69, 70, 76, 82, 87, 95, 100, 104, 106]),

@@ -9,7 +9,7 @@ use super::def::{Def, Group, Scope};
 use super::error::OptionError;
 use super::files::{self, Places};
 use super::lookup::{self, Lookup};
-use super::program::{PGBACKREST, PGKEEP, Program};
+use super::program::{PGBACKREST, Program};
 use super::settings::{Setting, Settings, Source};
 use super::table::{Opt, TABLE};
 use super::value::{self, Secret, Value};
@@ -57,12 +57,9 @@ impl Invocation {
         }
     }
 
-    /// The path by which this program was called: the link `pgbackrest`, if it was called by that name, since the name decides
-    /// about paths and variables; otherwise the binary.
+    /// The path by which this program was called, which may be a link: its name decides about paths and variables, and it stays
+    /// when the next version of the binary takes the place of this one. Otherwise the binary.
     fn called_path(&self) -> PathBuf {
-        if Program::called(&self.argv0).name == PGKEEP.name {
-            return self.exe.clone();
-        }
         let named = Path::new(&self.argv0);
         let mut places: Vec<PathBuf> = if named.components().count() > 1 {
             vec![self.cwd.join(named).components().filter(|c| *c != Component::CurDir).collect()]
@@ -70,7 +67,9 @@ impl Invocation {
             let path = self.vars.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_os_str());
             std::env::split_paths(path.unwrap_or_default()).map(|dir| self.cwd.join(dir).join(named)).collect()
         };
-        places.push(self.exe.with_file_name(PGBACKREST.name));
+        if Program::called(&self.argv0).name == PGBACKREST.name {
+            places.push(self.exe.with_file_name(PGBACKREST.name));
+        }
         let is_this = |path: &PathBuf| std::fs::canonicalize(path).is_ok_and(|found| found == self.exe);
         places.into_iter().find(is_this).unwrap_or_else(|| self.exe.clone())
     }

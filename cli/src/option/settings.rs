@@ -130,6 +130,12 @@ impl Settings {
         self.setting(opt, index).and_then(|s| s.value.as_ref())
     }
 
+    /// True if the command line or the environment set it, which are about this run.
+    #[must_use]
+    pub fn is_said(&self, opt: Opt) -> bool {
+        self.setting(opt, 0).is_some_and(|s| matches!(s.source, Source::CommandLine | Source::Environment))
+    }
+
     /// True if somebody set it, to whatever value.
     #[must_use]
     pub fn is_given(&self, opt: Opt) -> bool {

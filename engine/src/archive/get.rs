@@ -1,8 +1,8 @@
 //! `archive-get` of one file out of whichever repository has it, and what `get_ahead` does with each of many.
 //!
 //! The server takes "not found" as the end of the archive and may then end a recovery. So [`GetOutcome::NotFound`] is
-//! said only if every repository was asked and each said a clear no. Any doubt, such as a repository that cannot be
-//! reached or a stanza that does not exist, is an error, unless another repository has the file.
+//! said only if every repository was asked and each said a clear no. If some did and others cannot be asked, that is
+//! [`GetOutcome::Unsure`], for a caller that knows what the server makes of it; any other doubt is an error.
 //!
 //! Candidates are the archives of all history entries of the target's version and system identifier: repositories in
 //! the order given, in each the newest entry first. A copy that cannot be read is a warning, and the next one is
@@ -61,6 +61,15 @@ pub enum GetOutcome {
     },
     /// It is certainly in no repository.
     NotFound,
+    /// It is certainly not in these repositories, and others could not be asked.
+    Unsure {
+        /// Numbers of those that were asked.
+        asked: Vec<u32>,
+        /// What the failures of the others have in common, or `Command`.
+        kind: Kind,
+        /// What they said.
+        message: String,
+    },
 }
 
 /// Fetches one file. The destination is written under a temporary name beside it and renamed, so it is there whole or not
@@ -71,16 +80,20 @@ pub enum GetOutcome {
 /// `pg_control` cannot be read; `RepoInvalid` with a line for each repository if none can be used, or `Crypto` if that is
 /// what keeps all of them shut; `FileWrite` and other
 /// file errors for the destination; what the failures say if all that failed is of one kind, else `Command`, if the file
-/// was not found and its absence is not certain.
+/// was not found and no repository is sure that it is absent.
 pub fn get(repositories: &[Configured], options: &GetOptions) -> Result<GetOutcome> {
     let name = ArchiveName::parse(&options.name).map_err(|_| {
         Error::refused(Kind::ParamInvalid, format!("'{}' is no name of a WAL or history file", options.name))
     })?;
     let name = name.to_string();
     let control = read_control(&options.pg_path)?.fields;
-    let Some(Found { key, archive_id, content }) = find(repositories, &options.stanza, &name, &control)? else {
-        tracing::info!("unable to find {name} in the archive");
-        return Ok(GetOutcome::NotFound);
+    let Found { key, archive_id, content } = match find(repositories, &options.stanza, &name, &control)? {
+        Sought::Found(found) => found,
+        Sought::Absent => {
+            tracing::info!("unable to find {name} in the archive");
+            return Ok(GetOutcome::NotFound);
+        }
+        Sought::Unsure { asked, kind, message } => return Ok(GetOutcome::Unsure { asked, kind, message }),
     };
     write(&options.destination, &content, options.sparse)?;
     tracing::info!("found {name} in the repo{key}: {archive_id} archive");
@@ -97,17 +110,25 @@ pub(super) struct Found {
     pub(super) content: Vec<u8>,
 }
 
-/// Looks for a file; none if it is certainly in no repository. What was wrong on the way to a good copy is warned of.
+/// What is known of a file.
+pub(super) enum Sought {
+    Found(Found),
+    /// It is certainly in no repository.
+    Absent,
+    /// As [`GetOutcome::Unsure`].
+    Unsure {
+        asked: Vec<u32>,
+        kind: Kind,
+        message: String,
+    },
+}
+
+/// Looks for a file. What was wrong on the way to a good copy is warned of.
 ///
 /// # Errors
 /// As [`get`], but for the name, `pg_control` and the destination.
-pub(super) fn find(
-    repositories: &[Configured],
-    stanza: &str,
-    name: &str,
-    control: &ControlFile,
-) -> Result<Option<Found>> {
-    let mut failures = Vec::new();
+pub(super) fn find(repositories: &[Configured], stanza: &str, name: &str, control: &ControlFile) -> Result<Sought> {
+    let (mut failures, mut asked) = (Vec::new(), Vec::new());
     let mut usable = 0;
     for configured in repositories {
         let key = configured.key;
@@ -126,7 +147,7 @@ pub(super) fn find(
                     failures.iter().for_each(|f| {
                         tracing::warn!("repo{}: [{:?}Error] {}", f.key, f.kind, f.message);
                     });
-                    return Ok(Some(Found { key, archive_id, content }));
+                    return Ok(Sought::Found(Found { key, archive_id, content }));
                 }
                 Ok(None) => {}
                 Err(e) => {
@@ -135,19 +156,21 @@ pub(super) fn find(
                 }
             }
         }
-        if let (true, Ok(repository)) = (absent, &configured.repository)
-            && let Err(e) = check_archive(repository, stanza)
-        {
-            failures.push(Failure::new(key, &e));
+        if let (true, Ok(repository)) = (absent, &configured.repository) {
+            match check_archive(repository, stanza) {
+                Ok(()) => asked.push(key),
+                Err(e) => failures.push(Failure::new(key, &e)),
+            }
         }
     }
     if usable == 0 {
         return Err(unusable(&failures));
     }
-    let Some(first) = failures.first() else { return Ok(None) };
+    let Some(first) = failures.first() else { return Ok(Sought::Absent) };
     let same = failures.iter().all(|f| f.kind == first.kind);
     let kind = if same { first.kind } else { Kind::Command };
-    Err(joined(kind, &format!("cannot get '{name}', and it is not certain that it is absent"), &failures))
+    let error = joined(kind, &format!("cannot get '{name}', and it is not certain that it is absent"), &failures);
+    if asked.is_empty() { Err(error) } else { Ok(Sought::Unsure { asked, kind, message: error.to_string() }) }
 }
 
 /// The archives of a repository that may hold the cluster's files, newest first.

@@ -6,7 +6,7 @@
 //!
 //! *Threads.* `workers`, as long as they hold less than [`CONTENT_BYTES_MAX`] of content; decoding uses `workers` too.
 
-use super::get::find;
+use super::get::{Sought, find};
 use super::push_ahead::{Word, range_end};
 use super::queue::{Queue, Wanted};
 use super::spool::{RepositoryIdentity, Spool};
@@ -124,19 +124,25 @@ impl Run<'_> {
                 continue;
             }
             let found = pool.install(|| find(self.repositories, self.stanza, &name, self.control));
+            let found = match found {
+                Ok(Sought::Unsure { kind, message, .. }) => Err(Error::refused(kind, message)),
+                known => known,
+            };
             let said = match found {
-                Ok(Some(found)) => {
+                Ok(Sought::Found(found)) => {
                     self.fetched.fetch_add(1, Ordering::Relaxed);
                     let (key, archive_id) = (found.key, &found.archive_id);
                     tracing::debug!(target: DETAIL, "found {name} in the repo{key}: {archive_id} archive");
                     self.queue.put(&name, &found.content)
                 }
-                Ok(None) => {
+                Ok(Sought::Absent) => {
                     self.stop.store(true, Ordering::Relaxed);
                     self.missing.store(true, Ordering::Relaxed);
                     tracing::debug!(target: DETAIL, "unable to find {name} in the archive");
                     self.queue.say_missing(&name)
                 }
+                // Who waits for it asks once more.
+                Ok(Sought::Unsure { .. }) => Ok(()),
                 Err(e) => {
                     self.stop.store(true, Ordering::Relaxed);
                     self.failed.fetch_add(1, Ordering::Relaxed);

@@ -28,7 +28,7 @@ use crate::lock;
 use crate::observe::Cancel;
 use crate::pg::datadir::read_control;
 use crate::{Error, Result};
-use batch::{Batch, Given};
+use batch::{Batch, Done, Given};
 use pgkeep_formats::pg::wal::WalSegmentSize;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -136,7 +136,7 @@ pub fn push_ahead(
         tracing::info!("push {} WAL file(s) to archive: {}{range}", pending.len(), first.name);
         let (targets, control, binding, pool) = (&targets, control.as_ref(), &binding, &pool);
         let given = Given { options, targets, control, binding, pool, word, cancel, drops };
-        let done = Batch::new(given, left).push(&pending, size)?;
+        let done = push_in_turn(given, pending, left, size)?;
         report.pushed += done.pushed.len() as u64;
         report.dropped += done.dropped.len() as u64;
         left = done.left;
@@ -157,6 +157,34 @@ pub fn push_ahead(
     }
     cancel.check()?;
     Ok(report)
+}
+
+/// Files that some repository has already go first, whose content says whether those that follow are of the same history.
+fn push_in_turn(given: Given<'_>, pending: Vec<Pending>, left: u64, size: WalSegmentSize) -> Result<Done> {
+    let names: Vec<&str> = pending.iter().map(|file| file.name.as_str()).collect();
+    if names.len() < 2 {
+        return Batch::new(given, left).push(&pending, size, usize::MAX);
+    }
+    let known = match given.targets.known(&given.options.push.stanza, &names) {
+        Ok(known) => known,
+        Err(e) => {
+            tracing::debug!("what the archive has is not known, so files go there one by one: {}", e.chain());
+            return Batch::new(given, left).push(&pending, size, 1);
+        }
+    };
+    let (known, new): (Vec<_>, Vec<_>) = pending.into_iter().partition(|file| known.contains(&file.name));
+    let mut done = Done { left, ..Done::default() };
+    for files in [known, new] {
+        if files.is_empty() || done.stopped {
+            continue;
+        }
+        let more = Batch::new(given, done.left).push(&files, size, usize::MAX)?;
+        done.pushed.extend(more.pushed);
+        done.failed.extend(more.failed);
+        done.dropped.extend(more.dropped);
+        (done.left, done.stopped) = (more.left, more.stopped);
+    }
+    Ok(done)
 }
 
 /// `...LAST` behind the first of several.

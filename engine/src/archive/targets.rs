@@ -2,15 +2,20 @@
 //!
 //! Each is tried, whatever becomes of the others. One that failed in a way that other files would meet too is *down*: it is
 //! left alone, so that not every file waits for the same time-outs, and tried again with one file after [`TRY_AGAIN`].
+//!
+//! One that has other content under the name of a segment gets none of that timeline that follows it: after a data directory
+//! was put back to an earlier state, a server writes another history under the same names, and the end of one behind the
+//! beginning of the other may well replay.
 
 use super::{Configured, Failure, joined, unusable};
 use crate::repository::Repository;
-use crate::repository::wal::{WalFile, WalPut};
+use crate::repository::wal::{WalFile, WalPut, WalRange};
 use crate::{Error, Kind, Result};
 use pgkeep_formats::pg::control::ControlFile;
-use pgkeep_formats::pg::wal::{ArchiveName, WalHeader};
+use pgkeep_formats::pg::timeline::TimelineId;
+use pgkeep_formats::pg::wal::{ArchiveName, SegmentName, WalHeader};
 use pgkeep_formats::repo::records::StanzaHistory;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -73,6 +78,8 @@ struct Target {
     repository: Arc<Repository>,
     entry: StanzaHistory,
     down: Mutex<Option<Down>>,
+    /// The first segment of each timeline that it has with other content.
+    foreign: Mutex<BTreeMap<TimelineId, SegmentName>>,
     /// Whether it took a file again after it had been left alone.
     is_back: AtomicBool,
 }
@@ -129,6 +136,29 @@ impl Targets {
         self.usable.iter().any(|t| t.is_back.load(Ordering::Relaxed))
     }
 
+    /// Which of these segments some repository has. They must be put first, and those that it lacks behind them.
+    ///
+    /// # Errors
+    /// What a store said.
+    pub(super) fn known(&self, stanza: &str, names: &[&str]) -> Result<HashSet<String>> {
+        let mut ranges: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+        for name in names.iter().filter(|name| SegmentName::parse(name).is_ok()) {
+            let range = ranges.entry(name.get(..8).unwrap_or_default()).or_insert((name, name));
+            *range = (range.0.min(name), range.1.max(name));
+        }
+        let mut known = HashSet::new();
+        for target in self.usable.iter().filter(|t| t.down(TRY_AGAIN).is_none()) {
+            for (from, to) in ranges.values() {
+                let range = WalRange { from: Some(from), to: Some(to) };
+                target.repository.wal_list(stanza, &target.entry.archive_id(), range, &mut |entry| {
+                    known.insert(entry.name);
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(known)
+    }
+
     /// Stores a file, durably: first in those that are not known to hold it, and only if all others have it then in those
     /// that are, which makes sure of it.
     pub(super) fn deliver(
@@ -158,9 +188,8 @@ impl Targets {
         chosen: impl Fn(u32) -> bool,
         delivered: &mut Delivered,
     ) {
-        let text = name.to_string();
         let targets: Vec<_> = self.usable.iter().filter(|t| chosen(t.key())).collect();
-        let put = |t: &Target| t.put(stanza, &text, file);
+        let put = |t: &Target| t.put(stanza, name, file);
         let Some((last, others)) = targets.split_last() else { return };
         let results: Vec<_> = thread::scope(|scope| {
             let running: Vec<_> = others.iter().map(|t| (t.key(), scope.spawn(|| put(t)))).collect();
@@ -224,7 +253,10 @@ impl Target {
     }
 
     /// Stores the file, unless the repository is left alone.
-    fn put(&self, stanza: &str, name: &str, file: &WalFile<'_>) -> std::result::Result<Pushed, Failure> {
+    fn put(&self, stanza: &str, name: &ArchiveName, file: &WalFile<'_>) -> std::result::Result<Pushed, Failure> {
+        if let Some(why) = self.follows_another_history(name) {
+            return Err(why);
+        }
         let is_try = match self.lock().as_mut() {
             Some(down) if down.since.elapsed() < TRY_AGAIN => return Err(down.why.clone()),
             Some(down) => {
@@ -235,7 +267,7 @@ impl Target {
             None => false,
         };
         let key = self.key();
-        match self.repository.wal_put(stanza, &self.entry.archive_id(), name, file) {
+        match self.repository.wal_put(stanza, &self.entry.archive_id(), &name.to_string(), file) {
             Ok(put @ (WalPut::Created | WalPut::SameContent)) => {
                 // One that was under way when the repository failed proves nothing.
                 if is_try {
@@ -245,6 +277,7 @@ impl Target {
                 Ok(self.pushed(put == WalPut::Created))
             }
             Ok(WalPut::Different) => {
+                self.bar(name);
                 let message =
                     format!("WAL file '{name}' already exists in the repo{key} archive with different content");
                 Err(Failure { key, kind: Kind::ArchiveDuplicate, message })
@@ -258,6 +291,31 @@ impl Target {
                 Err(why)
             }
         }
+    }
+}
+
+impl Target {
+    fn foreign(&self) -> MutexGuard<'_, BTreeMap<TimelineId, SegmentName>> {
+        self.foreign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes none that follow this one from here on.
+    fn bar(&self, name: &ArchiveName) {
+        let ArchiveName::Segment(segment) = name else { return };
+        let mut foreign = self.foreign();
+        let first = foreign.entry(segment.timeline).or_insert(*segment);
+        *first = *segment.min(first);
+    }
+
+    fn follows_another_history(&self, name: &ArchiveName) -> Option<Failure> {
+        let (ArchiveName::Segment(segment) | ArchiveName::Partial(segment)) = name else { return None };
+        let first = *self.foreign().get(&segment.timeline)?;
+        let key = self.key();
+        let message = format!(
+            "WAL file '{name}' cannot follow '{first}' in the repo{key} archive, which is of another history: it exists there \
+             with different content"
+        );
+        (*segment > first).then_some(Failure { key, kind: Kind::ArchiveDuplicate, message })
     }
 }
 
@@ -286,6 +344,7 @@ fn check_repository(
                 repository: Arc::clone(repository),
                 entry,
                 down: Mutex::new(None),
+                foreign: Mutex::default(),
                 is_back: AtomicBool::new(false),
             }),
         }

@@ -120,7 +120,10 @@ impl Cluster {
         let left: Vec<_> =
             left.map(|e| e.unwrap().file_name()).filter(|n| n.to_string_lossy().contains("tmp")).collect();
         assert!(left.is_empty(), "{left:?}");
-        Ok((outcome?, content))
+        match outcome? {
+            GetOutcome::Unsure { kind, message, .. } => Err(Error::refused(kind, message)),
+            outcome => Ok((outcome, content)),
+        }
     }
 }
 

@@ -9,9 +9,10 @@ use crate::pg::datadir;
 use crate::pg::server::{BackupStart, BackupStop, Tablespace};
 use crate::repository::Repository;
 use crate::repository::manifests::{BuiltEntry, ManifestSummary};
+use crate::repository::wal::path::{path, timeline_at};
 use crate::{Error, FileError, Kind, Result};
 use pgkeep_formats::pg::label::BackupLabelFile;
-use pgkeep_formats::pg::timeline::TimelineId;
+use pgkeep_formats::pg::timeline::{TimelineHistory, TimelineId};
 use pgkeep_formats::pg::wal::WalSegment;
 use pgkeep_formats::repo::manifest::{LATE_BYTES_MAX, Node, path_cmp};
 use pgkeep_formats::repo::records::{LinkRef, TablespaceRef};
@@ -66,11 +67,21 @@ impl Wal<'_> {
         if number < 2 {
             return Ok(());
         }
-        let name = WalSegment { timeline: start.timeline, number: number - 1 }.name(size);
+        let name = WalSegment { timeline: self.timeline_of(start.timeline, number - 1), number: number - 1 }.name(size);
         if self.options.archive_check {
             tracing::info!("check archive for prior segment {name}");
         }
         self.wait(&[name])
+    }
+
+    /// The timeline that a segment is of: an ancestor's, if it lies before the one in which the timeline began, as a standby
+    /// may have it that nobody has written to since it was promoted.
+    fn timeline_of(&self, timeline: TimelineId, number: u64) -> TimelineId {
+        let file = self.cluster.pgdata.join("pg_wal").join(timeline.history_file_name());
+        // Without it, nothing is known of ancestors: the first timeline has none.
+        let history = std::fs::read(file).ok().and_then(|bytes| TimelineHistory::parse(timeline, &bytes).ok());
+        let parts = path(timeline.0, history.as_ref(), self.cluster.wal_segment_size);
+        TimelineId(timeline_at(&parts, number))
     }
 
     /// Waits for every segment that makes the backup consistent; returns the first and the last, and all of them.

@@ -9,6 +9,7 @@
 //! state it restores to.
 
 use super::policy::{Period, Policy};
+use crate::backup::full_of;
 use crate::repository::Backup;
 use jiff::tz::TimeZone;
 use pgkeep_formats::id::SessionId;
@@ -270,6 +271,9 @@ fn counted(situation: &Situation<'_>, retention: &Retention) -> Vec<Option<Goes>
         }
         None => {}
     }
+    if !spare {
+        take_orphans(backups, &fulls, situation.now, retention, &mut goes);
+    }
     if let Some(n) = retention.diff {
         let counting: Vec<usize> = of(&[BackupType::Full, BackupType::Diff])
             .into_iter()
@@ -282,6 +286,26 @@ fn counted(situation: &Situation<'_>, retention: &Retention) -> Vec<Option<Goes>
         }
     }
     goes
+}
+
+/// Takes backups that were copied here without their full, when it would have gone.
+fn take_orphans(backups: &[Backup], fulls: &[usize], now: i64, retention: &Retention, goes: &mut [Option<Goes>]) {
+    let fulls: Vec<&Backup> = fulls.iter().filter_map(|at| backups.get(*at)).collect();
+    for (backup, slot) in backups.iter().zip(goes) {
+        let full = full_of(&backup.label);
+        if fulls.iter().any(|f| f.label == full) {
+            continue;
+        }
+        let mut newer = fulls.iter().filter(|f| f.label.as_str() > full);
+        let why = match retention.full {
+            Some(FullRetention::Count(n)) if newer.clone().count() >= n as usize => Goes::FullCount(n),
+            Some(FullRetention::Days(days)) if newer.any(|f| f.stop < now - i64::from(days) * DAY) => {
+                Goes::FullDays(days)
+            }
+            _ => continue,
+        };
+        slot.get_or_insert(why);
+    }
 }
 
 /// Takes a backup, and what depends on it.

@@ -95,6 +95,21 @@ fn fulls_are_counted_and_take_what_depends_on_them() {
 }
 
 #[test]
+fn what_was_copied_without_its_full_goes_when_that_would_have_gone() {
+    let orphans = |retention: &Retention, now_day: i64| {
+        let text = "F1 I2 F4 I5 F6";
+        let backups: Vec<Backup> = history(text).into_iter().filter(|b| b.label != "20260101-000000F").collect();
+        let now = MONDAY + now_day * DAY;
+        let situation = Situation { backups: &backups, notes: &BTreeMap::new(), now, zone: &TimeZone::UTC };
+        decide(&situation, retention, Ask::Rules).first().is_some_and(Fate::stays)
+    };
+    let days = |n| Retention { full: Some(FullRetention::Days(n)), ..Retention::default() };
+    assert!(orphans(&count(3), 7) && !orphans(&count(2), 7) && !orphans(&count(1), 7));
+    assert!(orphans(&days(4), 7) && !orphans(&days(2), 7));
+    assert!(orphans(&Retention { spare_dependents: true, ..count(1) }, 7));
+}
+
+#[test]
 fn days_keep_the_newest_full_that_is_older() {
     let days = |n| Retention { full: Some(FullRetention::Days(n)), ..Retention::default() };
     assert_eq!(stay("F1 I2 F3 I4 F5", &days(3), Ask::Rules, 7), "F3 I4 F5");

@@ -1,4 +1,5 @@
-//! A generation for a repository that has lost all of them: without one nobody knows what is visible, and every command ends.
+//! A generation for a repository that has lost all of them, or whose newest one is damaged: without it nobody knows what is
+//! visible, and every command ends. A damaged one stays where it is, as evidence, until a collection removes what is old.
 //!
 //! What was lost with them is a boundary, a catalogue and a list of condemned packs, and whoever read them before may still
 //! act on them. So the new one
@@ -44,7 +45,7 @@ pub struct Refounded {
     pub unreadable: Vec<Error>,
 }
 
-/// Publishes a generation if there is none; returns none if there is one.
+/// Publishes a generation if there is none that can be read; returns none if there is one.
 ///
 /// # Errors
 /// `FeatureNotSupported` for a repository of another version; `Crypto` if the key at hand cannot read what backups use;
@@ -55,17 +56,21 @@ pub fn refound(repository: &Repository, cancel: &Cancel, clock: &dyn Clock) -> R
         let text = format!("feature '{}' of the repository is unknown here", e.feature);
         Error::refused(Kind::FeatureNotSupported, text)
     })?;
-    let mut is_there = false;
+    let mut newest = None;
     repository.store().list(layout::GENERATIONS, Depth::All, &mut |l| {
-        is_there |= layout::parse_generation(&l.key).is_some();
+        newest = newest.max(layout::parse_generation(&l.key));
     })?;
-    if is_there {
-        return Ok(None);
-    }
+    let damage = match (newest, repository.newest_generation()) {
+        (None, _) => None,
+        (Some(_), Ok(_)) => return Ok(None),
+        // An earlier one is of no use: it does not know what has been condemned since.
+        (Some(_), Err(e)) if e.is_damage() => Some(e),
+        (Some(_), Err(e)) => return Err(e),
+    };
     // The order of lists is that of a collection.
     let mut packs = BTreeSet::new();
     repository.store().list(layout::PACKS, Depth::All, &mut |l| packs.extend(layout::parse_pack(&l.key)))?;
-    let mut found = Found::default();
+    let mut found = Found { highest: newest.unwrap_or(0), unreadable: damage.into_iter().collect(), ..Found::default() };
     found.sessions(repository, cancel)?;
     found.backups(repository, cancel, clock)?;
     let number = (found.highest / STEP).checked_add(1).and_then(|n| n.checked_mul(STEP));

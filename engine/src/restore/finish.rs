@@ -14,7 +14,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-const SETTINGS: &str = "postgresql.auto.conf";
+pub(super) const SETTINGS: &str = "postgresql.auto.conf";
 /// Largest settings file that is read: the server's own has a few lines.
 const SETTINGS_BYTES_MAX: u64 = 16 << 20;
 /// File systems whose `syncfs` makes all their files durable and tells of failures. Others sync file by file: FUSE, for

@@ -13,6 +13,7 @@ pub(super) use maps::Maps;
 pub(super) use target::inspect;
 
 use super::databases::LeftOut;
+use super::finish::SETTINGS;
 use crate::pg::datadir::path_cmp;
 use crate::{Error, FileError, Kind, Result};
 use lister::{Found, FoundKind, Lister};
@@ -29,7 +30,7 @@ pub(super) const CONTROL_TEMPORARY: &str = "global/pg_control.pgkeep.tmp";
 /// Links are made from the manifest, so this file would only do harm: the server would make them again, unmapped.
 const TABLESPACE_MAP: &str = "tablespace_map";
 /// Files that recovery type `preserve` leaves as they are.
-const PRESERVED: [&str; 3] = ["postgresql.auto.conf", "recovery.signal", "standby.signal"];
+const PRESERVED: [&str; 3] = [SETTINGS, "recovery.signal", "standby.signal"];
 
 /// How the target's content is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +142,7 @@ pub(super) fn is_special(path: &str) -> bool {
 impl Plan {
     /// True if the file of the target is kept as it is.
     pub(super) fn keeps(&self, path: &str) -> bool {
-        self.preserves_settings && PRESERVED.contains(&path)
+        self.preserves_settings && path == SETTINGS
     }
 }
 
@@ -238,9 +239,7 @@ impl Merge<'_> {
             Some(found) if !fits => self.remove(found),
             Some(_) if is_file => {
                 self.plan.files_present += 1;
-                if self.options.preserve && PRESERVED.contains(&entry.path.as_str()) {
-                    self.plan.preserves_settings = true;
-                }
+                self.plan.preserves_settings |= self.options.preserve && entry.path == SETTINGS;
                 Ok(())
             }
             Some(found) => self.lister.descend(&found.path, &found.real, None),
@@ -332,7 +331,7 @@ impl Merge<'_> {
         self.refuse_if_empty(&found)?;
         let preserved = PRESERVED.iter().any(|p| p.as_bytes() == found.path);
         if self.options.preserve && preserved && found.kind == FoundKind::File {
-            self.plan.preserves_settings = true;
+            self.plan.preserves_settings |= found.path == SETTINGS.as_bytes();
             return Ok(());
         }
         self.remove(found)

@@ -25,6 +25,7 @@ use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::records::Commit;
 use rustix::fs::Mode as Bits;
 use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -104,7 +105,7 @@ pub fn run(repositories: &[Arc<Repository>], options: &RestoreOptions, env: &Env
 
     // 4. From here on nothing starts.
     let owners = Owners::new(&manifest.root().names, uid, target.owner);
-    std::fs::create_dir_all(&plan.target).map_err(FileError::at("create", &plan.target))?;
+    make_all(&plan.target)?;
     let mut place = Place::open(&plan.target)?;
     open_links(&mut place, plan)?;
     finish::disarm(&place, plan, label)?;
@@ -214,23 +215,34 @@ pub fn choose_backup(repositories: &[Arc<Repository>], options: &RestoreOptions)
     check_history(&repository, &options.stanza, &backup, &recovery)?;
     match hole_behind(&repository, &options.stanza, &backup, &recovery) {
         Ok(None) => {}
-        Ok(Some(missing)) => tracing::warn!(
+        Ok(Some(Hole { missing, is_next: true })) => tracing::warn!(
             "WAL segment {missing}, the first behind backup {}, is not in the archive, which goes on after it: recovery ends \
              with the backup, whatever the target; retention makes such holes behind backups that it keeps for themselves",
             backup.label
+        ),
+        Ok(Some(Hole { missing, is_next: false })) => tracing::warn!(
+            "WAL segment {missing} is not in the archive, which goes on after it: recovery ends there at the latest, whatever \
+             the target"
         ),
         Err(e) => tracing::warn!("it cannot be told how far WAL behind backup {} goes: {}", backup.label, e.chain()),
     }
     Ok(Choice { repository, backup, recovery })
 }
 
-/// The segment right behind a backup, if it is missing although later ones of its timeline are there, and recovery wants it.
+/// A segment behind a backup that is missing.
+struct Hole {
+    missing: String,
+    /// It is the first one.
+    is_next: bool,
+}
+
+/// The first segment behind a backup that is missing although later ones of its timeline are there, if recovery wants it.
 fn hole_behind(
     repository: &Repository,
     stanza: &str,
     backup: &Commit,
     recovery: &RecoveryOptions,
-) -> Result<Option<String>> {
+) -> Result<Option<Hole>> {
     let goes_on = recovery.recovery_type.reads_archive()
         && !matches!(recovery.recovery_type, RecoveryType::Immediate | RecoveryType::Standby);
     let (Some((_, last)), Some(size)) = (&backup.wal, WalSegmentSize::new(backup.wal_segment_size)) else {
@@ -242,12 +254,13 @@ fn hole_behind(
     }
     let (archive_id, next) = (backup.archive_id(), last.next());
     let newest = repository.wal_newest(stanza, &archive_id)?;
-    let later = newest.iter().filter_map(|name| name.segment(size).ok());
-    if !later.into_iter().any(|s| s.timeline == last.timeline && s.number > next.number) {
-        return Ok(None);
-    }
-    let gap = repository.wal_gaps(stanza, &archive_id, next, next, size).next().transpose()?;
-    Ok(gap.map(|name| name.to_string()))
+    let mut own = newest.iter().filter_map(|name| name.segment(size).ok()).filter(|s| s.timeline == last.timeline);
+    let Some(end) = own.next().filter(|end| end.number > next.number) else { return Ok(None) };
+    // Where a later timeline has begun, recovery may leave this one before it comes to a hole.
+    let is_left = newest.iter().any(|name| name.timeline > last.timeline);
+    let end = if is_left { next } else { end };
+    let gap = repository.wal_gaps(stanza, &archive_id, next, end, size).next().transpose()?;
+    Ok(gap.map(|name| Hole { is_next: name == next.segment_name(size), missing: name.to_string() }))
 }
 
 /// A chosen backup whose manifest can be read.
@@ -377,6 +390,20 @@ fn effective_recovery(asked: &RecoveryOptions, backup: &Commit) -> RecoveryOptio
     RecoveryOptions { archive_mode_off, ..RecoveryOptions::of(RecoveryType::None) }
 }
 
+/// Makes a directory and what leads to it. Others must get through what root makes on the way, whatever root's umask is.
+fn make_all(path: &Path) -> Result<()> {
+    let missing: Vec<&Path> = path.ancestors().skip(1).filter(|p| std::fs::symlink_metadata(p).is_err()).collect();
+    std::fs::create_dir_all(path).map_err(FileError::at("create", path))?;
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    for made in missing {
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(made, mode).map_err(FileError::at("change mode of", made))?;
+    }
+    Ok(())
+}
+
 /// Makes what links lead to and opens it, so that the paths below the links can be reached, or replaced, there.
 fn open_links(place: &mut Place, plan: &Plan) -> Result<()> {
     for link in &plan.links {
@@ -384,7 +411,7 @@ fn open_links(place: &mut Place, plan: &Plan) -> Result<()> {
             LinkKind::File => link.destination.parent().unwrap_or(Path::new("/")),
             LinkKind::Directory | LinkKind::Tablespace => &link.destination,
         };
-        std::fs::create_dir_all(directory).map_err(FileError::at("create", directory))?;
+        make_all(directory)?;
         match link.kind {
             LinkKind::File => place.add_file(&link.path, &link.destination)?,
             LinkKind::Directory | LinkKind::Tablespace => place.add_root(&link.path, &link.destination)?,

@@ -6,6 +6,9 @@
 //! purpose: it keeps of an older backup just what makes it consistent, so such a hole begins directly behind a
 //! backup's last segment and ends directly before a later backup's first one. A backup that keeps the WAL it needs among its
 //! files gets past holes there: its server takes from `pg_wal` what the archive lacks.
+//!
+//! Whether a backup becomes consistent is judged on the path of its own timeline. On that of a descendant only what lies before
+//! the segment in which its timeline was left: a server that has only just begun a timeline may not have archived any of it.
 
 use super::report::GapKind;
 use crate::repository::wal::path::{Part, is_on_path, path, timeline_at};
@@ -85,6 +88,13 @@ pub(super) fn find(
     gaps
 }
 
+/// What a backup needs of the path of `timeline`; none if that is nothing but a descendant's copy of its segment.
+fn on_this(timeline: u32, parts: &[Part], need: &Need) -> Option<(u64, u64)> {
+    let end = parts.iter().find(|p| p.timeline == need.timeline).map_or(u64::MAX, |p| p.last);
+    let last = if need.timeline == timeline { need.last } else { need.last.min(end) };
+    (need.first <= last).then_some((need.first, last))
+}
+
 fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], former: &[Need], gaps: &mut Gaps) {
     let mut covered: Vec<(u64, u64)> = Vec::new();
     for part in parts {
@@ -105,11 +115,12 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
         holes(&covered, None).for_each(|h| note(parts, h, GapKind::Unused, gaps));
         return;
     };
-    let end = needs.iter().map(|n| n.last).max();
+    let of = |need: &Need| on_this(timeline, parts, need);
+    let end = needs.iter().filter_map(|n| of(n)).map(|(_, last)| last).max();
     let mut judged = Vec::new();
     let kept: Vec<&Need> = needs.iter().copied().filter(|n| n.is_kept).collect();
-    for hole in holes(&covered, Some((oldest, end.unwrap_or(oldest)))).flat_map(|hole| cut(hole, &kept)) {
-        let meets = |n: &&&Need| n.first <= hole.1 && hole.0 <= n.last;
+    for hole in holes(&covered, end.map(|end| (oldest, end))).flat_map(|hole| cut(hole, &kept)) {
+        let meets = |n: &&&Need| of(n).is_some_and(|(first, last)| first <= hole.1 && hole.0 <= last);
         let needed: Vec<&&Need> = needs.iter().filter(|n| !n.is_kept).filter(meets).collect();
         let kind = if !needed.is_empty() {
             GapKind::Needed
@@ -125,7 +136,8 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
         note(parts, hole, kind, gaps);
         judged.push((hole, kind));
         for need in needed {
-            let part = (hole.0.max(need.first), hole.1.min(need.last));
+            let Some((first, last)) = of(need) else { continue };
+            let part = (hole.0.max(first), hole.1.min(last));
             for hole in split(parts, part) {
                 gaps.costs.entry(need.backup).or_default().insert(Cost::Consistency(hole));
             }
@@ -134,7 +146,8 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
     let at = |number| (timeline_at(parts, number), number);
     for need in needs {
         // The first hole behind a backup ends its window; if retention made it, that is as it should be.
-        let Some((hole, kind)) = judged.iter().find(|(hole, _)| hole.0 > need.last) else { continue };
+        let behind = of(need).map_or(need.first, |(_, last)| last + 1);
+        let Some((hole, kind)) = judged.iter().find(|(hole, _)| hole.0 >= behind) else { continue };
         if *kind != GapKind::Expired
             && let Some((resumes, _)) = covered.iter().find(|c| c.0 > hole.1)
         {

@@ -99,7 +99,10 @@ fn unmark(file: &File) -> rustix::io::Result<()> {
             rustix::fs::fchmod(file, mode | Mode::RUSR | Mode::WUSR)?;
             let result = rustix::fs::fremovexattr(file, BASE_ATTRIBUTE);
             rustix::fs::fchmod(file, mode)?;
-            result
+            match result {
+                Err(rustix::io::Errno::NODATA) => Ok(()),
+                other => other,
+            }
         }
         other => other,
     }

@@ -29,6 +29,14 @@ fn a_lost_repository_does_not_keep_wal_from_the_other() {
     assert!(run.messages("WARN").iter().any(|w| w.contains("repo1")), "{run}");
     let run = world.run(["archive-get", "0000000100000FFF00000001", &target]);
     assert!(run.code.is_some_and(|code| code > 1), "{run}");
+    // A standby goes on: it follows its primary, and asks again.
+    let signal = world.cluster.data_dir().join("standby.signal");
+    fs::write(&signal, "").unwrap();
+    let run = world.expect(1, ["--on-error=abort", "archive-get", "0000000100000FFF00000001", &target]);
+    assert!(run.says("not in repo2") && run.says("repo1: "), "{run}");
+    fs::remove_file(&signal).unwrap();
+    // A server that recovers to an end stops, and the restore says what to do about it.
+    world.expect(126, ["--on-error=abort", "archive-get", "0000000100000FFF00000001", &target]);
     // A backup goes to one repository. Its WAL cannot arrive: the server archives in order, and an earlier segment waits.
     world.ok(["--repo=2", "--start-fast", "--no-archive-check", "backup"]);
     // Other commands go on with it, too, and end with what is wrong with the first.

@@ -83,6 +83,39 @@ fn a_broken_repository_keeps_wal_from_no_other_and_acknowledges_nothing() {
 }
 
 #[test]
+fn what_follows_a_segment_of_another_history_is_not_stored_behind_it() {
+    let (world, _) = two();
+    let names = ready(&world, 6);
+    // As after a data directory was put back to an earlier state: one repository has another history from the third on.
+    let other = world.sandbox.dir("other");
+    for name in &names[2..4] {
+        let copy = other.join(name);
+        let mut bytes = fs::read(wal(&world, name)).unwrap();
+        bytes[600_000] ^= 1;
+        fs::write(&copy, bytes).unwrap();
+        account::give(&copy);
+        let away = format!("--repo2-path={}", world.path("away").display());
+        world.expect(104, ["--no-archive-async", &away, "archive-push", copy.to_str().unwrap()]);
+    }
+    expect_push(&world, 0, &names[0]);
+    rest(&world);
+    let has = |repository: &str| -> Vec<bool> {
+        let is_own = |name: &String| archived(&world, repository, name) == Some(fs::read(wal(&world, name)).unwrap());
+        names.iter().map(is_own).collect()
+    };
+    assert_eq!(has("--repo=1"), [true, true, false, false, false, false]);
+    assert!(archived(&world, "--repo=1", &names[4]).is_none(), "two histories are mixed");
+    // The other repository has nothing that they could be mixed with.
+    assert_eq!(has("--repo=2"), [true; 6]);
+    let run = expect_push(&world, 45, &names[2]);
+    assert!(run.says("different content"), "{run}");
+    rest(&world);
+    let word = fs::read_to_string(spool(&world, "out").join(format!("{}.error", names[5]))).unwrap();
+    assert!(word.contains("is of another history"), "{word}");
+    assert!(archived(&world, "--repo=1", &names[5]).is_none(), "two histories are mixed");
+}
+
+#[test]
 fn a_word_acknowledges_only_what_it_was_said_of() {
     let world = world(&[]);
     let names = ready(&world, 6);

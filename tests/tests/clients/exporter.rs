@@ -160,7 +160,8 @@ fn every_state_has_every_key_with_its_type() {
     world.ok(["--repo=1", "--type=full", "--start-fast", "--annotation=source=demo backup", "backup"]);
     assert_eq!(codes(&told(sandbox, "")[0]), (4, vec![0, 2]));
     world.ok(["--repo=2", "--type=full", "--start-fast", "backup"]);
-    let incr = world.backup("incr");
+    world.ok(["--repo=1", "--type=incr", "--start-fast", "backup"]);
+    let incr = world.labels().into_iter().find(|label| label.ends_with('I')).expect("an incremental");
     let all = told(sandbox, &format!("--stanza {STANZA}"));
     assert_eq!(codes(&all[0]), (0, vec![0, 0]));
     let backups = all[0]["backup"].as_array().unwrap();

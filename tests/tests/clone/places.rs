@@ -26,6 +26,11 @@ pub(crate) fn world_of(major: u32) -> (World, String) {
     let world = World::new(major);
     world.create_marks();
     world.cluster.pgbench_init(2);
+    // A key that nobody may write.
+    let key = world.cluster.data_dir().join("server.key");
+    fs::write(&key, "secret").unwrap();
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
+    support::account::give(&key);
     let label = world.backup("full");
     (world, label)
 }

@@ -36,6 +36,9 @@ fn root_restores_owners_and_modes() {
     // The WAL is no link in the backup, and becomes one.
     let wal = world.path("wal of root");
     command.arg(format!("--link-map=pg_wal={}", wal.display()));
+    // Nobody has run anything on this host yet.
+    command.arg(format!("--lock-path={}", world.path("new/lock").display()));
+    command.arg(format!("--cache-path={}", world.path("new/cache").display()));
     command.arg(format!("--target={}", mark.name)).arg(format!("--pg1-path={}", target.display())).arg("restore");
     let run = world.sandbox.finish(command);
     assert_eq!(run.code, Some(0), "{run}");
@@ -49,6 +52,10 @@ fn root_restores_owners_and_modes() {
         assert_eq!(facts(&target.join(name)), facts(&world.cluster.data_dir().join(name)), "'{name}'");
     }
     assert_eq!(fs::read_link(target.join("pg_wal")).unwrap(), wal);
+    for name in ["", "lock", "cache"] {
+        let made = world.path("new").join(name);
+        assert_eq!(facts(&made).0, facts(world.cluster.data_dir()).0, "'{}' is root's", made.display());
+    }
     for name in ["postgresql.auto.conf", "recovery.signal"] {
         assert_eq!(facts(&target.join(name)).0, facts(world.cluster.data_dir()).0, "{name}");
     }
@@ -155,8 +162,16 @@ fn recovery_settings_are_written_replaced_and_preserved() {
     world.restore_to(&target, ["--type=preserve", "--delta"]);
     assert_eq!(auto(), text);
     assert!(target.join("recovery.signal").exists());
-    // None asks for nothing.
+    // What is not there cannot be preserved: the backup's is used, and that is said.
+    fs::remove_file(target.join("postgresql.auto.conf")).unwrap();
+    let run = world.restore_to(&target, ["--type=preserve", "--delta"]);
+    assert!(run.says("cannot be preserved: the backup's is used"), "{run}");
+    assert_eq!(set(&auto(), "work_mem"), ["work_mem = '5MB'"]);
+    assert!(target.join("recovery.signal").exists());
+    // None asks for nothing, whatever a configuration file has for other types.
+    world.sandbox.configure(world::STANZA, &world.cluster, &[("recovery-option", "primary-conninfo=host=x")]);
     world.restore_to(&target, ["--type=none", "--delta"]);
+    world.expect(31, ["--type=none", "--delta", "--recovery-option=primary-conninfo=host=x", "restore"]);
     assert!(!target.join("recovery.signal").exists() && !target.join("standby.signal").exists());
     assert_eq!(set(&auto(), "restore_command"), Vec::<String>::new());
 }

@@ -81,18 +81,18 @@ impl<'a> Batch<'a> {
         Self { given, next: AtomicU64::new(0), stop: AtomicBool::new(false), shared }
     }
 
-    /// Pushes the files.
+    /// Pushes the files, no more than `most_at_once` side by side.
     ///
     /// # Errors
     /// `Stopped`; file errors of the spool and of the marks.
-    pub(super) fn push(self, files: &[Pending], size: WalSegmentSize) -> Result<Done> {
+    pub(super) fn push(self, files: &[Pending], size: WalSegmentSize, most_at_once: usize) -> Result<Done> {
         // One file is pushed however little is left.
         {
             let mut shared = self.lock();
             shared.done.left = shared.done.left.max(size.bytes());
         }
         let most = usize::try_from(CONTENT_BYTES_MAX / size.bytes()).unwrap_or(1).max(1);
-        let threads = self.given.options.workers.max(1).saturating_mul(2).min(most).min(files.len());
+        let threads = self.given.options.workers.max(1).saturating_mul(2).min(most).min(files.len()).min(most_at_once);
         super::super::side_by_side(threads, || self.work(files, size))?;
         let stopped = self.stop.into_inner();
         let shared = self.shared.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ use crate::clock::SystemClock;
 use crate::observe::{Cancel, Silent};
 use crate::repository::Repository;
 use crate::repository::testing::{commit, committed, in_memory, record, session};
-use crate::store::{Depth, Store};
+use crate::store::{Depth, Range, Store};
 use crate::{Kind, Result};
 use pgkeep_formats::id::PackId;
 use pgkeep_formats::repo::layout;
@@ -41,6 +41,26 @@ fn garbage(repository: &std::sync::Arc<Repository>) -> PackId {
 
 fn make_anew(repository: &Repository) -> Result<Option<super::super::Refounded>> {
     refound(repository, &Cancel::default(), &SystemClock)
+}
+
+#[test]
+fn one_that_is_damaged_is_replaced_and_stays() {
+    let repository = in_memory("demo");
+    committed(&repository, "demo", |c| c.label = "20260101-000000F".into());
+    let number = repository.newest_generation().unwrap().number;
+    let name = layout::generation(number);
+    let whole = repository.store().get(&name, Range::Whole).unwrap();
+    for damaged in [Vec::new(), [&whole[..30], &[whole[30] ^ 1], &whole[31..]].concat()] {
+        repository.store().delete(&name).unwrap();
+        repository.store().put_if_absent(&name, &damaged).unwrap();
+        assert!(repository.backups("demo").unwrap_err().is_damage());
+        let made = make_anew(&repository).unwrap().unwrap();
+        assert!(made.generation > number && made.unreadable.len() == 1, "{made:?}");
+        assert_eq!(labels(&repository), ["20260101-000000F"]);
+        assert_eq!(repository.store().get(&name, Range::Whole).unwrap(), damaged);
+        assert!(make_anew(&repository).unwrap().is_none());
+        repository.store().delete(&layout::generation(made.generation)).unwrap();
+    }
 }
 
 #[test]

@@ -119,7 +119,8 @@ impl Hole {
             last: name(self.last),
             segments: self.last.1 - self.first.1 + 1,
             backup: backup.label.clone(),
-            is_needed: self.first.1 <= stop.number,
+            // A descendant's copy of its last segment it can do without: what its own timeline lacks is found on that.
+            is_needed: self.first.1 <= stop.number && self.first.0 <= stop.timeline.0,
         }
     }
 }

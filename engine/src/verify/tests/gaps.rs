@@ -91,6 +91,23 @@ fn a_path_over_timelines_takes_each_segment_from_the_timeline_that_owns_it() {
 }
 
 #[test]
+fn a_backup_is_whole_on_its_own_timeline_whatever_a_descendant_lacks() {
+    // Timeline 2 left 1 in the last segment of the backup, and nothing of it was archived; then 3 went on from it.
+    let histories = BTreeMap::from([history(2, &[(1, 5)]), history(3, &[(1, 5), (2, 7)])]);
+    let wal = present(&[(1, &[3, 4, 5]), (3, &[7, 8])]);
+    let gaps = find(&wal, &[need(0, 1, 3, 5)], &[], &histories, SIZE);
+    assert_eq!(gaps.holes, BTreeMap::from([(hole(2, 5, 6), GapKind::Lost)]));
+    let window = Cost::Window { timeline: 3, reaches: (1, 4), resumes: (3, 7) };
+    assert_eq!(gaps.costs, BTreeMap::from([(0, BTreeSet::from([window]))]));
+    // All of the backup lies in that segment.
+    let gaps = find(&wal, &[need(0, 1, 5, 5)], &[], &histories, SIZE);
+    assert!(!gaps.costs.values().flatten().any(|cost| matches!(cost, Cost::Consistency(_))), "{gaps:?}");
+    // What its own timeline lacks it lacks.
+    let gaps = find(&present(&[(1, &[3, 5]), (3, &[7])]), &[need(0, 1, 3, 5)], &[], &histories, SIZE);
+    assert!(gaps.costs[&0].contains(&Cost::Consistency(hole(1, 4, 4))), "{gaps:?}");
+}
+
+#[test]
 fn a_needed_hole_is_split_by_backup() {
     let needs = [need(0, 1, 2, 5), need(1, 1, 4, 8)];
     let gaps = find(&present(&[(1, &[2, 3, 8, 9])]), &needs, &[], &BTreeMap::new(), SIZE);
