@@ -7,8 +7,14 @@ use std::path::{Path, PathBuf};
 
 /// Directories that were not there when the command began.
 pub(crate) struct Made {
-    missing: Vec<PathBuf>,
+    missing: Vec<Missing>,
     like: Option<PathBuf>,
+}
+
+/// A directory of ours, and those on the way to it.
+struct Missing {
+    path: PathBuf,
+    above: Vec<PathBuf>,
 }
 
 impl Made {
@@ -17,10 +23,7 @@ impl Made {
         let is_handed_over = settings.command() == Command::Restore && rustix::process::geteuid().is_root();
         let paths = [Opt::LockPath, Opt::LogPath, Opt::CachePath, Opt::SpoolPath];
         let paths = paths.into_iter().filter(|_| is_handed_over).filter_map(|opt| settings.path(opt));
-        Self {
-            missing: paths.filter_map(first_missing).map(Path::to_path_buf).collect(),
-            like: settings.pg(1).path().map(Path::to_path_buf),
-        }
+        Self { missing: paths.filter_map(missing).collect(), like: settings.pg(1).path().map(Path::to_path_buf) }
     }
 
     /// Gives what was made to the owner of the data directory. What cannot be given is warned of.
@@ -29,8 +32,11 @@ impl Made {
         if owner.uid() == 0 {
             return;
         }
-        for path in self.missing {
-            if let Err((path, e)) = give(&path, owner.uid(), owner.gid()) {
+        let (uid, gid) = (owner.uid(), owner.gid());
+        for Missing { path, above } in self.missing {
+            // Others may lie beside it on the way, and are nobody's business here.
+            let way = above.iter().try_for_each(|path| give_one(path, uid, gid));
+            if let Err((path, e)) = way.and_then(|()| give(&path, uid, gid)) {
                 tracing::warn!(
                     "'{}' cannot be given to the owner of the data directory, whose commands need it: {e}",
                     path.display()
@@ -40,9 +46,19 @@ impl Made {
     }
 }
 
-/// The topmost directory on the way to a path that does not exist.
-fn first_missing(path: &Path) -> Option<&Path> {
-    path.ancestors().filter(|p| std::fs::symlink_metadata(p).is_err()).last()
+/// A path and the directories on the way to it, if it does not exist.
+fn missing(path: &Path) -> Option<Missing> {
+    let mut ways = path.ancestors().filter(|p| std::fs::symlink_metadata(p).is_err()).map(Path::to_path_buf);
+    Some(Missing { path: ways.next()?, above: ways.collect() })
+}
+
+/// Gives away one directory or file, if it is root's.
+fn give_one(path: &Path, uid: u32, gid: u32) -> Result<(), (PathBuf, std::io::Error)> {
+    match std::fs::symlink_metadata(path) {
+        Ok(facts) if facts.uid() == 0 => lchown(path, Some(uid), Some(gid)).map_err(|e| (path.to_path_buf(), e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err((path.to_path_buf(), e)),
+        _ => Ok(()),
+    }
 }
 
 /// Gives away a tree, as far as it is root's; links are not followed.
@@ -57,7 +73,7 @@ fn give(path: &Path, uid: u32, gid: u32) -> Result<(), (PathBuf, std::io::Error)
             give(&entry.map_err(at)?.path(), uid, gid)?;
         }
     }
-    if facts.uid() == 0 { lchown(path, Some(uid), Some(gid)).map_err(at) } else { Ok(()) }
+    give_one(path, uid, gid)
 }
 
 #[cfg(test)]
@@ -65,14 +81,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_topmost_missing_directory_is_found_and_given_with_all_below_it() {
+    fn what_was_missing_is_found_and_given_with_all_below_it() {
         let room = tempfile::tempdir().unwrap();
         let path = room.path().join("a/b/c");
-        assert_eq!(first_missing(&path), Some(room.path().join("a").as_path()));
+        let Missing { path: found, above } = missing(&path).unwrap();
+        assert_eq!((found, above), (path.clone(), vec![room.path().join("a/b"), room.path().join("a")]));
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join("file"), b"").unwrap();
         std::os::unix::fs::symlink("/etc", path.join("link")).unwrap();
-        assert_eq!(first_missing(&path), None);
+        assert!(missing(&path).is_none());
         if !rustix::process::geteuid().is_root() {
             return;
         }

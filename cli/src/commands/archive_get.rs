@@ -6,7 +6,8 @@
 //! between the server and that status, so `run` asks [`aborts_recovery`] whatever went wrong, and wherever.
 //!
 //! A standby is told that a file is absent if some repository is sure of it and others cannot be asked: it does not end its
-//! recovery for that, but follows its primary, and asks again.
+//! recovery for that, but follows its primary, and asks again. If it is promoted meanwhile it goes by what that repository has,
+//! as all that was acknowledged is in each.
 //!
 //! The server of a clone is looked at first, see `archive_get/of_clone.rs`. With `archive-async` segments mostly lie in the
 //! spool when they are asked for, see `archive_get/ahead.rs`; whatever goes wrong there, the repositories are asked as without.

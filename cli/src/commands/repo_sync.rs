@@ -25,16 +25,28 @@ pub(super) fn run(context: &Context<'_>) -> Result<Status, Failure> {
     let dry_run = settings.flag(Opt::DryRun);
     let (source, target) = (repos::open(settings, from)?, repos::open(settings, to)?);
     let which = settings.text(Opt::Set).map_or(Which::Wanted, Which::Only);
-    let report = copy(context, &source, &target, &Ask { to, which, dry_run })?;
+    let mut report = copy(context, &source, &target, &Ask { to, which, dry_run })?;
     if settings.text(Opt::Output) == Some("json") {
         render::print(&json::to_text(value(&report, from, to)))?;
     }
     tell(&report, from, to, dry_run);
+    if let Some(e) = told_failures(&mut report, to) {
+        return Err(e.into());
+    }
     if !report.unreadable.is_empty() {
         let text = format!("{} backups of repo{} cannot be read", report.unreadable.len(), from.key());
         return Err(Error::refused(Kind::FileInvalid, text).into());
     }
     Ok(Status::OK)
+}
+
+/// What could not be copied: the first is returned, of several each is told.
+pub(super) fn told_failures(report: &mut SyncReport, to: Repo<'_>) -> Option<Error> {
+    let failed = std::mem::take(&mut report.failed);
+    if failed.len() > 1 {
+        failed.iter().for_each(|e| tracing::error!("repo{}: {}", to.key(), e.chain()));
+    }
+    failed.into_iter().next()
 }
 
 /// What to copy, and where to.

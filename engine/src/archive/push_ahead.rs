@@ -22,7 +22,7 @@ mod batch;
 
 use super::push::{dropped, may_be_dropped};
 use super::spool::{Binding, Identity, Outcome, RepositoryIdentity, Spool, Status};
-use super::targets::Targets;
+use super::targets::{Bars, Targets};
 use super::{Configured, PushOptions, ready, source};
 use crate::lock;
 use crate::observe::Cancel;
@@ -32,6 +32,7 @@ use batch::{Batch, Done, Given};
 use pgkeep_formats::pg::wal::WalSegmentSize;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Content of files that is held at once: 16 segments of the usual size.
@@ -108,6 +109,8 @@ pub fn push_ahead(
     let mut left = options.batch_bytes;
     // Marks go a moment after words are passed on: what this run has stored is not taken up again.
     let (mut stored, mut failed) = (HashSet::new(), HashSet::new());
+    // A file that has failed is not tried again, and what it told of the archive holds for those that become ready meanwhile.
+    let bars = Arc::<Bars>::default();
     loop {
         lock::check_stopped(&options.push.lock_path, Some(&options.push.stanza))?;
         let control = options.push.pg_path.as_deref().map(|path| read_control(path).map(|c| c.fields)).transpose()?;
@@ -130,7 +133,7 @@ pub fn push_ahead(
                 }
                 break;
             }
-            other => other?,
+            other => other?.barred_by(&bars),
         };
         let range = range_end(&first.name, &last.name);
         tracing::info!("push {} WAL file(s) to archive: {}{range}", pending.len(), first.name);
@@ -174,11 +177,12 @@ fn push_in_turn(given: Given<'_>, pending: Vec<Pending>, left: u64, size: WalSeg
     };
     let (known, new): (Vec<_>, Vec<_>) = pending.into_iter().partition(|file| known.contains(&file.name));
     let mut done = Done { left, ..Done::default() };
-    for files in [known, new] {
+    // What one repository has another may lack, where it must not come behind what is of another history: in order.
+    for (files, most_at_once) in [(known, 1), (new, usize::MAX)] {
         if files.is_empty() || done.stopped {
             continue;
         }
-        let more = Batch::new(given, done.left).push(&files, size, usize::MAX)?;
+        let more = Batch::new(given, done.left).push(&files, size, most_at_once)?;
         done.pushed.extend(more.pushed);
         done.failed.extend(more.failed);
         done.dropped.extend(more.dropped);

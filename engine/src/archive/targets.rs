@@ -71,6 +71,38 @@ impl Delivered {
 pub(super) struct Targets {
     usable: Vec<Target>,
     failures: Vec<Failure>,
+    bars: Arc<Bars>,
+    /// Whether files go side by side, and so only to repositories that were asked what they have.
+    only_asked: AtomicBool,
+}
+
+/// By repository and timeline: the first segment that was found there with other content.
+#[derive(Debug, Default)]
+pub(super) struct Bars(Mutex<BTreeMap<(u32, TimelineId), SegmentName>>);
+
+impl Bars {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(u32, TimelineId), SegmentName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing that follows this one goes there any more.
+    fn bar(&self, key: u32, name: &ArchiveName) {
+        let ArchiveName::Segment(segment) = name else { return };
+        let mut bars = self.lock();
+        let first = bars.entry((key, segment.timeline)).or_insert(*segment);
+        *first = *segment.min(first);
+    }
+
+    /// Why a file may not go there.
+    fn why(&self, key: u32, name: &ArchiveName) -> Option<Failure> {
+        let (ArchiveName::Segment(segment) | ArchiveName::Partial(segment)) = name else { return None };
+        let first = *self.lock().get(&(key, segment.timeline))?;
+        let message = format!(
+            "WAL file '{name}' cannot follow '{first}' in the repo{key} archive, which is of another history: it exists there \
+             with different content"
+        );
+        (*segment > first).then_some(Failure { key, kind: Kind::ArchiveDuplicate, message })
+    }
 }
 
 /// A repository that can take files, and the entry of the stanza's history they belong to.
@@ -78,8 +110,8 @@ struct Target {
     repository: Arc<Repository>,
     entry: StanzaHistory,
     down: Mutex<Option<Down>>,
-    /// The first segment of each timeline that it has with other content.
-    foreign: Mutex<BTreeMap<TimelineId, SegmentName>>,
+    /// Whether it was asked which of the files of this look it has.
+    asked: AtomicBool,
     /// Whether it took a file again after it had been left alone.
     is_back: AtomicBool,
 }
@@ -112,7 +144,13 @@ impl Targets {
         if usable.is_empty() {
             return Err(unusable(&failures));
         }
-        Ok(Self { usable, failures })
+        Ok(Self { usable, failures, bars: Arc::default(), only_asked: AtomicBool::new(false) })
+    }
+
+    /// The same, with what was found out before about histories.
+    pub(super) fn barred_by(mut self, bars: &Arc<Bars>) -> Self {
+        self.bars = Arc::clone(bars);
+        self
     }
 
     /// Numbers of the repositories that work, as far as is known.
@@ -133,13 +171,18 @@ impl Targets {
 
     /// Whether a repository that was left alone takes files again: what it missed can be tried once more.
     pub(super) fn is_one_back(&self) -> bool {
-        self.usable.iter().any(|t| t.is_back.load(Ordering::Relaxed))
+        let only_asked = self.only_asked.load(Ordering::Relaxed);
+        self.usable.iter().any(|t| {
+            // One that nothing is known of is asked first, which the next look does.
+            t.is_back.load(Ordering::Relaxed) || only_asked && !t.is_asked() && t.down(TRY_AGAIN).is_none()
+        })
     }
 
-    /// Which of these segments some repository has. They must be put first, and those that it lacks behind them.
+    /// Which of these segments some repository has. They are to be put first and in order, those that none has behind them;
+    /// repositories that are left alone now take nothing of this look.
     ///
     /// # Errors
-    /// What a store said.
+    /// What a store said; then files must go one after the other.
     pub(super) fn known(&self, stanza: &str, names: &[&str]) -> Result<HashSet<String>> {
         let mut ranges: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
         for name in names.iter().filter(|name| SegmentName::parse(name).is_ok()) {
@@ -155,7 +198,9 @@ impl Targets {
                     Ok(())
                 })?;
             }
+            target.asked.store(true, Ordering::Relaxed);
         }
+        self.only_asked.store(true, Ordering::Relaxed);
         Ok(known)
     }
 
@@ -189,7 +234,11 @@ impl Targets {
         delivered: &mut Delivered,
     ) {
         let targets: Vec<_> = self.usable.iter().filter(|t| chosen(t.key())).collect();
-        let put = |t: &Target| t.put(stanza, name, file);
+        let only_asked = self.only_asked.load(Ordering::Relaxed);
+        let put = |t: &Target| match self.bars.why(t.key(), name) {
+            Some(why) => Err(why),
+            None => t.put(stanza, name, file, &self.bars, only_asked),
+        };
         let Some((last, others)) = targets.split_last() else { return };
         let results: Vec<_> = thread::scope(|scope| {
             let running: Vec<_> = others.iter().map(|t| (t.key(), scope.spawn(|| put(t)))).collect();
@@ -239,6 +288,10 @@ impl Target {
         self.repository.key()
     }
 
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
     fn pushed(&self, created: bool) -> Pushed {
         Pushed { key: self.key(), archive_id: self.entry.archive_id(), created }
     }
@@ -253,12 +306,17 @@ impl Target {
     }
 
     /// Stores the file, unless the repository is left alone.
-    fn put(&self, stanza: &str, name: &ArchiveName, file: &WalFile<'_>) -> std::result::Result<Pushed, Failure> {
-        if let Some(why) = self.follows_another_history(name) {
-            return Err(why);
-        }
+    fn put(
+        &self,
+        stanza: &str,
+        name: &ArchiveName,
+        file: &WalFile<'_>,
+        bars: &Bars,
+        only_asked: bool,
+    ) -> std::result::Result<Pushed, Failure> {
         let is_try = match self.lock().as_mut() {
-            Some(down) if down.since.elapsed() < TRY_AGAIN => return Err(down.why.clone()),
+            // What it has of what comes before this file is not known, or was not compared.
+            Some(down) if down.since.elapsed() < TRY_AGAIN || only_asked => return Err(down.why.clone()),
             Some(down) => {
                 // Others do not wait for what comes of it.
                 down.since = Instant::now();
@@ -277,7 +335,7 @@ impl Target {
                 Ok(self.pushed(put == WalPut::Created))
             }
             Ok(WalPut::Different) => {
-                self.bar(name);
+                bars.bar(key, name);
                 let message =
                     format!("WAL file '{name}' already exists in the repo{key} archive with different content");
                 Err(Failure { key, kind: Kind::ArchiveDuplicate, message })
@@ -286,36 +344,12 @@ impl Target {
                 let why = Failure::new(key, &e);
                 // An object that is damaged, or of a newer version, is no trouble of other files.
                 if !matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::FeatureNotSupported) {
+                    self.asked.store(false, Ordering::Relaxed);
                     *self.lock() = Some(Down { since: Instant::now(), why: why.clone() });
                 }
                 Err(why)
             }
         }
-    }
-}
-
-impl Target {
-    fn foreign(&self) -> MutexGuard<'_, BTreeMap<TimelineId, SegmentName>> {
-        self.foreign.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes none that follow this one from here on.
-    fn bar(&self, name: &ArchiveName) {
-        let ArchiveName::Segment(segment) = name else { return };
-        let mut foreign = self.foreign();
-        let first = foreign.entry(segment.timeline).or_insert(*segment);
-        *first = *segment.min(first);
-    }
-
-    fn follows_another_history(&self, name: &ArchiveName) -> Option<Failure> {
-        let (ArchiveName::Segment(segment) | ArchiveName::Partial(segment)) = name else { return None };
-        let first = *self.foreign().get(&segment.timeline)?;
-        let key = self.key();
-        let message = format!(
-            "WAL file '{name}' cannot follow '{first}' in the repo{key} archive, which is of another history: it exists there \
-             with different content"
-        );
-        (*segment > first).then_some(Failure { key, kind: Kind::ArchiveDuplicate, message })
     }
 }
 
@@ -344,7 +378,7 @@ fn check_repository(
                 repository: Arc::clone(repository),
                 entry,
                 down: Mutex::new(None),
-                foreign: Mutex::default(),
+                asked: AtomicBool::new(false),
                 is_back: AtomicBool::new(false),
             }),
         }

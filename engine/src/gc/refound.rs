@@ -70,7 +70,8 @@ pub fn refound(repository: &Repository, cancel: &Cancel, clock: &dyn Clock) -> R
     // The order of lists is that of a collection.
     let mut packs = BTreeSet::new();
     repository.store().list(layout::PACKS, Depth::All, &mut |l| packs.extend(layout::parse_pack(&l.key)))?;
-    let mut found = Found { highest: newest.unwrap_or(0), unreadable: damage.into_iter().collect(), ..Found::default() };
+    let mut found =
+        Found { highest: newest.unwrap_or(0), unreadable: damage.into_iter().collect(), ..Found::default() };
     found.sessions(repository, cancel)?;
     found.backups(repository, cancel, clock)?;
     let number = (found.highest / STEP).checked_add(1).and_then(|n| n.checked_mul(STEP));

@@ -110,16 +110,14 @@ impl Hand<'_> {
             let found = learned.iter().find(|(theirs, _)| *theirs == base.chunk).map(|(_, ours)| *ours);
             let ours = match found.or_else(|| self.names.get(&base.chunk).copied()) {
                 Some(ours) => ours,
-                None => {
-                    let ours = self.name_of_base(&base.chunk)?;
-                    learned.push((base.chunk, ours));
-                    ours
-                }
+                None => self.name_of_base(&base.chunk)?,
             };
             let is_there = self.index.lookup(&ours)?.is_some_and(|at| !at.encoding.is_delta());
             if !is_there || !self.index.knows(self.to, &ours)? {
                 return Ok(None);
             }
+            // Only what is there: by these names others of its pages are not copied.
+            learned.push((base.chunk, ours));
             base.chunk = ours;
         }
         Ok(Some(bases))

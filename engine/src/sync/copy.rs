@@ -23,7 +23,7 @@ use pgkeep_formats::repo::layout;
 use pgkeep_formats::repo::manifest::{Content, Extent, ExtentAt, INLINE_BYTES_MAX};
 use pgkeep_formats::repo::records::Commit;
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,12 +49,19 @@ pub(super) struct Copier<'a> {
     page: usize,
     /// By the source's name: the other repository's.
     names: HashMap<ChunkId, ChunkId>,
+    /// WAL files that were copied just now.
+    copied: &'a HashSet<String>,
+    /// Whether what both have of an earlier backup is taken over.
+    takes_over: bool,
+    /// Whether there was any.
+    took_over: bool,
 }
 
 impl<'a> Copier<'a> {
     pub(super) fn new(
         from: &'a Arc<Repository>,
         to: &'a Arc<Repository>,
+        copied: &'a HashSet<String>,
         options: &'a SyncOptions<'a>,
         observer: &'a dyn Observer,
         cancel: &'a Cancel,
@@ -64,16 +71,48 @@ impl<'a> Copier<'a> {
         let failed = |e| Error::refused(Kind::Kernel, format!("cannot start threads: {e}"));
         let pool = builder.thread_name(|n| format!("sync-{n}")).build().map_err(failed)?;
         let (source, names) = (source(from, options.stanza)?, HashMap::new());
-        Ok(Self { from, to, options, observer, cancel, clock, pool, source, page: 1, names })
+        let (takes_over, took_over) = (true, false);
+        Ok(Self {
+            from,
+            to,
+            options,
+            observer,
+            cancel,
+            clock,
+            pool,
+            source,
+            page: 1,
+            names,
+            copied,
+            takes_over,
+            took_over,
+        })
     }
 
-    /// Copies a backup, whose WAL is in archive `archive_id` of the other repository; how many bytes it added there.
-    pub(super) fn copy(&mut self, backup: &Backup, archive_id: &str) -> Result<u64> {
+    /// Copies a backup, whose WAL is in these archives, of the source and of the other repository; how many bytes it added.
+    pub(super) fn copy(&mut self, backup: &Backup, archives: (&str, &str)) -> Result<u64> {
         tracing::info!("copy backup {} from repo{} to repo{}", backup.label, self.from.key(), self.to.key());
+        self.takes_over = true;
+        match self.try_copy(backup, archives) {
+            // What both have of an earlier backup may be what is damaged.
+            Err(e) if e.is_damage() && self.took_over => {
+                tracing::warn!("{}; all of it is read", e.chain());
+                self.takes_over = false;
+                self.try_copy(backup, archives)
+            }
+            copied => copied,
+        }
+    }
+
+    fn try_copy(&mut self, backup: &Backup, archives: (&str, &str)) -> Result<u64> {
+        let (_, archive_id) = archives;
+        self.took_over = false;
         let (stanza, host) = (self.options.stanza, self.options.host);
         // It may expire meanwhile, and its chunks may have been moved since the last one was copied.
         let _pin = self.from.try_pin(stanza, backup.session, "repo-sync", PINNED_FOR, self.clock)?;
         self.source = source(self.from, stanza)?;
+        // They are of what another session stored, which may have failed.
+        self.names.clear();
         let mut session = WriterSession::begin(self.to, stanza, BACKUP, host, self.clock)?;
         self.observer.begin("copy backup", backup.size);
         let filled = self.fill(&mut session, backup, archive_id);
@@ -89,7 +128,7 @@ impl<'a> Copier<'a> {
         };
         // A segment may be missing in the source too, or have been removed here before this session said that it needs it.
         if let Some((first, last)) = backup.wal.as_ref().filter(|_| !backup.keeps_wal)
-            && let Err(e) = self.check_wal(backup, archive_id, first, last)
+            && let Err(e) = self.check_wal(backup, archives, first, last)
         {
             if let Err(fence) = session.abandon("its WAL is not there", self.clock) {
                 tracing::debug!("cannot fence the failed session: {fence}");
@@ -105,7 +144,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Whether the other repository has the segments that make a backup consistent.
-    fn check_wal(&self, backup: &Backup, archive_id: &str, first: &str, last: &str) -> Result<()> {
+    fn check_wal(&self, backup: &Backup, archives: (&str, &str), first: &str, last: &str) -> Result<()> {
         let damaged = || Error::refused(Kind::Format, format!("backup {} names no WAL segments", backup.label));
         let size = WalSegmentSize::new(backup.wal_segment_size).ok_or_else(damaged)?;
         let parse = |name: &str| WalSegment::parse(name, size).map_err(|_| damaged());
@@ -114,10 +153,12 @@ impl<'a> Copier<'a> {
             .map(|number| WalSegment { timeline: first.timeline, number }.name(size))
             .collect();
         let stanza = self.options.stanza;
-        self.to.wal_wait(stanza, archive_id, &names, Duration::ZERO, self.clock, self.cancel).map_err(|e| {
+        self.to.wal_wait(stanza, archives.1, &names, Duration::ZERO, self.clock, self.cancel).map_err(|e| {
             let text = format!("backup {} is not copied: repo{} lacks WAL that it needs", backup.label, self.to.key());
             e.during(text)
-        })
+        })?;
+        let same = |name: &String| super::wal::check_same(self.from, self.to, stanza, archives, name);
+        names.iter().filter(|name| !self.copied.contains(*name)).try_for_each(same)
     }
 
     fn fill(
@@ -134,11 +175,13 @@ impl<'a> Copier<'a> {
         let written = Arc::new(ChunkSource::new(Arc::clone(self.to), index, self.options.stanza));
         let manifest = Arc::new(Manifest::open(&self.source, backup)?);
         // What an earlier backup is made of may not be built on any more.
-        let twins = if session.shuns_any() { None } else { self.twins(backup, &written)? };
+        let may_take_over = self.takes_over && !session.shuns_any();
+        let twins = if may_take_over { self.twins(backup, &written)? } else { None };
         let twins = twins.filter(|t| {
             t.theirs.root().page_size == manifest.root().page_size
                 && t.ours.root().page_size == manifest.root().page_size
         });
+        self.took_over = twins.is_some();
         self.page = (manifest.root().page_size as usize).max(1);
         let parent = twins.as_ref().map(|t| Arc::clone(&t.ours));
         let mut builder = ManifestBuilder::new(session, manifest.root().page_size, parent)?;
@@ -301,7 +344,7 @@ impl<'a> Copier<'a> {
                     self.upload(session, &pack)?;
                 }
             }
-            self.make_room(learned.len() + 1);
+            // Nothing is forgotten here: the stretch that these are of is looked up next.
             self.names.extend(learned);
             self.names.insert(theirs, ours);
         }

@@ -11,11 +11,11 @@
 mod carry;
 mod copy;
 mod twins;
+mod wal;
 
 use crate::backup::full_of;
 use crate::clock::Clock;
-use crate::observe::{Cancel, Counter, Observer};
-use crate::repository::wal::{WalFile, WalPut, WalRange};
+use crate::observe::{Cancel, Observer};
 use crate::repository::{Backup, Repository};
 use crate::{Error, Kind, Result};
 use copy::Copier;
@@ -62,6 +62,8 @@ pub struct SyncReport {
     pub wal: u64,
     /// Backups of the source whose records cannot be read, and why.
     pub unreadable: Vec<Error>,
+    /// What could not be copied, and why: backups, and WAL files that are damaged.
+    pub failed: Vec<Error>,
     /// Labels of backups of clusters that the other repository's stanza never had.
     pub strange: Vec<String>,
     /// Labels under which the other repository has another backup, taken in the same second.
@@ -107,21 +109,40 @@ pub fn run(
         report.namesakes = namesakes(&theirs, &ours);
     }
 
-    let common = newest_common(&theirs, &ours);
+    let mut copied = HashSet::new();
     for (id, (archive_from, archive_to)) in &clusters {
-        let floor = common.into_iter().chain(missing.iter().copied()).filter(|b| b.history_id == *id);
-        let floor = floor.filter_map(|b| b.wal.as_ref().map(|(first, _)| segment(first))).min();
-        report.wal += wal(from, to, (archive_from, archive_to), floor, options, observer, cancel)?;
+        let common = theirs.iter().filter(|b| b.history_id == *id);
+        let common = common.filter(|b| is_in(&ours, b)).max_by_key(|b| b.stop);
+        let floor = common.into_iter().chain(missing.iter().copied().filter(|b| b.history_id == *id));
+        // WAL without a backup that it could follow is of no use there.
+        let Some(floor) = floor.filter_map(|b| b.wal.as_ref().map(|(first, _)| wal::segment(first))).min() else {
+            continue;
+        };
+        let run = wal::Run { from, to, archives: (archive_from, archive_to), floor, options, observer, cancel };
+        run.copy(&mut copied, &mut report.failed)?;
     }
-    let mut copier = Copier::new(from, to, options, observer, cancel, clock)?;
+    report.wal = copied.len() as u64;
+    let mut copier = Copier::new(from, to, &copied, options, observer, cancel, clock)?;
     for backup in missing {
         let stored = match (options.dry_run, clusters.get(&backup.history_id)) {
-            (false, Some((_, archive_id))) => copier.copy(backup, archive_id)?,
+            (false, Some((archive_from, archive_to))) => match copier.copy(backup, (archive_from, archive_to)) {
+                Ok(stored) => stored,
+                // One that cannot be copied keeps no other from it.
+                Err(e) if !e.concerns_the_run() && options.which != Which::Only(&backup.label) => {
+                    report.failed.push(e.during(format!("backup {} is not copied", backup.label)));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            },
             _ => 0,
         };
         report.backups.push(SyncedBackup { label: backup.label.clone(), size: backup.size, stored });
     }
     Ok(report)
+}
+
+fn is_in(backups: &[Backup], backup: &Backup) -> bool {
+    backups.iter().any(|b| b.label == backup.label && is_same(b, backup))
 }
 
 /// By the source's history id: the names of a cluster's archives in the source and in the other repository.
@@ -186,66 +207,19 @@ fn missing<'b>(from: u32, theirs: &'b [Backup], ours: &[Backup], which: Which<'_
     let is_wanted = |b: &&Backup| match which {
         Which::Wanted => common.max(oldest).is_none_or(|known| b.stop > known),
         Which::Only(set) => b.label == set,
-        // Without its full a backup restores all the same, but retention would not know what to count it to.
-        Which::New(set) => full_of(&b.label) == full_of(set) || newest.is_some_and(|newest| b.stop > newest),
+        // Without its full a backup restores all the same, but retention would not know what to count it to. If it was there
+        // and retention took it, it does not come back.
+        Which::New(set) => {
+            let is_of_set = full_of(&b.label) == full_of(set) && common.is_none_or(|known| b.stop > known);
+            is_of_set || newest.is_some_and(|newest| b.stop > newest)
+        }
     };
     Ok(theirs.iter().filter(|b| !has.contains(b.label.as_str())).filter(is_wanted).collect())
 }
 
 /// The newest backup that both have.
 fn newest_common<'b>(theirs: &'b [Backup], ours: &[Backup]) -> Option<&'b Backup> {
-    let is_common = |b: &&Backup| ours.iter().any(|our| our.label == b.label && is_same(b, our));
-    theirs.iter().filter(is_common).max_by_key(|b| b.stop)
-}
-
-/// Place of a WAL file in the order of segments, whatever its timeline.
-fn segment(name: &str) -> &str {
-    name.get(8..24).unwrap_or_default()
-}
-
-/// Copies WAL files from `floor` on; without a floor all. How many.
-fn wal(
-    from: &Repository,
-    to: &Repository,
-    (archive_from, archive_to): (&str, &str),
-    floor: Option<&str>,
-    options: &SyncOptions<'_>,
-    observer: &dyn Observer,
-    cancel: &Cancel,
-) -> Result<u64> {
-    let stanza = options.stanza;
-    let mut has = HashSet::new();
-    to.wal_list(stanza, archive_to, WalRange::default(), &mut |entry| {
-        has.insert(entry.name);
-        Ok(())
-    })?;
-    let mut names = Vec::new();
-    from.wal_list(stanza, archive_from, WalRange::default(), &mut |entry| {
-        // Histories of timelines are few, and what leads to old backups.
-        let is_wanted = entry.name.len() < 24 || floor.is_none_or(|floor| segment(&entry.name) >= floor);
-        if is_wanted && !has.contains(&entry.name) {
-            names.push(entry.name);
-        }
-        Ok(())
-    })?;
-    if options.dry_run {
-        return Ok(names.len() as u64);
-    }
-    observer.begin("copy WAL", names.len() as u64);
-    let copied = names.iter().try_fold(0, |count, name| {
-        cancel.check()?;
-        // One that is gone was removed by retention just now.
-        let Some(content) = from.wal_get(stanza, archive_from, name)? else { return Ok(count) };
-        let file = WalFile::encode(&content, options.compress_level)?;
-        if to.wal_put(stanza, archive_to, name, &file)? == WalPut::Different {
-            let text = format!("WAL file {name} differs from the one of that name on repo{}", to.key());
-            return Err(Error::refused(Kind::ArchiveDuplicate, text));
-        }
-        observer.add(Counter::Done, 1);
-        Ok(count + 1)
-    });
-    observer.end();
-    copied
+    theirs.iter().filter(|b| is_in(ours, b)).max_by_key(|b| b.stop)
 }
 
 #[cfg(test)]
@@ -270,6 +244,10 @@ mod tests {
         let all = [first.clone(), old.clone(), theirs.clone(), last.clone(), more.clone()];
         assert_eq!(missing(1, &all, &has, Which::New(&more.label)).unwrap(), [&old, &last, &more]);
         assert_eq!(missing(1, &all, &[], Which::New(&more.label)).unwrap(), [&first, &old, &more]);
+        assert_eq!(
+            missing(1, &all, std::slice::from_ref(&old), Which::New(&more.label)).unwrap(),
+            [&theirs, &last, &more]
+        );
         for refused in [theirs.label.as_str(), "20260104-000000F"] {
             assert_eq!(missing(1, &all, &has, Which::Only(refused)).unwrap_err().kind(), Kind::BackupSetInvalid);
         }

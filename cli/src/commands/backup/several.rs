@@ -3,7 +3,7 @@
 //!
 //! The one it is taken into has the newest backup of all, so that what another missed reaches it by the same copy; of those
 //! that are alike a near one, from which is read what the others get. A repository that fails keeps the others from nothing:
-//! one that does not answer is waited for [`PATIENCE`] before the backup begins, and then when its turn comes.
+//! one that does not answer is waited for [`PATIENCE`] before the backup begins, and, for a while, when all is done elsewhere.
 
 use super::super::failures::Failures;
 use super::super::{Context, expire, repo_sync};
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// How long all repositories are waited for before the backup begins, if one is there.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long those are waited for at the end that have not answered yet. Stores give up earlier, but for some file systems.
+const LAST_WAIT: Duration = Duration::from_secs(600);
 /// How often it is looked whether somebody wants an end.
 const GLANCE: Duration = Duration::from_millis(100);
 
@@ -37,26 +39,23 @@ struct Usable {
 type Answer = (u16, Result<Usable, Failure>);
 
 pub(super) fn run(context: &Context<'_>, repos: &[Repo<'_>]) -> Result<Status, Failure> {
-    let settings = context.settings;
     let (sender, answers) = channel();
-    thread::scope(|scope| {
-        for &repo in repos {
-            let sender = sender.clone();
-            let ask = move || {
-                // Nobody listens any more if the command has ended.
-                let _ = sender.send((repo.key(), ask(settings, repo)));
-            };
-            let named = thread::Builder::new().name(format!("repo{}", repo.key()));
-            named
-                .spawn_scoped(scope, ask)
-                .map_err(|e| Failure::from(Error::refused(Kind::Kernel, format!("cannot start a thread: {e}"))))?;
-        }
-        drop(sender);
-        let mut all = All { context, repos, answers, usable: BTreeMap::new(), failures: Failures::among(repos.len()) };
-        let begun = Instant::now();
-        all.wait(|all| !all.usable.is_empty() && begun.elapsed() >= PATIENCE)?;
-        all.run()
-    })
+    for key in repos.iter().map(|repo| repo.key()) {
+        let (sender, settings) = (sender.clone(), context.settings.clone());
+        let ask = move || {
+            // Nobody listens any more if the command has ended.
+            let _ = sender.send((key, ask(&settings, settings.repo(key))));
+        };
+        // On its own: a request that never ends must not keep the command from ending.
+        let named = thread::Builder::new().name(format!("repo{key}"));
+        let spawned = named.spawn(ask);
+        spawned.map_err(|e| Error::refused(Kind::Kernel, format!("cannot start a thread: {e}")))?;
+    }
+    drop(sender);
+    let mut all = All { context, repos, answers, usable: BTreeMap::new(), failures: Failures::among(repos.len()) };
+    let begun = Instant::now();
+    all.wait(|all| !all.usable.is_empty() && begun.elapsed() >= PATIENCE)?;
+    all.run()
 }
 
 /// Opens a repository and looks how far it is.
@@ -81,17 +80,21 @@ impl All<'_> {
             self.failures.end(Command::Backup)?;
             return Err(Error::refused(Kind::RepoInvalid, "no repository can be used").into());
         };
-        let mut done = vec![lead];
-        for key in self.others(lead) {
-            let copied = self.copy(lead, key, &label);
-            let copied = copied.inspect_err(|e| tell_what_is_there(e, &label, &done));
-            done.extend(self.failures.take(key, copied)?.filter(|is_there| *is_there).map(|_| key));
-        }
-        // Last, so that all copies are made whatever retention finds.
-        for &key in &done {
-            let Some(found) = self.usable.get(&key) else { continue };
-            let kept = expire::after_backup(self.context, self.context.settings.repo(key), &found.repository);
-            self.failures.take(key, kept)?;
+        let (mut done, mut kept) = (vec![lead], 0);
+        let (here, late): (Vec<u16>, Vec<u16>) =
+            self.others(lead).into_iter().partition(|k| self.usable.contains_key(k));
+        for keys in [here, late] {
+            for key in keys {
+                let copied = self.copy(lead, key, &label).inspect_err(|e| tell_what_is_there(e, &label, &done));
+                done.extend(self.failures.take(key, copied)?.filter(|is_there| *is_there).map(|_| key));
+            }
+            // Behind the copies, so that these are made whatever retention finds.
+            for &key in done.get(kept..).unwrap_or_default() {
+                let Some(found) = self.usable.get(&key) else { continue };
+                let expired = expire::after_backup(self.context, self.context.settings.repo(key), &found.repository);
+                self.failures.take(key, expired)?;
+            }
+            kept = done.len();
         }
         self.end(&label, &done)
     }
@@ -149,16 +152,27 @@ impl All<'_> {
 
     /// Copies what a repository lacks, and says whether it could be used.
     fn copy(&mut self, lead: u16, key: u16, label: &str) -> Result<bool, Failure> {
-        self.wait(|all| all.usable.contains_key(&key) || all.failures.has(key))?;
-        let (Some(from), Some(to)) = (self.usable.get(&lead), self.usable.get(&key)) else { return Ok(false) };
+        let begun = Instant::now();
+        self.wait(|all| all.usable.contains_key(&key) || all.failures.has(key) || begun.elapsed() >= LAST_WAIT)?;
+        if self.failures.has(key) {
+            return Ok(false);
+        }
+        let (Some(from), Some(to)) = (self.usable.get(&lead), self.usable.get(&key)) else {
+            let text = format!("repo{key} has not answered for {} minutes", LAST_WAIT.as_secs() / 60);
+            return Err(Error::refused(Kind::Service, text).into());
+        };
         let settings = self.context.settings;
         let ask = repo_sync::Ask { to: settings.repo(key), which: Which::New(label), dry_run: false };
-        let report = repo_sync::copy(self.context, &from.repository, &to.repository, &ask)?;
+        let mut report = repo_sync::copy(self.context, &from.repository, &to.repository, &ask)?;
         for backup in &report.backups {
             let (size, stored) = (human_size(backup.size), human_size(backup.stored));
             tracing::info!("repo{key}: backup {}, size = {size}, new in repository = {stored}", backup.label);
         }
-        Ok(true)
+        if let Some(e) = repo_sync::told_failures(&mut report, ask.to) {
+            // The others are there: it is this repository's failure all the same.
+            self.failures.take(key, Err::<(), _>(e.into()))?;
+        }
+        Ok(report.backups.iter().any(|b| b.label == label))
     }
 
     fn end(self, label: &str, done: &[u16]) -> Result<Status, Failure> {
@@ -166,7 +180,7 @@ impl All<'_> {
             return Ok(Status::OK);
         }
         self.failures.tell(Command::Backup);
-        let text = format!("backup {label} is in {}, and not all was done in the others", names(done));
+        let text = format!("backup {label} is in {}; what has failed is told above", names(done));
         Err(Error::refused(Kind::Command, text).into())
     }
 }
@@ -178,6 +192,7 @@ fn may_work_elsewhere(e: &Error) -> bool {
         || matches!(
             e.kind(),
             Kind::ArchiveTimeout
+                | Kind::ArchiveDuplicate
                 | Kind::BackupMismatch
                 | Kind::FileMissing
                 | Kind::RepoInvalid
