@@ -3,7 +3,7 @@
 use std::{fs, path::Path, thread, time::Duration};
 
 use pgkeep_formats::repo::layout;
-use support::{Cluster, Mode, Sandbox, World, majors, tree, world, world::STANZA};
+use support::{Cluster, Mode, Sandbox, World, account, majors, tree, world, world::STANZA};
 
 /// A cluster with a full backup and an increment in its first repository; the second one is not configured yet.
 fn two_backups() -> World {
@@ -191,6 +191,39 @@ fn what_is_damaged_is_not_carried_on() {
     assert!(run.code == Some(26) && run.says("cannot copy backup"), "{run}");
     assert!(labels(&world, 2).is_empty(), "a backup that is not whole is shown");
     world.ok(["--repo=2", "verify"]);
+}
+
+#[test]
+fn an_incremental_alone_is_whole_without_what_its_deltas_were_encoded_against() {
+    let world = two_backups();
+    world.cluster.psql("UPDATE pgbench_accounts SET abalance = aid WHERE aid % 40 = 0");
+    world.backup("incr");
+    let label = labels(&world, 1).pop().unwrap();
+    add_second(&world);
+    world.ok([&format!("--set={label}"), "repo-sync", "1", "2"]);
+    world.ok(["--repo=2", "verify"]);
+    let first = restored(&world, "from1", &["--repo=1", &format!("--set={label}")]).data_dir().join("base");
+    let second = restored(&world, "from2", &["--repo=2"]).data_dir().join("base");
+    tree::assert_same(&first, &second, |_| false);
+}
+
+#[test]
+fn two_histories_are_not_mixed() {
+    let world = two_backups();
+    add_second(&world);
+    // As after a data directory was put back while the first repository was away.
+    let name = world.backups()[0]["archive"]["start"].as_str().unwrap().to_owned();
+    let copy = world.sandbox.dir("other").join(&name);
+    world.ok(["--repo=1", "archive-get", &name, copy.to_str().unwrap()]);
+    let mut bytes = fs::read(&copy).unwrap();
+    bytes[600_000] ^= 1;
+    fs::write(&copy, bytes).unwrap();
+    account::give(&copy);
+    let away = format!("--repo1-path={}", world.path("away").display());
+    world.expect(104, [&away, "archive-push", copy.to_str().unwrap()]);
+    let run = world.expect(45, ["repo-sync", "1", "2"]);
+    assert!(run.says(&name) && run.says("of another history"), "{run}");
+    assert!(labels(&world, 2).is_empty(), "a backup is shown whose WAL is another one's");
 }
 
 #[test]

@@ -25,6 +25,7 @@ use crate::observe::Cancel;
 use crate::repository::manifests::Manifest;
 use crate::repository::{ChunkSource, Repository, WriterSession};
 use pgkeep_formats::id::{ChunkId, PackId, SessionId};
+use pgkeep_formats::repo::manifest::ExtentAt;
 use pgkeep_formats::repo::records::Commit;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -175,17 +176,31 @@ fn read(
 ) -> Result<Option<Arc<Manifest>>> {
     let manifest = Arc::new(Manifest::open(source, commit)?);
     let shuns = session.shuns_any();
+    // A table takes over what the one before had: not all of it is of this backup, and what is not may have gone.
+    let total: u64 = manifest.root().table.iter().map(|piece| u64::from(piece.ids)).sum();
+    let mut used = vec![0u64; if shuns { total as usize / 64 + 1 } else { 0 }];
     for record in manifest.files() {
         cancel.check()?;
-        record?;
+        let record = record?;
+        for extent in &record.extents {
+            if let ExtentAt::Chunk { ordinal, .. } = extent.at
+                && let Some(word) = used.get_mut(ordinal as usize / 64)
+            {
+                *word |= 1 << (ordinal % 64);
+            }
+        }
     }
+    let is_used = |ordinal: usize| used.get(ordinal / 64).is_some_and(|word| word & (1 << (ordinal % 64)) != 0);
+    let mut next = 0;
     for number in 0..manifest.root().table.len() {
         cancel.check()?;
         let ids = manifest.table_piece(number)?;
+        let ordinals = next..;
+        next += ids.len();
         if !shuns {
             continue;
         }
-        for id in ids.iter() {
+        for (_, id) in ordinals.zip(ids.iter()).filter(|(ordinal, _)| is_used(*ordinal)) {
             // A delta whose base is lost is lost as well.
             let index = &**session.index();
             let whole = match index.lookup(id)? {

@@ -4,7 +4,8 @@
 //! read from the descendant, which begins with a copy of it. On each path the numbers between the first and the last
 //! segment that is archived or needed should all be there. Runs that are not are holes. Retention makes holes on
 //! purpose: it keeps of an older backup just what makes it consistent, so such a hole begins directly behind a
-//! backup's last segment and ends directly before a later backup's first one. A backup that keeps the WAL it needs among its
+//! backup's last segment and ends directly before a later backup's first one, and before it there is nothing but what backups
+//! need: retention would have taken that first. A backup that keeps the WAL it needs among its
 //! files gets past holes there: its server takes from `pg_wal` what the archive lacks.
 //!
 //! Whether a backup becomes consistent is judged on the path of its own timeline. On that of a descendant only what lies before
@@ -128,7 +129,10 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
             GapKind::Kept
         } else if hole.1 < oldest {
             GapKind::Unused
-        } else if beside.iter().any(|n| n.last + 1 == hole.0) && beside.iter().any(|n| n.first == hole.1 + 1) {
+        } else if beside.iter().any(|n| n.last + 1 == hole.0)
+            && beside.iter().any(|n| n.first == hole.1 + 1)
+            && is_all_needed(&covered, hole.0, &beside)
+        {
             GapKind::Expired
         } else {
             GapKind::Lost
@@ -155,6 +159,20 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
             gaps.costs.entry(need.backup).or_default().insert(cost);
         }
     }
+}
+
+/// Whether all segments before this one are needed by a backup.
+fn is_all_needed(covered: &[(u64, u64)], before: u64, needs: &[&Need]) -> bool {
+    covered.iter().filter(|run| run.0 < before).all(|(first, last)| {
+        let mut next = *first;
+        while next <= (*last).min(before.saturating_sub(1)) {
+            let Some(end) = needs.iter().filter(|n| n.first <= next && next <= n.last).map(|n| n.last).max() else {
+                return false;
+            };
+            next = end.saturating_add(1);
+        }
+        true
+    })
 }
 
 /// Runs between what is covered, and of `wanted` before and behind it.

@@ -73,6 +73,9 @@ fn what_expires_gives_its_space_back_and_what_stays_restores() {
     assert!(waiting.as_u64() > dead.as_u64() && beside["pack"]["rewritten"]["count"] != 0, "{beside} {dry}");
     assert!(world.labels().contains(&label(&run)));
     world.ok(["verify"]);
+    // What a backup does not use may wait to go without harm to who builds on it.
+    let next = world.ok(["--start-fast", "--type=incr", "--no-expire-auto", "backup"]);
+    assert!(!next.says("nothing is compared with it"), "{next}");
 
     // Then it goes, with the records of its backups.
     let full = stored(&world);
@@ -83,7 +86,7 @@ fn what_expires_gives_its_space_back_and_what_stays_restores() {
     collect(&world, &[]);
     let again = collect(&world, &[]);
     assert_eq!((again["pack"]["removed"]["count"].as_u64(), again["published"].as_bool()), (Some(0), Some(false)));
-    assert_eq!((left(&world, "refs"), left(&world, "expired"), left(&world, "backups")), (3, 0, 3));
+    assert_eq!((left(&world, "refs"), left(&world, "expired"), left(&world, "backups")), (4, 0, 4));
     let verified = world.ok(["verify"]);
     assert!(verified.messages("WARN").is_empty(), "{verified}");
     let set = format!("--set={kept}");

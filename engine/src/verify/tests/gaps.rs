@@ -48,6 +48,10 @@ fn holes_that_retention_leaves_are_told_from_losses() {
     // The loss is not the older backups': retention has ended their windows before.
     let window = |reaches, resumes| Cost::Window { timeline: 1, reaches: (1, reaches), resumes: (1, resumes) };
     assert_eq!(gaps.costs, BTreeMap::from([(2, BTreeSet::from([window(33, 35)]))]));
+    // Retention takes what nobody needs before it makes a hole.
+    let more = present(&[(1, &[9, 10, 11, 20, 30, 31])]);
+    let gaps = find(&more, &needs, &[], &BTreeMap::new(), SIZE);
+    assert_eq!((gaps.holes[&hole(1, 12, 19)], gaps.holes[&hole(1, 21, 29)]), (GapKind::Lost, GapKind::Lost));
     let less = present(&[(1, &[10, 11, 20, 21, 30, 31, 32])]);
     let gaps = find(&less, &needs, &[], &BTreeMap::new(), SIZE);
     assert_eq!(gaps.holes[&hole(1, 22, 29)], GapKind::Lost);
