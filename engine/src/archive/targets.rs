@@ -236,8 +236,9 @@ impl Targets {
         let targets: Vec<_> = self.usable.iter().filter(|t| chosen(t.key())).collect();
         let only_asked = self.only_asked.load(Ordering::Relaxed);
         let put = |t: &Target| match self.bars.why(t.key(), name) {
-            Some(why) => Err(why),
-            None => t.put(stanza, name, file, &self.bars, only_asked),
+            // What it has already it may have.
+            Some(why) if !t.has(stanza, name, file) => Err(why),
+            _ => t.put(stanza, name, file, &self.bars, only_asked),
         };
         let Some((last, others)) = targets.split_last() else { return };
         let results: Vec<_> = thread::scope(|scope| {
@@ -286,6 +287,12 @@ impl Targets {
 impl Target {
     fn key(&self) -> u32 {
         self.repository.key()
+    }
+
+    /// Whether this very file is there, as far as can be told.
+    fn has(&self, stanza: &str, name: &ArchiveName, file: &WalFile<'_>) -> bool {
+        let has = self.repository.wal_has(stanza, &self.entry.archive_id(), &name.to_string(), file.content());
+        has.is_ok_and(|has| has == Some(true))
     }
 
     fn is_asked(&self) -> bool {

@@ -60,6 +60,11 @@ pub struct WalFile<'a> {
 }
 
 impl<'a> WalFile<'a> {
+    /// What was encoded.
+    pub(crate) fn content(&self) -> &'a [u8] {
+        self.content
+    }
+
     /// Compresses a file with zstd's `level`, each frame that does not become smaller left as it is. What was encoded
     /// has been decoded and compared.
     ///
