@@ -1,9 +1,18 @@
 //! Directories of ours that a restore as root makes: they go to the owner of the data directory, whose commands use them next.
 //! A lock directory that only root can enter would keep the server from archiving.
+//!
+//! Nothing is given away by its path, which that owner may change meanwhile: directories are opened one below the other, links
+//! are not followed, what lies in one goes before it does, and only what is root's and has no second name.
 
 use crate::option::{Command, Opt, Settings};
-use std::os::unix::fs::{MetadataExt, lchown};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, fchown, fstat, openat, statat};
+use rustix::io::Errno;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
 
 /// Directories that were not there when the command began.
 pub(crate) struct Made {
@@ -11,10 +20,12 @@ pub(crate) struct Made {
     like: Option<PathBuf>,
 }
 
-/// A directory of ours, and those on the way to it.
+/// A directory that did not exist.
 struct Missing {
-    path: PathBuf,
-    above: Vec<PathBuf>,
+    /// The nearest one above it that did.
+    there: PathBuf,
+    /// What leads from that to it.
+    names: Vec<OsString>,
 }
 
 impl Made {
@@ -32,11 +43,10 @@ impl Made {
         if owner.uid() == 0 {
             return;
         }
-        let (uid, gid) = (owner.uid(), owner.gid());
-        for Missing { path, above } in self.missing {
-            // Others may lie beside it on the way, and are nobody's business here.
-            let way = above.iter().try_for_each(|path| give_one(path, uid, gid));
-            if let Err((path, e)) = way.and_then(|()| give(&path, uid, gid)) {
+        let owner = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+        for missing in self.missing {
+            if let Err(e) = give(&missing, owner) {
+                let path = missing.there.join(missing.names.iter().collect::<PathBuf>());
                 tracing::warn!(
                     "'{}' cannot be given to the owner of the data directory, whose commands need it: {e}",
                     path.display()
@@ -46,34 +56,58 @@ impl Made {
     }
 }
 
-/// A path and the directories on the way to it, if it does not exist.
 fn missing(path: &Path) -> Option<Missing> {
-    let mut ways = path.ancestors().filter(|p| std::fs::symlink_metadata(p).is_err()).map(Path::to_path_buf);
-    Some(Missing { path: ways.next()?, above: ways.collect() })
+    let there = path.ancestors().find(|p| std::fs::symlink_metadata(p).is_ok())?;
+    let names: Vec<OsString> = path.strip_prefix(there).ok()?.iter().map(OsString::from).collect();
+    (!names.is_empty()).then(|| Missing { there: there.to_path_buf(), names })
 }
 
-/// Gives away one directory or file, if it is root's.
-fn give_one(path: &Path, uid: u32, gid: u32) -> Result<(), (PathBuf, std::io::Error)> {
-    match std::fs::symlink_metadata(path) {
-        Ok(facts) if facts.uid() == 0 => lchown(path, Some(uid), Some(gid)).map_err(|e| (path.to_path_buf(), e)),
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err((path.to_path_buf(), e)),
-        _ => Ok(()),
+fn give(missing: &Missing, owner: (Uid, Gid)) -> Result<(), Errno> {
+    let mut above = openat(CWD, &missing.there, DIRECTORY, Mode::empty())?;
+    let mut made: Vec<OwnedFd> = Vec::new();
+    for name in &missing.names {
+        let found = match openat(&above, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
+            // It was not needed.
+            Err(Errno::NOENT) => break,
+            found => found?,
+        };
+        above = found.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        made.push(found);
     }
+    if let Some(last) = made.last().filter(|_| made.len() == missing.names.len()) {
+        give_below(last, owner)?;
+    }
+    made.iter().rev().try_for_each(|dir| give_one(dir, owner))
 }
 
-/// Gives away a tree, as far as it is root's; links are not followed.
-fn give(path: &Path, uid: u32, gid: u32) -> Result<(), (PathBuf, std::io::Error)> {
-    let at = |e| (path.to_path_buf(), e);
-    let facts = match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        facts => facts.map_err(at)?,
-    };
-    if facts.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(at)? {
-            give(&entry.map_err(at)?.path(), uid, gid)?;
+/// Gives away a directory, if it is root's.
+fn give_one(dir: &OwnedFd, (uid, gid): (Uid, Gid)) -> Result<(), Errno> {
+    if fstat(dir)?.st_uid == 0 { fchown(dir, Some(uid), Some(gid)) } else { Ok(()) }
+}
+
+fn give_below(dir: &OwnedFd, owner: (Uid, Gid)) -> Result<(), Errno> {
+    if fstat(dir)?.st_uid != 0 {
+        return Ok(());
+    }
+    for entry in Dir::read_from(dir.as_fd())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let facts = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            facts => facts?,
+        };
+        if FileType::from_raw_mode(facts.st_mode) == FileType::Directory {
+            let below = openat(dir, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+            give_below(&below, owner)?;
+            give_one(&below, owner)?;
+        } else if facts.st_uid == 0 && facts.st_nlink == 1 {
+            chownat(dir, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
         }
     }
-    give_one(path, uid, gid)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -81,23 +115,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_missing_is_found_and_given_with_all_below_it() {
+    fn what_was_missing_is_given_with_all_below_it_and_nothing_else() {
+        assert!(rustix::process::geteuid().is_root(), "this test must run as root");
         let room = tempfile::tempdir().unwrap();
-        let path = room.path().join("a/b/c");
-        let Missing { path: found, above } = missing(&path).unwrap();
-        assert_eq!((found, above), (path.clone(), vec![room.path().join("a/b"), room.path().join("a")]));
-        std::fs::create_dir_all(&path).unwrap();
-        std::fs::write(path.join("file"), b"").unwrap();
-        std::os::unix::fs::symlink("/etc", path.join("link")).unwrap();
-        assert!(missing(&path).is_none());
-        if !rustix::process::geteuid().is_root() {
-            return;
+        let at = |name: &str| room.path().join(name);
+        let made = missing(&at("a/b/c")).unwrap();
+        assert_eq!((made.there.as_path(), made.names.len()), (room.path(), 3));
+        std::fs::create_dir_all(at("a/b/c/d")).unwrap();
+        std::fs::write(at("a/b/c/file"), b"").unwrap();
+        std::fs::write(at("a/b/beside"), b"").unwrap();
+        std::fs::write(at("root's"), b"").unwrap();
+        std::fs::hard_link(at("root's"), at("a/b/c/second name")).unwrap();
+        std::os::unix::fs::symlink(at("root's"), at("a/b/c/link")).unwrap();
+        assert!(missing(&at("a/b/c")).is_none());
+        let owner = (Uid::from_raw(12_345), Gid::from_raw(12_346));
+        give(&made, owner).unwrap();
+        let uid = |name: &str| std::fs::symlink_metadata(at(name)).unwrap().uid();
+        for name in ["a", "a/b", "a/b/c", "a/b/c/d", "a/b/c/file", "a/b/c/link"] {
+            assert_eq!(uid(name), 12_345, "{name}");
         }
-        give(&room.path().join("a"), 12_345, 12_346).unwrap();
-        for name in ["a", "a/b", "a/b/c", "a/b/c/file", "a/b/c/link"] {
-            let facts = std::fs::symlink_metadata(room.path().join(name)).unwrap();
-            assert_eq!((facts.uid(), facts.gid()), (12_345, 12_346), "{name}");
-        }
-        assert_eq!(std::fs::metadata("/etc").unwrap().uid(), 0);
+        assert_eq!([uid("root's"), uid("a/b/beside"), uid("")], [0, 0, 0]);
+
+        // Somebody has put a link in its place.
+        let made = missing(&at("x/y")).unwrap();
+        std::fs::create_dir_all(at("other/y")).unwrap();
+        std::os::unix::fs::symlink(at("other"), at("x")).unwrap();
+        assert!(give(&made, owner).is_err());
+        assert_eq!([uid("other"), uid("other/y")], [0, 0]);
     }
 }

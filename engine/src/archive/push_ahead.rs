@@ -133,7 +133,7 @@ pub fn push_ahead(
                 }
                 break;
             }
-            other => other?.barred_by(&bars),
+            other => other?.in_run(&bars, drops),
         };
         let range = range_end(&first.name, &last.name);
         tracing::info!("push {} WAL file(s) to archive: {}{range}", pending.len(), first.name);
@@ -164,17 +164,11 @@ pub fn push_ahead(
 
 /// Files that some repository has already go first, whose content says whether those that follow are of the same history.
 fn push_in_turn(given: Given<'_>, pending: Vec<Pending>, left: u64, size: WalSegmentSize) -> Result<Done> {
-    let names: Vec<&str> = pending.iter().map(|file| file.name.as_str()).collect();
-    if names.len() < 2 {
+    if pending.len() < 2 {
         return Batch::new(given, left).push(&pending, size, usize::MAX);
     }
-    let known = match given.targets.known(&given.options.push.stanza, &names) {
-        Ok(known) => known,
-        Err(e) => {
-            tracing::debug!("what the archive has is not known, so files go there one by one: {}", e.chain());
-            return Batch::new(given, left).push(&pending, size, 1);
-        }
-    };
+    let files = pending.iter().map(|file| (file.name.as_str(), &file.held));
+    let known = given.targets.known(&given.options.push.stanza, files);
     let (known, new): (Vec<_>, Vec<_>) = pending.into_iter().partition(|file| known.contains(&file.name));
     let mut done = Done { left, ..Done::default() };
     // What one repository has another may lack, where it must not come behind what is of another history: in order.

@@ -1,7 +1,8 @@
 //! The repositories that files go to, and what became of a file in each.
 //!
 //! Each is tried, whatever becomes of the others. One that failed in a way that other files would meet too is *down*: it is
-//! left alone, so that not every file waits for the same time-outs, and tried again with one file after [`TRY_AGAIN`].
+//! left alone for the rest of the run, so that not every file waits for the same time-outs, and nothing goes there behind a file
+//! that was not compared with what is there. Where files are given up it is tried again with one file after [`TRY_AGAIN`].
 //!
 //! One that has other content under the name of a segment gets none of that timeline that follows it: after a data directory
 //! was put back to an earlier state, a server writes another history under the same names, and the end of one behind the
@@ -15,7 +16,7 @@ use pgkeep_formats::pg::control::ControlFile;
 use pgkeep_formats::pg::timeline::TimelineId;
 use pgkeep_formats::pg::wal::{ArchiveName, SegmentName, WalHeader};
 use pgkeep_formats::repo::records::StanzaHistory;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -72,17 +73,26 @@ pub(super) struct Targets {
     usable: Vec<Target>,
     failures: Vec<Failure>,
     bars: Arc<Bars>,
-    /// Whether files go side by side, and so only to repositories that were asked what they have.
-    only_asked: AtomicBool,
+    /// Whether one that is down is tried again.
+    retries: bool,
 }
 
-/// By repository and timeline: the first segment that was found there with other content.
+/// What is known for a whole run, whose looks at what is ready each make targets anew.
 #[derive(Debug, Default)]
-pub(super) struct Bars(Mutex<BTreeMap<(u32, TimelineId), SegmentName>>);
+pub(super) struct Bars {
+    /// By repository and timeline: the first segment that was found there with other content.
+    first: Mutex<BTreeMap<(u32, TimelineId), SegmentName>>,
+    /// Repositories that are down, and why.
+    out: Mutex<BTreeMap<u32, Failure>>,
+}
 
 impl Bars {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(u32, TimelineId), SegmentName>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn out(&self) -> MutexGuard<'_, BTreeMap<u32, Failure>> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing that follows this one goes there any more.
@@ -110,8 +120,6 @@ struct Target {
     repository: Arc<Repository>,
     entry: StanzaHistory,
     down: Mutex<Option<Down>>,
-    /// Whether it was asked which of the files of this look it has.
-    asked: AtomicBool,
     /// Whether it took a file again after it had been left alone.
     is_back: AtomicBool,
 }
@@ -144,23 +152,36 @@ impl Targets {
         if usable.is_empty() {
             return Err(unusable(&failures));
         }
-        Ok(Self { usable, failures, bars: Arc::default(), only_asked: AtomicBool::new(false) })
+        Ok(Self { usable, failures, bars: Arc::default(), retries: false })
     }
 
-    /// The same, with what was found out before about histories.
-    pub(super) fn barred_by(mut self, bars: &Arc<Bars>) -> Self {
-        self.bars = Arc::clone(bars);
+    /// The same as part of a run. With `retries`, one that was down is tried again.
+    pub(super) fn in_run(mut self, bars: &Arc<Bars>, retries: bool) -> Self {
+        (self.bars, self.retries) = (Arc::clone(bars), retries);
+        if !retries {
+            let mut out = bars.out();
+            for target in &self.usable {
+                let down = out.get(&target.key()).map(|why| Down { since: Instant::now(), why: why.clone() });
+                *target.lock() = down;
+            }
+            out.extend(self.failures.iter().map(|failure| (failure.key, failure.clone())));
+        }
         self
+    }
+
+    /// How long one that is down is left alone.
+    fn patience(&self) -> Duration {
+        if self.retries { TRY_AGAIN } else { Duration::MAX }
     }
 
     /// Numbers of the repositories that work, as far as is known.
     pub(super) fn working(&self) -> BTreeSet<u32> {
-        self.usable.iter().filter(|t| t.down(TRY_AGAIN).is_none()).map(Target::key).collect()
+        self.usable.iter().filter(|t| t.down(self.patience()).is_none()).map(Target::key).collect()
     }
 
     /// What keeps the others from working.
     pub(super) fn failures(&self) -> Vec<Failure> {
-        let down = self.usable.iter().filter_map(|t| t.down(TRY_AGAIN));
+        let down = self.usable.iter().filter_map(|t| t.down(self.patience()));
         self.failures.iter().cloned().chain(down).collect()
     }
 
@@ -171,37 +192,40 @@ impl Targets {
 
     /// Whether a repository that was left alone takes files again: what it missed can be tried once more.
     pub(super) fn is_one_back(&self) -> bool {
-        let only_asked = self.only_asked.load(Ordering::Relaxed);
-        self.usable.iter().any(|t| {
-            // One that nothing is known of is asked first, which the next look does.
-            t.is_back.load(Ordering::Relaxed) || only_asked && !t.is_asked() && t.down(TRY_AGAIN).is_none()
-        })
+        self.usable.iter().any(|t| t.is_back.load(Ordering::Relaxed))
     }
 
-    /// Which of these segments some repository has. They are to be put first and in order, those that none has behind them;
-    /// repositories that are left alone now take nothing of this look.
-    ///
-    /// # Errors
-    /// What a store said; then files must go one after the other.
-    pub(super) fn known(&self, stanza: &str, names: &[&str]) -> Result<HashSet<String>> {
+    /// Which of these files a repository has that is not known to hold them. They are to be put first and in order, those that
+    /// none has behind them. One that cannot be asked is down.
+    pub(super) fn known<'f>(
+        &self,
+        stanza: &str,
+        files: impl Iterator<Item = (&'f str, &'f BTreeSet<u32>)> + Clone,
+    ) -> HashSet<String> {
         let mut ranges: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
-        for name in names.iter().filter(|name| SegmentName::parse(name).is_ok()) {
+        for (name, _) in files.clone().filter(|(name, _)| SegmentName::parse(name).is_ok()) {
             let range = ranges.entry(name.get(..8).unwrap_or_default()).or_insert((name, name));
             *range = (range.0.min(name), range.1.max(name));
         }
+        let held: HashMap<&str, &BTreeSet<u32>> = files.collect();
         let mut known = HashSet::new();
-        for target in self.usable.iter().filter(|t| t.down(TRY_AGAIN).is_none()) {
+        for target in self.usable.iter().filter(|t| t.down(self.patience()).is_none()) {
+            let key = target.key();
             for (from, to) in ranges.values() {
                 let range = WalRange { from: Some(from), to: Some(to) };
-                target.repository.wal_list(stanza, &target.entry.archive_id(), range, &mut |entry| {
-                    known.insert(entry.name);
+                let listed = target.repository.wal_list(stanza, &target.entry.archive_id(), range, &mut |entry| {
+                    if held.get(entry.name.as_str()).is_some_and(|held| !held.contains(&key)) {
+                        known.insert(entry.name);
+                    }
                     Ok(())
-                })?;
+                });
+                if let Err(e) = listed {
+                    target.goes_down(Failure::new(key, &e), &self.bars);
+                    break;
+                }
             }
-            target.asked.store(true, Ordering::Relaxed);
         }
-        self.only_asked.store(true, Ordering::Relaxed);
-        Ok(known)
+        known
     }
 
     /// Stores a file, durably: first in those that are not known to hold it, and only if all others have it then in those
@@ -234,11 +258,11 @@ impl Targets {
         delivered: &mut Delivered,
     ) {
         let targets: Vec<_> = self.usable.iter().filter(|t| chosen(t.key())).collect();
-        let only_asked = self.only_asked.load(Ordering::Relaxed);
+        let patience = self.patience();
         let put = |t: &Target| match self.bars.why(t.key(), name) {
             // What it has already it may have.
             Some(why) if !t.has(stanza, name, file) => Err(why),
-            _ => t.put(stanza, name, file, &self.bars, only_asked),
+            _ => t.put(stanza, name, file, &self.bars, patience),
         };
         let Some((last, others)) = targets.split_last() else { return };
         let results: Vec<_> = thread::scope(|scope| {
@@ -295,8 +319,9 @@ impl Target {
         has.is_ok_and(|has| has == Some(true))
     }
 
-    fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+    fn goes_down(&self, why: Failure, bars: &Bars) {
+        bars.out().insert(self.key(), why.clone());
+        *self.lock() = Some(Down { since: Instant::now(), why });
     }
 
     fn pushed(&self, created: bool) -> Pushed {
@@ -319,11 +344,10 @@ impl Target {
         name: &ArchiveName,
         file: &WalFile<'_>,
         bars: &Bars,
-        only_asked: bool,
+        patience: Duration,
     ) -> std::result::Result<Pushed, Failure> {
         let is_try = match self.lock().as_mut() {
-            // What it has of what comes before this file is not known, or was not compared.
-            Some(down) if down.since.elapsed() < TRY_AGAIN || only_asked => return Err(down.why.clone()),
+            Some(down) if down.since.elapsed() < patience => return Err(down.why.clone()),
             Some(down) => {
                 // Others do not wait for what comes of it.
                 down.since = Instant::now();
@@ -351,8 +375,7 @@ impl Target {
                 let why = Failure::new(key, &e);
                 // An object that is damaged, or of a newer version, is no trouble of other files.
                 if !matches!(e.kind(), Kind::Checksum | Kind::Format | Kind::FeatureNotSupported) {
-                    self.asked.store(false, Ordering::Relaxed);
-                    *self.lock() = Some(Down { since: Instant::now(), why: why.clone() });
+                    self.goes_down(why.clone(), bars);
                 }
                 Err(why)
             }
@@ -385,7 +408,6 @@ fn check_repository(
                 repository: Arc::clone(repository),
                 entry,
                 down: Mutex::new(None),
-                asked: AtomicBool::new(false),
                 is_back: AtomicBool::new(false),
             }),
         }

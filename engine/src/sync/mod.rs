@@ -127,8 +127,9 @@ pub fn run(
         let stored = match (options.dry_run, clusters.get(&backup.history_id)) {
             (false, Some((archive_from, archive_to))) => match copier.copy(backup, (archive_from, archive_to)) {
                 Ok(stored) => stored,
-                // One that cannot be copied keeps no other from it.
-                Err(e) if !e.concerns_the_run() && options.which != Which::Only(&backup.label) => {
+                // One that is damaged, or lacks WAL, keeps no other from it. What may pass must: behind a newer one that both
+                // have nothing is copied any more.
+                Err(e) if is_for_good(&e) && options.which != Which::Only(&backup.label) => {
                     report.failed.push(e.during(format!("backup {} is not copied", backup.label)));
                     continue;
                 }
@@ -139,6 +140,10 @@ pub fn run(
         report.backups.push(SyncedBackup { label: backup.label.clone(), size: backup.size, stored });
     }
     Ok(report)
+}
+
+fn is_for_good(e: &Error) -> bool {
+    e.is_damage() || matches!(e.kind(), Kind::ArchiveTimeout | Kind::FileMissing | Kind::ArchiveDuplicate)
 }
 
 fn is_in(backups: &[Backup], backup: &Backup) -> bool {

@@ -38,25 +38,21 @@ impl Run<'_> {
         let is_wanted = |name: &str| name.len() < 24 || segment(name) >= self.floor;
         let mut has = HashSet::new();
         self.to.wal_list(stanza, archive_to, WalRange::default(), &mut |entry| {
-            if is_wanted(&entry.name) {
-                has.insert(entry.name);
-            }
+            has.insert(entry.name);
             Ok(())
         })?;
         let mut names = Vec::new();
         self.from.wal_list(stanza, archive_from, WalRange::default(), &mut |entry| {
-            if is_wanted(&entry.name) {
-                names.push(entry.name);
-            }
+            names.push(entry.name);
             Ok(())
         })?;
         if !self.options.dry_run {
-            for name in borders(&names, &has) {
+            for name in borders(&names, &has, is_wanted) {
                 self.cancel.check()?;
                 check_same(self.from, self.to, stanza, self.archives, name)?;
             }
         }
-        names.retain(|name| !has.contains(name));
+        names.retain(|name| is_wanted(name) && !has.contains(name));
         if self.options.dry_run {
             copied.extend(names);
             return Ok(());
@@ -90,14 +86,18 @@ impl Run<'_> {
 }
 
 /// Segments that both have and beside which one is to be copied: `names` are the source's, in order.
-fn borders<'n>(names: &'n [String], has: &HashSet<String>) -> Vec<&'n str> {
+fn borders<'n>(names: &'n [String], has: &HashSet<String>, is_wanted: impl Fn(&str) -> bool) -> Vec<&'n str> {
     let segments: Vec<&String> = names.iter().filter(|name| name.len() == 24).collect();
     let mut out: Vec<&str> = Vec::new();
     for pair in segments.windows(2) {
         let [a, b] = pair else { continue };
-        let both = if has.contains(*a) { a } else { b };
+        let (both, lacks) = if has.contains(*a) { (a, b) } else { (b, a) };
         // Of one timeline, as only that could be mixed up.
-        if a.get(..8) == b.get(..8) && has.contains(*a) != has.contains(*b) && out.last() != Some(&both.as_str()) {
+        if a.get(..8) == b.get(..8)
+            && has.contains(*a) != has.contains(*b)
+            && is_wanted(lacks)
+            && out.last() != Some(&both.as_str())
+        {
             out.push(both);
         }
     }
@@ -115,7 +115,12 @@ pub(super) fn check_same(
     (archive_from, archive_to): (&str, &str),
     name: &str,
 ) -> Result<()> {
-    let Some(content) = from.wal_get(stanza, archive_from, name)? else { return Ok(()) };
+    let content = match from.wal_get(stanza, archive_from, name) {
+        Ok(Some(content)) => content,
+        // What is damaged there tells nothing of what is here.
+        Err(e) if !e.is_damage() => return Err(e),
+        _ => return Ok(()),
+    };
     match to.wal_has(stanza, archive_to, name, &content)? {
         Some(false) => Err(differs(to, name)),
         _ => Ok(()),
@@ -140,8 +145,10 @@ mod tests {
         let all: Vec<String> = (1..=8).map(|n| name(1, n)).chain((5..=6).map(|n| name(2, n))).collect();
         let has: HashSet<String> =
             [2, 3, 6].map(|n| name(1, n)).into_iter().chain(["00000002.history".to_owned()]).collect();
-        assert_eq!(borders(&all, &has), [name(1, 2), name(1, 3), name(1, 6)]);
-        assert_eq!(borders(&all, &HashSet::new()), Vec::<&str>::new());
-        assert_eq!(borders(&all, &all.iter().cloned().collect()), Vec::<&str>::new());
+        let any = |_: &str| true;
+        assert_eq!(borders(&all, &has, any), [name(1, 2), name(1, 3), name(1, 6)]);
+        assert_eq!(borders(&all, &has, |name| segment(name) >= "0000000000000004"), [name(1, 3), name(1, 6)]);
+        assert_eq!(borders(&all, &HashSet::new(), any), Vec::<&str>::new());
+        assert_eq!(borders(&all, &all.iter().cloned().collect(), any), Vec::<&str>::new());
     }
 }

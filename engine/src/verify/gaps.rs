@@ -129,7 +129,7 @@ fn on_path(timeline: u32, parts: &[Part], present: &Present, needs: &[Need], for
             GapKind::Kept
         } else if hole.1 < oldest {
             GapKind::Unused
-        } else if beside.iter().any(|n| n.last + 1 == hole.0)
+        } else if beside.iter().any(|n| of(n).map_or(n.first, |(_, last)| last + 1) == hole.0)
             && beside.iter().any(|n| n.first == hole.1 + 1)
             && is_all_needed(&covered, hole.0, &beside)
         {

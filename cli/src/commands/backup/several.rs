@@ -172,7 +172,14 @@ impl All<'_> {
             // The others are there: it is this repository's failure all the same.
             self.failures.take(key, Err::<(), _>(e.into()))?;
         }
-        Ok(report.backups.iter().any(|b| b.label == label))
+        let is_there = report.backups.iter().any(|b| b.label == label);
+        if !is_there && !self.failures.has(key) {
+            let text = format!(
+                "backup {label} was not copied to repo{key}: its stanza never had that cluster, or it has backups that ended later"
+            );
+            return Err(Error::refused(Kind::BackupMismatch, text).into());
+        }
+        Ok(is_there)
     }
 
     fn end(self, label: &str, done: &[u16]) -> Result<Status, Failure> {
