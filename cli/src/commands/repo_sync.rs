@@ -98,7 +98,7 @@ fn repo(settings: &Settings, at: usize) -> Result<Repo<'_>, Failure> {
     })
 }
 
-fn tell(report: &SyncReport, from: Repo<'_>, to: Repo<'_>, dry_run: bool) {
+pub(super) fn tell(report: &SyncReport, from: Repo<'_>, to: Repo<'_>, dry_run: bool) {
     let (from, to) = (from.key(), to.key());
     let dry = if dry_run { "[DRY-RUN] " } else { "" };
     for backup in &report.backups {
@@ -115,7 +115,7 @@ fn tell(report: &SyncReport, from: Repo<'_>, to: Repo<'_>, dry_run: bool) {
         tracing::warn!("each repository has a backup {label} of its own, taken in the same second: none is copied");
     }
     for e in &report.unreadable {
-        tracing::error!("repo{from}: a backup is passed over, as its record cannot be read: {}", e.chain());
+        tracing::warn!("repo{from}: a backup is passed over, as its record cannot be read: {}", e.chain());
     }
     tracing::info!("{dry}repo{to}: {} backup(s) and {} WAL file(s) of repo{from}", report.backups.len(), report.wal);
 }

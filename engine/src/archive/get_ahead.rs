@@ -125,24 +125,25 @@ impl Run<'_> {
             }
             let found = pool.install(|| find(self.repositories, self.stanza, &name, self.control));
             let found = match found {
+                Ok(Sought::Found(found)) => Ok(Some(found)),
+                Ok(Sought::Absent) => Ok(None),
+                // Who waits for it asks once more, and knows what to make of that.
                 Ok(Sought::Unsure { kind, message, .. }) => Err(Error::refused(kind, message)),
-                known => known,
+                Err(e) => Err(e),
             };
             let said = match found {
-                Ok(Sought::Found(found)) => {
+                Ok(Some(found)) => {
                     self.fetched.fetch_add(1, Ordering::Relaxed);
                     let (key, archive_id) = (found.key, &found.archive_id);
                     tracing::debug!(target: DETAIL, "found {name} in the repo{key}: {archive_id} archive");
                     self.queue.put(&name, &found.content)
                 }
-                Ok(Sought::Absent) => {
+                Ok(None) => {
                     self.stop.store(true, Ordering::Relaxed);
                     self.missing.store(true, Ordering::Relaxed);
                     tracing::debug!(target: DETAIL, "unable to find {name} in the archive");
                     self.queue.say_missing(&name)
                 }
-                // Who waits for it asks once more.
-                Ok(Sought::Unsure { .. }) => Ok(()),
                 Err(e) => {
                     self.stop.store(true, Ordering::Relaxed);
                     self.failed.fetch_add(1, Ordering::Relaxed);

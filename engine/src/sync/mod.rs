@@ -115,10 +115,11 @@ pub fn run(
         let common = common.filter(|b| is_in(&ours, b)).max_by_key(|b| b.stop);
         let floor = common.into_iter().chain(missing.iter().copied().filter(|b| b.history_id == *id));
         // WAL without a backup that it could follow is of no use there.
-        let Some(floor) = floor.filter_map(|b| b.wal.as_ref().map(|(first, _)| wal::segment(first))).min() else {
+        let firsts: Vec<&str> = floor.filter_map(|b| b.wal.as_ref().map(|(first, _)| first.as_str())).collect();
+        if firsts.is_empty() {
             continue;
-        };
-        let run = wal::Run { from, to, archives: (archive_from, archive_to), floor, options, observer, cancel };
+        }
+        let run = wal::Run { from, to, archives: (archive_from, archive_to), firsts, options, observer, cancel };
         run.copy(&mut copied, &mut report.failed)?;
     }
     report.wal = copied.len() as u64;

@@ -20,8 +20,8 @@ pub(super) struct Run<'a> {
     pub(super) to: &'a Repository,
     /// Their names in each.
     pub(super) archives: (&'a str, &'a str),
-    /// The first segment to copy.
-    pub(super) floor: &'a str,
+    /// The first segments of the backups whose WAL is to be there; at least one.
+    pub(super) firsts: Vec<&'a str>,
     pub(super) options: &'a SyncOptions<'a>,
     pub(super) observer: &'a dyn Observer,
     pub(super) cancel: &'a Cancel,
@@ -35,17 +35,10 @@ impl Run<'_> {
     pub(super) fn copy(&self, copied: &mut HashSet<String>, failed: &mut Vec<Error>) -> Result<()> {
         let (stanza, (archive_from, archive_to)) = (self.options.stanza, self.archives);
         // Histories of timelines are few, and what leads to old backups.
-        let is_wanted = |name: &str| name.len() < 24 || segment(name) >= self.floor;
-        let mut has = HashSet::new();
-        self.to.wal_list(stanza, archive_to, WalRange::default(), &mut |entry| {
-            has.insert(entry.name);
-            Ok(())
-        })?;
-        let mut names = Vec::new();
-        self.from.wal_list(stanza, archive_from, WalRange::default(), &mut |entry| {
-            names.push(entry.name);
-            Ok(())
-        })?;
+        let floor = self.firsts.iter().map(|first| segment(first)).min().unwrap_or_default();
+        let is_wanted = |name: &str| name.len() < 24 || segment(name) >= floor;
+        let has: HashSet<String> = self.list(self.to, archive_to)?.into_iter().collect();
+        let mut names = self.list(self.from, archive_from)?;
         if !self.options.dry_run {
             for name in borders(&names, &has, is_wanted) {
                 self.cancel.check()?;
@@ -71,6 +64,22 @@ impl Run<'_> {
         });
         self.observer.end();
         done
+    }
+
+    /// All histories of timelines, and, in order, what else there is from the directory of the first segment on: an archive of
+    /// years is not listed for each backup.
+    fn list(&self, repository: &Repository, archive_id: &str) -> Result<Vec<String>> {
+        let stanza = self.options.stanza;
+        let histories = repository.wal_timelines(stanza, archive_id)?;
+        let mut names: Vec<String> = histories.iter().map(|timeline| timeline.history_file_name()).collect();
+        let from = self.firsts.iter().min().and_then(|first| first.get(..16));
+        repository.wal_list(stanza, archive_id, WalRange { from, to: None }, &mut |entry| {
+            if entry.name.len() >= 24 {
+                names.push(entry.name);
+            }
+            Ok(())
+        })?;
+        Ok(names)
     }
 
     /// False for one that is gone: it was removed by retention just now.

@@ -11,7 +11,6 @@ use crate::error::Failure;
 use crate::exit::Status;
 use crate::option::{Command, Repo, Settings};
 use crate::repos;
-use crate::size::human_size;
 use pgkeep_engine::repository::Repository;
 use pgkeep_engine::sync::Which;
 use pgkeep_engine::{Error, Kind};
@@ -81,8 +80,8 @@ impl All<'_> {
             return Err(Error::refused(Kind::RepoInvalid, "no repository can be used").into());
         };
         let (mut done, mut kept) = (vec![lead], 0);
-        let (here, late): (Vec<u16>, Vec<u16>) =
-            self.others(lead).into_iter().partition(|k| self.usable.contains_key(k));
+        let others = self.repos.iter().map(|repo| repo.key()).filter(|key| *key != lead && !self.failures.has(*key));
+        let (here, late): (Vec<u16>, Vec<u16>) = others.partition(|key| self.usable.contains_key(key));
         for keys in [here, late] {
             for key in keys {
                 let copied = self.copy(lead, key, &label).inspect_err(|e| tell_what_is_there(e, &label, &done));
@@ -142,14 +141,6 @@ impl All<'_> {
         Ok(None)
     }
 
-    /// The other repositories, those last that have not answered yet.
-    fn others(&self, lead: u16) -> Vec<u16> {
-        let mut keys: Vec<u16> = self.repos.iter().map(|repo| repo.key()).filter(|key| *key != lead).collect();
-        keys.sort_by_key(|key| !self.usable.contains_key(key));
-        keys.retain(|key| !self.failures.has(*key));
-        keys
-    }
-
     /// Copies what a repository lacks, and says whether it could be used.
     fn copy(&mut self, lead: u16, key: u16, label: &str) -> Result<bool, Failure> {
         let begun = Instant::now();
@@ -164,10 +155,7 @@ impl All<'_> {
         let settings = self.context.settings;
         let ask = repo_sync::Ask { to: settings.repo(key), which: Which::New(label), dry_run: false };
         let mut report = repo_sync::copy(self.context, &from.repository, &to.repository, &ask)?;
-        for backup in &report.backups {
-            let (size, stored) = (human_size(backup.size), human_size(backup.stored));
-            tracing::info!("repo{key}: backup {}, size = {size}, new in repository = {stored}", backup.label);
-        }
+        repo_sync::tell(&report, settings.repo(lead), ask.to, false);
         if let Some(e) = repo_sync::told_failures(&mut report, ask.to) {
             // The others are there: it is this repository's failure all the same.
             self.failures.take(key, Err::<(), _>(e.into()))?;
